@@ -1,0 +1,181 @@
+"""Denoisers: one kind of model, D(z, sigma) -> estimates of x and eps from a noisy state.
+
+    z = alpha x + s eps  (noise.py),      E = ||eps_hat - eps||^2 = b_F^2 ||F_hat - F*||^2  (prediction.py)
+
+Everything downstream (objectives, samplers, likelihoods) sees a `Denoiser` and nothing else; a network becomes one
+through a `Prediction`, a closed-form model is one (exact.py), guidance maps one to another.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logsnr.noise import alpha_s, per_sample
+from logsnr.pixels import Pixels
+from logsnr.prediction import EDM, Prediction
+
+Lazy = Tensor | Callable[[], Tensor]
+
+
+class Estimate:
+    """What a denoiser says of a noisy state: `x0` and `eps`, each `[B, *shape]`, formed when first asked for."""
+
+    __slots__ = ("_eps", "_x0")
+
+    def __init__(self, x0: Lazy, eps: Lazy) -> None:
+        self._x0 = x0
+        self._eps = eps
+
+    @property
+    def x0(self) -> Tensor:
+        """The denoised sample, an estimate of E[x | z]."""
+        if not isinstance(self._x0, Tensor):
+            self._x0 = self._x0()
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise, an estimate of E[eps | z]."""
+        if not isinstance(self._eps, Tensor):
+            self._eps = self._eps()
+        return self._eps
+
+
+class Denoiser(nn.Module, ABC):
+    """A map (z, sigma, **cond) -> Estimate, with what others need to know of it.
+
+    Attributes:
+        shape: shape of one sample, without the batch axis.
+        sigma_data: standard deviation of the data, in the units of x.
+        trained_range: (smallest, largest) sigma at which the denoiser means anything.
+    """
+
+    shape: tuple[int, ...]
+    sigma_data: float
+    trained_range: tuple[float, float]
+
+    @abstractmethod
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        """Estimate x and eps.
+
+        Args:
+            z: canonical noisy states `[B, *shape]`, float32 or float64.
+            sigma: noise-to-signal ratio, one float for the batch or a tensor `[B]`.
+            cond: conditions, each with one entry per sample.
+        """
+
+    def eps_error(self, x: Tensor, eps: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
+        """E = ||eps_hat - eps||^2 at z = alpha x + s eps: `[B]`, summed over dimensions."""
+        estimate: Estimate = self(noisy(x, eps, sigma), sigma, **cond)
+        return (estimate.eps - eps).flatten(1).square().sum(1)
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def finite_at_inf(self) -> bool:
+        """Whether the denoiser answers at sigma inf, from pure noise."""
+        return True
+
+    @property
+    def sampling_range(self) -> tuple[float, float]:
+        """The part of `trained_range` that sampling needs: within [sigma_data/250, 160 sigma_data]."""
+        lo, hi = self.trained_range
+        return max(lo, self.sigma_data / 250), min(hi, 160 * self.sigma_data)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network seen through its `Prediction`.
+
+    The network is called as `network(c_in z, label [B], **cond)` and answers with a tensor or with an object whose
+    `.sample` is one (diffusers models).  It may run in half precision; states, targets and losses stay in at least
+    float32.
+
+    Args:
+        network: the module to call.
+        prediction: the meaning of its output.
+        shape: shape of one sample, e.g. (3, 32, 32).
+        pixels: codec of the stored images, None for latents or non-image data.
+        sigma_data: standard deviation of the data; EDM predictions bring their own.
+        trained_range: (smallest, largest) sigma it was trained on.
+
+    Raises:
+        ValueError: if `trained_range` is not an increasing pair of non-negative numbers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: Prediction,
+        *,
+        shape: tuple[int, ...],
+        pixels: Pixels | None = None,
+        sigma_data: float | None = None,
+        trained_range: tuple[float, float] = (0.002, 157.0),
+    ) -> None:
+        super().__init__()
+        lo, hi = trained_range
+        if not 0 <= lo < hi:
+            raise ValueError(
+                f"trained_range = {trained_range}: give (smallest, largest) sigma with 0 <= smallest < largest"
+            )
+        self.network = network
+        self.prediction = prediction
+        self.shape = tuple(shape)
+        self.pixels = pixels
+        own = prediction.sigma_data if isinstance(prediction, EDM) else 0.5
+        self.sigma_data = own if sigma_data is None else float(sigma_data)
+        self.trained_range = (float(lo), float(hi))
+
+    @property
+    def finite_at_inf(self) -> bool:
+        return self.prediction.finite_at_inf
+
+    def raw(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
+        """The network's own output F `[B, *shape]`, in the dtype of z."""
+        alpha, s = alpha_s(sigma)
+        label = self.prediction.timestep(sigma)
+        labels = torch.as_tensor(label, dtype=z.dtype, device=z.device).expand(len(z))
+        dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
+        out = self.network((per_sample(self.prediction.c_in(alpha, s), z) * z).to(dtype), labels.to(dtype), **cond)
+        return (out if isinstance(out, Tensor) else out.sample).to(z.dtype)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        alpha, s = alpha_s(sigma)
+        raw = self.raw(z, sigma, **cond)
+        return Estimate(
+            lambda: _combine(self.prediction.x0_row(alpha, s), z, raw),
+            lambda: _combine(self.prediction.eps_row(alpha, s), z, raw),
+        )
+
+    def eps_error(self, x: Tensor, eps: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
+        """E through F-targets: b_F^2 ||F_hat - F*||^2 keeps float32 accuracy at every noise level."""
+        alpha, s = alpha_s(sigma)
+        target = _combine(self.prediction.target_row(alpha, s), x, eps)
+        error = (self.raw(noisy(x, eps, sigma), sigma, **cond) - target).flatten(1).square().sum(1)
+        return self.prediction.eps_row(alpha, s)[1] ** 2 * error
+
+
+def noisy(x: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
+    """The canonical noisy state z = alpha x + s eps `[B, *shape]`, in at least float32."""
+    return _combine(alpha_s(sigma), x, eps)
+
+
+def _combine(row: tuple[float | Tensor, float | Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """c_1 first + c_2 second; host coefficients that are 0 or 1 cost nothing."""
+    c1, c2 = per_sample(row[0], first), per_sample(row[1], first)
+    if not isinstance(c1, Tensor) and not isinstance(c2, Tensor):
+        if c1 == 0:
+            return second if c2 == 1 else second * c2
+        if c2 == 0:
+            return first if c1 == 1 else first * c1
+        return (first * c1).add_(second, alpha=c2)
+    return c1 * first + c2 * second
