@@ -1,3 +1,50 @@
-"""logsnr."""
+"""logsnr: train, measure and sample diffusion and flow models in one coordinate, the log-SNR.
+
+    import logsnr as ls
+
+    denoiser = ls.load("runs/digits")
+    plan = ls.solvers.ge(ls.grids.log_linear(6, *denoiser.sampling_range[::-1]), gamma=2.0)
+    x = ls.sample(denoiser, plan, batch=16, generator=torch.Generator().manual_seed(0))
+
+The model of the world stands in `noise` (the coordinate), `prediction` (what networks mean), `denoiser` (the one kind
+of model), `objective` (what training minimises) and `sampling` (plans and the one loop).
+"""
+
+from logsnr import exact, schedules
+from logsnr import prediction as predictions
+from logsnr import weighting as weightings
+from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
+from logsnr.errors import LogsnrError
+from logsnr.likelihood import Likelihood, bits_per_dim
+from logsnr.load import load
+from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
+from logsnr.pixels import Pixels
+from logsnr.sampling import Plan, Step, grids, heun, sample, solvers
+from logsnr.timesteps import TimestepTable
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Denoiser",
+    "Estimate",
+    "Likelihood",
+    "LogsnrError",
+    "NetworkDenoiser",
+    "ObjectiveOutput",
+    "Pixels",
+    "Plan",
+    "Step",
+    "TimestepTable",
+    "WeightedELBO",
+    "bits_per_dim",
+    "exact",
+    "grids",
+    "heun",
+    "load",
+    "objectives",
+    "predictions",
+    "sample",
+    "schedules",
+    "solvers",
+    "weightings",
+]

@@ -24,13 +24,23 @@ Lazy = Tensor | Callable[[], Tensor]
 
 
 class Estimate:
-    """What a denoiser says of a noisy state: `x0` and `eps`, each `[B, *shape]`, formed when first asked for."""
+    """What a denoiser says of a noisy state: `x0`, `eps` and `velocity`, each `[B, *shape]`, formed when asked for.
 
-    __slots__ = ("_eps", "_x0")
+    Args:
+        x0: the estimate of E[x | z], or a function that forms it.
+        eps: the estimate of E[eps | z], or a function that forms it.
+        velocity: eps - x0, where it has a shorter form than the difference.
+        state: None where `z = alpha x0 + s eps` holds, as for every plain denoiser; else the state
+            `alpha x0 + s eps` that a sampler continues from in place of z (CFG++ renoises with another eps).
+    """
 
-    def __init__(self, x0: Lazy, eps: Lazy) -> None:
+    __slots__ = ("_eps", "_state", "_velocity", "_x0")
+
+    def __init__(self, x0: Lazy, eps: Lazy, velocity: Lazy | None = None, state: Lazy | None = None) -> None:
         self._x0 = x0
         self._eps = eps
+        self._velocity = velocity
+        self._state = state
 
     @property
     def x0(self) -> Tensor:
@@ -45,6 +55,22 @@ class Estimate:
         if not isinstance(self._eps, Tensor):
             self._eps = self._eps()
         return self._eps
+
+    @property
+    def velocity(self) -> Tensor:
+        """The velocity eps - x0 of the flow path."""
+        if self._velocity is None:
+            self._velocity = self.eps - self.x0
+        elif not isinstance(self._velocity, Tensor):
+            self._velocity = self._velocity()
+        return self._velocity
+
+    @property
+    def state(self) -> Tensor | None:
+        """None, or the state to continue from in place of z."""
+        if self._state is not None and not isinstance(self._state, Tensor):
+            self._state = self._state()
+        return self._state
 
 
 class Denoiser(nn.Module, ABC):
@@ -85,6 +111,10 @@ class Denoiser(nn.Module, ABC):
         """Whether the denoiser answers at sigma inf, from pure noise."""
         return True
 
+    def cost(self, sigma: float) -> int:
+        """Network evaluations that one answer at `sigma` takes, per sample (a guided denoiser: 2)."""
+        return 1
+
     @property
     def sampling_range(self) -> tuple[float, float]:
         """The part of `trained_range` that sampling needs: within [sigma_data/250, 160 sigma_data]."""
@@ -106,6 +136,9 @@ class NetworkDenoiser(Denoiser):
         pixels: codec of the stored images, None for latents or non-image data.
         sigma_data: standard deviation of the data; EDM predictions bring their own.
         trained_range: (smallest, largest) sigma it was trained on.
+
+    Attributes:
+        card: what is on record of it (network, training, step, ...): empty unless it was loaded from a file.
 
     Raises:
         ValueError: if `trained_range` is not an increasing pair of non-negative numbers.
@@ -134,6 +167,30 @@ class NetworkDenoiser(Denoiser):
         own = prediction.sigma_data if isinstance(prediction, EDM) else 0.5
         self.sigma_data = own if sigma_data is None else float(sigma_data)
         self.trained_range = (float(lo), float(hi))
+        self.card: dict[str, Any] = {}
+        self._rows: dict[float, tuple[Prediction, tuple[float, float, float, float]]] = {}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Samples x `[B, *shape]` of stored images (uint8), through the codec.
+
+        Raises:
+            ValueError: if the denoiser has no codec, or the images do not fit it.
+        """
+        return self._codec.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Stored images (uint8) nearest to samples x.
+
+        Raises:
+            ValueError: if the denoiser has no codec.
+        """
+        return self._codec.decode(x)
+
+    @property
+    def _codec(self) -> Pixels:
+        if self.pixels is None:
+            raise ValueError("this denoiser has no pixel codec: build it with pixels=Pixels(levels), or work with x")
+        return self.pixels
 
     @property
     def finite_at_inf(self) -> bool:
@@ -141,19 +198,47 @@ class NetworkDenoiser(Denoiser):
 
     def raw(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
         """The network's own output F `[B, *shape]`, in the dtype of z."""
-        alpha, s = alpha_s(sigma)
-        label = self.prediction.timestep(sigma)
-        labels = torch.as_tensor(label, dtype=z.dtype, device=z.device).expand(len(z))
+        if isinstance(sigma, Tensor):
+            c_in: float | Tensor = per_sample(self.prediction.c_in(*alpha_s(sigma)), z)
+            labels = torch.as_tensor(self.prediction.timestep(sigma), dtype=z.dtype, device=z.device).expand(len(z))
+        else:
+            _, _, c_in, label = self._host_row(sigma)
+            labels = torch.full((len(z),), label, dtype=z.dtype, device=z.device)
         dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
-        out = self.network((per_sample(self.prediction.c_in(alpha, s), z) * z).to(dtype), labels.to(dtype), **cond)
-        return (out if isinstance(out, Tensor) else out.sample).to(z.dtype)
+        scaled = z if not isinstance(c_in, Tensor) and c_in == 1 else c_in * z
+        if dtype != z.dtype:
+            scaled, labels = scaled.to(dtype), labels.to(dtype)
+        out = self.network(scaled, labels, **cond)
+        out = out if isinstance(out, Tensor) else out.sample
+        return out if out.dtype == z.dtype else out.to(z.dtype)
+
+    def _host_row(self, sigma: float) -> tuple[float, float, float, float]:
+        """(alpha, s, c_in, label) of a host noise level, remembered: a table's label costs more than a step."""
+        compiling = torch.compiler.is_compiling()
+        known = None if compiling else self._rows.get(sigma)
+        if known is not None and known[0] is self.prediction:
+            return known[1]
+        alpha, s = alpha_s(sigma)
+        row = (alpha, s, self.prediction.c_in(alpha, s), self.prediction.timestep(sigma))
+        if not compiling:
+            if len(self._rows) >= 4096:
+                self._rows.clear()
+            self._rows[sigma] = (self.prediction, row)
+        return row
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        alpha, s = alpha_s(sigma)
+        alpha, s = alpha_s(sigma) if isinstance(sigma, Tensor) else self._host_row(sigma)[:2]
         raw = self.raw(z, sigma, **cond)
+        row = self.prediction
+
+        def velocity() -> Tensor:
+            (a_z, a_F), (b_z, b_F) = row.x0_row(alpha, s), row.eps_row(alpha, s)
+            return _combine((b_z - a_z, b_F - a_F), z, raw)
+
         return Estimate(
-            lambda: _combine(self.prediction.x0_row(alpha, s), z, raw),
-            lambda: _combine(self.prediction.eps_row(alpha, s), z, raw),
+            lambda: _combine(row.x0_row(alpha, s), z, raw),
+            lambda: _combine(row.eps_row(alpha, s), z, raw),
+            velocity,
         )
 
     def eps_error(self, x: Tensor, eps: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:

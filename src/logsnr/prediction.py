@@ -2,16 +2,17 @@
 
     network input = c_in z      x0 = a_z z + a_F F      eps = b_z z + b_F F      target F* = t_x x + t_e eps
 
-| prediction | c_in                       | x0                        | eps                       | F*                      |
-|------------|----------------------------|---------------------------|---------------------------|-------------------------|
-| Eps        | 1                          | (z - s F)/alpha           | F                         | eps                     |
-| X0         | 1                          | F                         | (z - alpha F)/s           | x                       |
-| V          | 1                          | alpha z - s F             | s z + alpha F             | alpha eps - s x         |
-| Flow       | 1/(alpha + s)              | (z - s F)/(alpha + s)     | (z + alpha F)/(alpha + s) | eps - x                 |
-| EDM        | 1/n, n^2 = s^2+(alpha d)^2 | d^2 alpha z/n^2 + s d F/n | s z/n^2 - alpha d F/n     | (s x/d - alpha d eps)/n |
-| Score      | 1                          | z/alpha + k s^2 F/alpha   | -k s F                    | -eps/(k s)              |
+| prediction | c_in          | x0                        | eps                       | F*                      |
+|------------|---------------|---------------------------|---------------------------|-------------------------|
+| Eps        | 1             | (z - s F)/alpha           | F                         | eps                     |
+| X0         | 1             | F                         | (z - alpha F)/s           | x                       |
+| V          | 1             | alpha z - s F             | s z + alpha F             | alpha eps - s x         |
+| Flow       | 1/(alpha + s) | (z - s F)/(alpha + s)     | (z + alpha F)/(alpha + s) | eps - x                 |
+| EDM        | 1/n           | d^2 alpha z/n^2 + s d F/n | s z/n^2 - alpha d F/n     | (s x/d - alpha d eps)/n |
+| Score      | 1             | z/alpha + k s^2 F/alpha   | -k s F                    | -eps/(k s)              |
 
-(EDM's d is sigma_data; its eps and F* come from `z - alpha x0 = s eps` with the cancelling terms removed by hand.)
+(EDM's d is sigma_data and n^2 = s^2 + (alpha d)^2; its eps and F* come from `z - alpha x0 = s eps` with the cancelling
+terms removed by hand.)
 Eps, X0, V and Score networks on another path see c_in = `path_scale`; k above is that scale, since a score is the
 gradient of the log density of *its* state.  The error of eps at fixed z is b_F times the error of F, so every loss
 follows from the row.  V, Flow and EDM rows are finite at sigma 0 and inf.  Eps and Score networks know nothing of x

@@ -1,0 +1,34 @@
+# Everything runs inside .venv, installed under constraints.txt; nothing is assumed of the machine but Python >= 3.10.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Tests run in parallel processes: one thread each, or they fight over the cores.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test lint bench clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "logsnr needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
+	$(BIN)/logsnr demo
+
+lint: $(STAMP) ## ruff and strict type checking
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint, type-check and test (under 10 minutes on two cores)
+	$(TEST_ENV) $(BIN)/pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+bench: $(STAMP) ## timings side by side with peers; quiet machine, please
+	$(BIN)/python benchmarks/trainer_overhead.py
+
+clean: ## forget the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage*

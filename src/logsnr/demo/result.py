@@ -1,0 +1,102 @@
+"""What the demo measured: everything its report shows, and the summary for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from logsnr.evaluation import Quality
+from logsnr.likelihood import Likelihood
+from logsnr.objective import WeightedELBO
+
+FEATURES = "the demo's digit classifier"
+"""The space of every Frechet distance of the demo."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The training: its objective, its length, and the loss (nats per dimension) at logged steps."""
+
+    objective: WeightedELBO
+    objective_name: str
+    parameters: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    logged_steps: Sequence[float]
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """Samples beside held-out real digits, through the calibrated classifier and the nearest training image.
+
+    Attributes:
+        accuracy: of the classifier on held-out digits.
+        samples, held_out: share recognised with confidence >= .9.
+        samples_nearest, held_out_nearest: quartiles of the RMS distance to the nearest training image.
+        real_frechet: FD between two disjoint sets of real images, as large as the samples' and the reference.
+        nearest_pairs: (samples, their nearest training images), stored uint8.
+    """
+
+    accuracy: float
+    samples: float
+    held_out: float
+    samples_nearest: tuple[float, float, float]
+    held_out_nearest: tuple[float, float, float]
+    real_frechet: float
+    nearest_pairs: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """The demo's measurements; images are shown grey levels uint8 0 ... 255 `[N, 1, 8, 8]` unless said otherwise."""
+
+    seed: int
+    levels: int
+    sigma_data: float
+    sampling_range: tuple[float, float]
+    training: Training
+    likelihood: Likelihood
+    samplers: Sequence[Quality]
+    teacher: Quality
+    recognised: Recognised
+    held_out: Tensor
+    strip: Sequence[tuple[float, Tensor, Tensor]]
+    """(sigma, noisy, denoised) of the same eight held-out digits, from little noise to much."""
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        bound, seen = self.likelihood, self.recognised
+        return {
+            "seed": self.seed,
+            "training": {
+                "objective": self.training.objective_name,
+                "parameters": self.training.parameters,
+                "steps": self.training.steps,
+                "seconds": round(self.training.seconds, 1),
+                "images_per_second": round(self.training.images_per_second),
+            },
+            "likelihood": {
+                "bits_per_dim": bound.bits_per_dim,
+                "stderr": bound.stderr,
+                "data_stderr": bound.data_stderr,
+                "logsnr_range": list(bound.logsnr_range),
+                "grey_levels": self.levels,
+                "held_out_images": len(bound.per_image),
+                "evaluations": bound.evaluations,
+            },
+            "features": FEATURES,
+            "samplers": [
+                {"sampler": q.sampler, "nfe": q.nfe, "rmse": q.rmse, "fd": q.frechet, "confident": q.confident}
+                for q in (*self.samplers, self.teacher)
+            ],
+            "samples_per_row": len(self.teacher.images),
+            "real_fd": seen.real_frechet,
+            "confident": {"samples": seen.samples, "held_out": seen.held_out},
+            "classifier_accuracy": seen.accuracy,
+            "nearest_training_image": {"samples": seen.samples_nearest, "held_out": seen.held_out_nearest},
+        }

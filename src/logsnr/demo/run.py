@@ -1,0 +1,193 @@
+"""The demo, step by step: train, measure, sample, judge, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from logsnr.demo.page import demo_page
+from logsnr.demo.result import FEATURES, DemoResult, Recognised, Training
+from logsnr.denoiser import NetworkDenoiser, noisy
+from logsnr.endpoint import Counted
+from logsnr.evaluation import Judge, Quality, compare_samplers, nearest_distances, train_classifier
+from logsnr.likelihood import bits_per_dim
+from logsnr.pixels import Pixels
+from logsnr.report.page import write_page
+from logsnr.sampling import Plan, grids, heun, solvers
+from logsnr.training import Dataset, load_data, load_recipe, train
+from logsnr.training.checkpoint import METRICS
+from logsnr.training.objectives import build_objective
+
+SAMPLES = 500
+EVALUATIONS = (5, 10, 20)
+TEACHER_STEPS = 50
+STRIP_SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 20.0)
+
+
+def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool = False) -> dict[str, Any]:
+    """Run the whole demo and write `out`/report.html; returns the summary.
+
+    Args:
+        out: folder of the run (`logsnr sample OUT` works afterwards); an earlier demo there is replaced.
+        seed: of every draw.
+        max_seconds: longest training time; the recipe's number of steps ends it earlier on a quiet machine.
+        quiet: print nothing.
+    """
+    console = Console(quiet=quiet)
+    recipe = load_recipe("digits", {"seed": seed, "max_seconds": max_seconds, "samples.every": 0})
+    data = load_data(recipe.data)
+    console.print(f"[bold]1/5[/] training on {len(data.train_images)} real digits, at most {max_seconds:.0f} s")
+    summary = train(recipe, out, progress=not quiet, data=data, overwrite=True)
+    denoiser = summary.denoiser
+    training = Training(
+        objective=build_objective(recipe.objective, dim=denoiser.dim, sigma_data=denoiser.sigma_data),
+        objective_name=recipe.objective.describe(),
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        steps=summary.steps,
+        seconds=summary.seconds,
+        images_per_second=summary.images_per_second,
+        **_curve(out),
+    )
+    console.print(
+        f"    {training.steps} steps in {training.seconds:.0f} s, {training.images_per_second:,.0f} images/s; "
+        f"{training.parameters / 1e6:.2f} M parameters"
+    )
+    console.print("[bold]2/5[/] variational bound of the held-out digits")
+    likelihood = bits_per_dim(
+        denoiser, data.test_images, levels=data.levels, generator=torch.Generator().manual_seed(seed + 1)
+    )
+    console.print(f"    {likelihood}")
+    console.print("[bold]3/5[/] a classifier to judge samples by")
+    judge, recognise = _judge(data, seed)
+    console.print(f"[bold]4/5[/] sampling {SAMPLES} digits from the same noise, sampler by sampler")
+    rows, teacher = _samplers(denoiser, judge, Pixels(data.levels), seed)
+    result = DemoResult(
+        seed=seed,
+        levels=data.levels,
+        sigma_data=denoiser.sigma_data,
+        sampling_range=denoiser.sampling_range,
+        training=training,
+        likelihood=likelihood,
+        samplers=rows,
+        teacher=teacher,
+        recognised=recognise(next(q.images for q in rows if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))),
+        held_out=Pixels(data.levels).display(data.test_images),
+        strip=_strip(denoiser, data, seed),
+    )
+    console.print("[bold]5/5[/] report")
+    (out / "report.json").write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
+    page = write_page(out / "report.html", "A diffusion model of handwritten digits", demo_page(result))
+    console.print(_table(result))
+    seen = result.recognised
+    console.print(
+        f"recognised with confidence >= .9: {seen.samples:.1%} of samples (20 evaluations), "
+        f"{seen.held_out:.1%} of held-out real digits\n"
+        f"distance to the nearest training image (median): {seen.samples_nearest[1]:.3f} for samples, "
+        f"{seen.held_out_nearest[1]:.3f} for held-out digits\n"
+        f"report: {page}"
+    )
+    return result.summary()
+
+
+def _curve(out: Path) -> dict[str, list[float]]:
+    lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    return {"logged_steps": [line["step"] for line in lines], "losses": [line["loss"] for line in lines]}
+
+
+def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognised]]:
+    """The judge, and the function that puts samples beside held-out digits."""
+    assert data.train_labels is not None
+    assert data.test_labels is not None
+    held_out = (data.test_images, data.test_labels)
+    generator = torch.Generator().manual_seed(seed + 2)
+    classifier = train_classifier(
+        data.train_images, data.train_labels, held_out, levels=data.levels, generator=generator
+    )
+    # Real images against real images, in the numbers of the comparison: the floor of the Frechet distance.
+    real, judge = data.train_images[:SAMPLES], Judge(classifier=classifier, reference=data.train_images[SAMPLES:])
+    pixels = Pixels(data.levels)
+    references = pixels.encode(data.train_images)
+
+    def recognise(images: Tensor) -> Recognised:
+        samples, others = (nearest_distances(pixels.encode(v), references) for v in (images, data.test_images))
+        pairs = pixels.encode(images[:20]).flatten(1)
+        nearest = torch.cdist(pairs, references.flatten(1)).argmin(1)
+        with torch.no_grad():
+            accuracy = (classifier(held_out[0]).argmax(1) == held_out[1]).double().mean()
+        return Recognised(
+            accuracy=float(accuracy),
+            samples=judge.confident_share(images),
+            held_out=judge.confident_share(data.test_images),
+            samples_nearest=_quartiles(samples),
+            held_out_nearest=_quartiles(others),
+            real_frechet=judge.frechet(real),
+            nearest_pairs=(pixels.display(images[:20]), pixels.display(data.train_images[nearest])),
+        )
+
+    return judge, recognise
+
+
+def _samplers(denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, seed: int) -> tuple[list[Quality], Quality]:
+    lo, hi = denoiser.sampling_range
+    noise = torch.randn(SAMPLES, *denoiser.shape, generator=torch.Generator().manual_seed(seed + 3))
+    counted = Counted(denoiser)
+    end = heun(counted, grids.karras(TEACHER_STEPS, hi, lo), noise=noise)
+    images = pixels.decode(end)
+    teacher = Quality(
+        sampler="teacher (Heun)",
+        nfe=counted.calls,
+        rmse=0.0,
+        frechet=judge.frechet(images),
+        confident=judge.confident_share(images),
+        images=images,
+    )
+
+    def grid(n: int) -> tuple[float, ...]:
+        return grids.log_linear(n, hi, lo)
+
+    plans: dict[str, Callable[[int], Plan]] = {
+        "DDIM": lambda n: solvers.ddim(grid(n)),
+        "GE (gamma 2)": lambda n: solvers.ge(grid(n), gamma=2.0),
+        "DDPM": lambda n: solvers.ddpm(grid(n)),
+    }
+    rows = compare_samplers(
+        denoiser, plans, EVALUATIONS, noise=noise, teacher=end, judge=judge, pixels=pixels, seed=seed + 4
+    )
+    return rows, teacher
+
+
+@torch.no_grad()
+def _strip(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> list[tuple[float, Tensor, Tensor]]:
+    pixels = Pixels(data.levels)
+    x = pixels.encode(data.test_images[:8])
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 5))
+    strip = []
+    for sigma in STRIP_SIGMAS:
+        z = noisy(x, eps, sigma)
+        shown = pixels.display(pixels.decode(z)), pixels.display(pixels.decode(denoiser(z, sigma).x0))
+        strip.append((sigma, *shown))
+    return strip
+
+
+def _quartiles(values: Tensor) -> tuple[float, float, float]:
+    low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)).tolist()
+    return low, middle, high
+
+
+def _table(result: DemoResult) -> Table:
+    table = Table(title=f"{SAMPLES} samples each, from the same noise; FD (features: {FEATURES})", title_justify="left")
+    for name in ("sampler", "evaluations", "RMSE to teacher", "FD", "recognised"):
+        table.add_column(name, justify="left" if name == "sampler" else "right")
+    for q in (*result.samplers, result.teacher):
+        error = "-" if q.rmse is None else f"{q.rmse:.4f}"
+        table.add_row(q.sampler, str(q.nfe), error, f"{q.frechet:.2f}", f"{q.confident:.1%}")
+    seen = result.recognised
+    table.add_row("real digits", "-", "-", f"{seen.real_frechet:.2f}", f"{seen.held_out:.1%}")
+    return table

@@ -1,0 +1,350 @@
+"""Exact denoisers: data whose posterior mean has a closed form at every noise level.
+
+    x ~ p,    z = alpha x + s eps,    x0 = E[x | z],    eps = E[eps | z] = -s grad_z log p_sigma(z)
+
+They answer as a perfectly trained network would, so what a sampler, a loss or a likelihood does wrong is its own
+error.  p is a Gaussian, a mixture of Gaussians, a finite set of points (whose `x0` is the ideal denoiser of
+2306.04848, sec. 3: a softmax over the data) or an affine subspace (whose `x0` is the exact projection).
+
+Buffers keep the dtype they are given; answers come in the dtype of z.  At sigma 0 a degenerate direction (no variance
+in the data) has no `eps`: such entries are inf or nan, while `x0` stays finite.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Denoiser, Estimate, noisy
+from logsnr.noise import alpha_s, per_sample
+
+Numbers = Tensor | Sequence[Any]
+
+
+class ExactDenoiser(Denoiser):
+    """A closed-form denoiser: also knows the density of its noisy states, and draws them."""
+
+    trained_range = (0.0, math.inf)
+
+    @abstractmethod
+    def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        """log p_sigma(z) `[B]` in nats, of the canonical noisy state z `[B, *shape]`."""
+
+    @abstractmethod
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n clean samples."""
+
+    def score(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        """grad_z log p_sigma(z) = -eps / s `[B, *shape]`."""
+        _, s = _amplitudes(sigma, z)
+        estimate: Estimate = self(z, sigma)
+        return -estimate.eps / s
+
+    def sample(self, n: int, *, generator: torch.Generator, sigma: float | Tensor = 0.0) -> Tensor:
+        """n draws of z at a noise level (x itself at sigma 0) `[n, *shape]`."""
+        x = self._draw(n, generator)
+        return x if not isinstance(sigma, Tensor) and sigma == 0 else noisy(x, _randn(x, generator), sigma)
+
+
+class GaussianMixture(ExactDenoiser):
+    """p = sum_k w_k N(m_k, C_k), each C_k diagonalised once.
+
+    In the eigenbasis of C_k (eigenvalues L) the noisy state has variance v = alpha^2 L + s^2 and, per direction,
+    x0 = m + alpha L/v (z - alpha m), eps = s/v (z - alpha m); the components are averaged by responsibility.
+
+    Args:
+        weights: K positive weights that sum to 1.
+        means: `[K, D]`.
+        covs: `[K, D, D]`, symmetric, positive semi-definite (zero eigenvalues are allowed).
+
+    Raises:
+        ValueError: if a shape does not fit, weights are no distribution, or a covariance is none.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers) -> None:
+        super().__init__()
+        m = _floats(means, "means", "[K, D]", 2)
+        w, c = _floats(weights, "weights", "[K]", 1).to(m), _floats(covs, "covs", "[K, D, D]", 3).to(m)
+        k, d = m.shape
+        if w.shape != (k,) or c.shape != (k, d, d):
+            raise ValueError(
+                f"weights {tuple(w.shape)}, means {tuple(m.shape)} and covs {tuple(c.shape)} do not fit: "
+                f"with means [K, D] = [{k}, {d}] give weights [{k}] and covs [{k}, {d}, {d}]"
+            )
+        total = float(w.double().sum())
+        if not bool((w > 0).all()) or abs(total - 1) > 1e-5:
+            raise ValueError(
+                f"weights have smallest value {float(w.min()):.4g} and sum {total:.6g}: they must be positive and sum "
+                "to 1; drop empty components and divide by the sum"
+            )
+        variances, axes = _eigen(c)
+        self.register_buffer("weights", w)
+        self.register_buffer("means", m)
+        self.register_buffer("variances", variances)
+        self.register_buffer("axes", axes)
+        self.shape = (d,)
+        centre = w @ m
+        self.sigma_data = math.sqrt(float(w @ (variances.mean(1) + (m - centre).square().mean(1))))
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        alpha, s, u, v = self._diagonal(z, sigma)
+        share = self._responsibilities(u, v)
+        # v = 0 only where a degenerate direction meets sigma 0; its gain is 0 at every other sigma, so 0 there too.
+        gain = alpha * self.variances.to(z) / v.clamp(min=torch.finfo(v.dtype).tiny)
+        return Estimate(
+            lambda: torch.einsum("bk,bkd->bd", share, self.means.to(z) + self._rotate(gain * u)),
+            lambda: torch.einsum("bk,bkd->bd", share, self._rotate(s / v * u)),
+        )
+
+    def score(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        _, _, u, v = self._diagonal(z, sigma)
+        return -torch.einsum("bk,bkd->bd", self._responsibilities(u, v), self._rotate(u / v))
+
+    def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        _, _, u, v = self._diagonal(z, sigma)
+        return self._log_components(u, v).logsumexp(1)
+
+    def _diagonal(self, z: Tensor, sigma: float | Tensor) -> tuple[float | Tensor, float | Tensor, Tensor, Tensor]:
+        """alpha, s, and per component the residual u `[B, K, D]` and variance v in its eigenbasis."""
+        alpha, s = _amplitudes(sigma, z.unsqueeze(1))
+        u = torch.einsum("kde,bkd->bke", self.axes.to(z), z.unsqueeze(1) - alpha * self.means.to(z))
+        return alpha, s, u, alpha * alpha * self.variances.to(z) + s * s
+
+    def _rotate(self, u: Tensor) -> Tensor:
+        return torch.einsum("kde,bke->bkd", self.axes.to(u), u)
+
+    def _log_components(self, u: Tensor, v: Tensor) -> Tensor:
+        log_normal = -0.5 * (u * u / v + (2 * math.pi * v).log()).sum(2)
+        return self.weights.to(u).log() + log_normal
+
+    def _responsibilities(self, u: Tensor, v: Tensor) -> Tensor:
+        if len(self.weights) == 1:  # also where the density is infinite
+            return torch.ones_like(u[:, :, 0])
+        return self._log_components(u, v).softmax(1)
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.multinomial(self.weights.to(generator.device), n, replacement=True, generator=generator).to(
+            self.means.device
+        )
+        coefficients = _randn(self.means[chosen], generator) * self.variances.sqrt()[chosen]
+        # One component at a time: gathering axes[chosen] would hold n D x D matrices.
+        x = self.means[chosen]
+        for k in range(len(self.weights)):
+            x = x + (chosen == k).unsqueeze(1) * (coefficients @ self.axes[k].T)
+        return x
+
+
+class Gaussian(GaussianMixture):
+    """p = N(mean, cov): a mixture of one.
+
+    Args:
+        mean: `[D]`.
+        cov: `[D, D]`, symmetric, positive semi-definite (zero eigenvalues are allowed).
+
+    Raises:
+        ValueError: if a shape does not fit or `cov` is no covariance.
+    """
+
+    def __init__(self, mean: Numbers, cov: Numbers) -> None:
+        m, c = _floats(mean, "mean", "[D]", 1), _floats(cov, "cov", "[D, D]", 2)
+        super().__init__(m.new_ones(1), m.unsqueeze(0), c.unsqueeze(0))
+
+
+class PointCloud(ExactDenoiser):
+    """p = the uniform distribution on M points: the ideal denoiser of a data set (2306.04848, sec. 3).
+
+    x0 = sum_i softmax_i(-||z - alpha x_i||^2 / (2 s^2)) x_i, streamed over chunks of points with the nearest distance
+    as running reference: the nearest point at sigma -> 0, the mean at sigma inf.  Distances come from differences,
+    never from ||z||^2 - 2 z.x + ||x||^2, which in float32 cannot tell near-duplicates apart.
+
+    Args:
+        points: `[M, *shape]`.
+        chunk: points per step of the stream; None for what keeps a step near 64 MB.
+
+    Raises:
+        ValueError: if there are no points or `chunk` is not positive.
+    """
+
+    points: Tensor
+
+    def __init__(self, points: Numbers, chunk: int | None = None) -> None:
+        super().__init__()
+        p = _floats(points, "points", "[M, *shape]", None)
+        if p.ndim < 2 or p.numel() == 0:
+            raise ValueError(f"points have shape {tuple(p.shape)}: give [M, *shape] with M >= 1 points")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk = {chunk}: must be at least 1, or None")
+        self.register_buffer("points", p)
+        self.chunk = chunk
+        self.shape = tuple(p.shape[1:])
+        self.sigma_data = math.sqrt(float(p.flatten(1).double().var(0, correction=0).mean()))
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        mean, _, _ = self._stream(z, sigma)
+        x0 = mean.view_as(z)
+        alpha, s = _amplitudes(sigma, z)
+        return Estimate(x0, lambda: (z - alpha * x0) / s)
+
+    def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        _, nearest, total = self._stream(z, sigma)
+        _, s = _amplitudes(sigma, nearest)
+        log_volume = self.dim * (torch.as_tensor(s, dtype=z.dtype, device=z.device).log() + 0.5 * math.log(2 * math.pi))
+        return (total.log() - 0.5 * nearest / (s * s) - log_volume - math.log(len(self.points))).squeeze(1)
+
+    def _stream(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior mean `[B, D]`, squared distance d^2 to the nearest alpha x `[B, 1]`, sum of weights `[B, 1]`."""
+        flat = z.flatten(1)
+        alpha, s = _amplitudes(sigma, flat)
+        # Below 1e-15, alpha x is beneath the resolution of z in any dtype; z / alpha must not overflow when squared.
+        scale = alpha.clamp(min=1e-15) if isinstance(alpha, Tensor) else max(alpha, 1e-15)
+        y = flat / scale
+        nearest = torch.full_like(flat[:, :1], math.inf)
+        total, mean = torch.zeros_like(nearest), torch.zeros_like(flat)
+        chunk = self.chunk or max(1, 2**24 // (len(z) + self.dim))
+        for first in range(0, len(self.points), chunk):
+            points = self.points[first : first + chunk].flatten(1).to(z)
+            distance = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
+            d2 = (scale * distance).square()
+            closest = torch.minimum(nearest, d2.amin(1, keepdim=True))
+            weight, keep = _weight(d2 - closest, s), _weight(nearest - closest, s)
+            total = keep * total + weight.sum(1, keepdim=True)
+            mean = keep * mean + weight @ points
+            nearest = closest
+        return mean / total, nearest, total
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(self.points), (n,), generator=generator, device=generator.device)
+        return self.points[index.to(self.points.device)]
+
+
+class Subspace(ExactDenoiser):
+    """p on the affine subspace offset + span(basis): x = offset + Q c with orthonormal Q and c ~ N(0, scale^2 I).
+
+    The default `scale = inf` is the flat subspace, whose x0 is the exact projection of y = z/alpha (undefined at
+    sigma inf) and which has no normalised density: `log_density` is then that of the residual in the orthogonal
+    complement, N(0, s^2 I) in D - d dimensions, and `sample` is an error; `sigma_data` is a nominal 1.
+
+    Args:
+        basis: `[D, d]`, linearly independent columns; orthonormalised here.
+        offset: `[D]`, None for the origin.
+        scale: standard deviation of the coefficients in (0, inf].
+
+    Raises:
+        ValueError: if a shape does not fit, columns are dependent, or `scale` is not positive.
+    """
+
+    basis: Tensor
+    offset: Tensor
+
+    def __init__(self, basis: Numbers, offset: Numbers | None = None, scale: float = math.inf) -> None:
+        super().__init__()
+        b = _floats(basis, "basis", "[D, d]", 2)
+        o = b.new_zeros(len(b)) if offset is None else _floats(offset, "offset", "[D]", 1).to(b)
+        if o.shape != b.shape[:1]:
+            raise ValueError(f"offset {tuple(o.shape)} does not fit basis {tuple(b.shape)}: give [{len(b)}]")
+        rank = int(torch.linalg.matrix_rank(b.double())) if b.numel() else 0
+        if rank < b.shape[1]:
+            raise ValueError(f"basis {tuple(b.shape)} has rank {rank}: its columns must be linearly independent")
+        if not scale > 0:
+            raise ValueError(f"scale = {scale}: must be in (0, inf]; inf is the flat subspace")
+        self.register_buffer("basis", torch.linalg.qr(b.double())[0].to(b))
+        self.register_buffer("offset", o)
+        self.scale = float(scale)
+        self.shape = (len(b),)
+        self.sigma_data = 1.0 if math.isinf(scale) else self.scale * math.sqrt(b.shape[1] / len(b))
+
+    @property
+    def finite_at_inf(self) -> bool:
+        return math.isfinite(self.scale)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        if not self.finite_at_inf and not isinstance(sigma, Tensor) and math.isinf(sigma):
+            raise ValueError("a flat subspace has no x0 at sigma = inf: use a finite sigma or a finite scale")
+        alpha, s, inside, outside = self._split(z, sigma)
+        tau = self.scale**-2
+        variance = alpha * alpha + tau * s * s  # of the noisy coefficients, over scale^2
+        return Estimate(
+            lambda: self.offset.to(z) + alpha / variance * inside,
+            lambda: tau * s / variance * inside + outside / s,
+        )
+
+    def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        alpha, s, inside, outside = self._split(z, sigma)
+        d = self.basis.shape[1]
+        out = _log_normal(outside, s * s, self.dim - d)
+        return out if not self.finite_at_inf else out + _log_normal(inside, (alpha * self.scale) ** 2 + s * s, d)
+
+    def _split(self, z: Tensor, sigma: float | Tensor) -> tuple[float | Tensor, float | Tensor, Tensor, Tensor]:
+        """alpha, s, and the parts of z - alpha offset in the subspace and orthogonal to it."""
+        alpha, s = _amplitudes(sigma, z)
+        residual, q = z - alpha * self.offset.to(z), self.basis.to(z)
+        inside = residual @ q @ q.T
+        return alpha, s, inside, residual - inside
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        if not self.finite_at_inf:
+            raise ValueError("scale = inf: a flat subspace has no distribution to draw from; give a finite scale")
+        c = _randn(self.basis.new_empty(n, self.basis.shape[1]), generator) * self.scale
+        return self.offset + c @ self.basis.T
+
+
+def _amplitudes(sigma: float | Tensor, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """(alpha, s) that broadcast over `like [B, ...]`, in its dtype."""
+    alpha, s = alpha_s(sigma)
+    if isinstance(alpha, Tensor) and isinstance(s, Tensor):
+        alpha, s = alpha.to(like), s.to(like)
+    return per_sample(alpha, like), per_sample(s, like)
+
+
+def _weight(excess: Tensor, s: float | Tensor) -> Tensor:
+    """exp(-excess / (2 s^2)) for excess >= 0, with 1 at excess 0 whatever s."""
+    rate = 0.5 / (s * s) if isinstance(s, Tensor) or s * s > 0 else math.inf
+    return torch.exp(-torch.where(excess > 0, excess * rate, torch.zeros_like(excess)))
+
+
+def _log_normal(residual: Tensor, variance: float | Tensor, dim: int) -> Tensor:
+    v = torch.as_tensor(variance, dtype=residual.dtype, device=residual.device)
+    v = v.squeeze(1) if v.ndim else v
+    return -0.5 * (residual.square().sum(1) / v + dim * (2 * math.pi * v).log())
+
+
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
+def _floats(value: Numbers, name: str, axes: str, ndim: int | None) -> Tensor:
+    out = torch.as_tensor(value).detach()
+    out = out.clone() if out.is_floating_point() else out.to(torch.get_default_dtype())
+    if ndim is not None and out.ndim != ndim:
+        raise ValueError(f"{name} has shape {tuple(out.shape)}: give {axes}")
+    if not bool(out.isfinite().all()):
+        raise ValueError(f"{name} has values that are not finite: remove or mask them first")
+    return out
+
+
+def _eigen(covs: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues `[K, D]` and eigenvectors (columns) of covariances; what rounding left of a zero becomes 0."""
+    asymmetry, size = float((covs - covs.mT).abs().max()), float(covs.abs().max())
+    tolerance = 100 * covs.shape[-1] * torch.finfo(covs.dtype).eps
+    if asymmetry > tolerance * size:
+        raise ValueError(
+            f"covariance differs from its transpose by {asymmetry:.4g}: it must be symmetric; use (C + C^T)/2"
+        )
+    values, vectors = torch.linalg.eigh(covs.double())
+    lowest = float(values.min())
+    if lowest < -tolerance * size:
+        raise ValueError(
+            f"covariance has eigenvalue {lowest:.4g}: all must be >= 0; clamp them or add {-lowest:.4g} to the diagonal"
+        )
+    floor = covs.shape[-1] * torch.finfo(covs.dtype).eps * values.amax(1, keepdim=True)
+    return torch.where(values > floor, values, torch.zeros_like(values)).to(covs), vectors.to(covs)

@@ -1,0 +1,1 @@
+"""Report: measurements rendered as one self-contained HTML page."""

@@ -1,0 +1,123 @@
+"""Figures: measured curves drawn as SVG text, in one style."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from logsnr.schedule import Schedule
+from logsnr.weighting import Weighting
+
+COLOURS = ("#1f5fa8", "#c8553d", "#3c8d5a", "#7a5ea8", "#8a8a8a")
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def _svg(draw: Callable[[Any], None], *, width: float = 6.0, height: float = 3.6) -> str:
+    """Draw on fresh axes and return the SVG element; identical input gives identical text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    style = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "svg.hashsalt": "logsnr",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def loss_against_logsnr(curves: Mapping[str, Curve], *, sigma_data: float) -> str:
+    """E||eps_hat - eps||^2 / D against log-SNR, beside the denoiser that knows only the data's standard deviation."""
+
+    def draw(axes: Any) -> None:
+        lo = min(min(x) for x, _ in curves.values())
+        hi = max(max(x) for x, _ in curves.values())
+        grid = torch.linspace(lo, hi, 200, dtype=torch.float64)
+        for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):
+            axes.plot(x, y, "o-", markersize=3, color=colour, label=name)
+        ceiling = torch.sigmoid(grid + 2 * torch.tensor(sigma_data).log())
+        axes.plot(grid, ceiling, "--", color="#999999", label="knows only sigma_data")
+        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="error of eps per dimension")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+    return _svg(draw)
+
+
+def weighting_and_density(weighting: Weighting, schedule: Schedule) -> str:
+    """w(logsnr), what the loss counts, and p(logsnr), where training looks; each scaled to a peak of 1."""
+
+    def draw(axes: Any) -> None:
+        lo, hi = schedule.range
+        grid = torch.linspace(max(lo, -20), min(hi, 20), 400, dtype=torch.float64)
+        for name, log, colour in (
+            ("weighting w, what counts", weighting.log(grid), COLOURS[1]),
+            ("density p, where training looks", schedule.log_density(grid), COLOURS[0]),
+        ):
+            axes.plot(grid, (log - log.max()).exp(), color=colour, label=name)
+        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="relative to its peak")
+        axes.legend()
+
+    return _svg(draw)
+
+
+def against_nfe(series: Mapping[str, Curve], *, ylabel: str, floor: tuple[str, float] | None = None) -> str:
+    """One quality against network evaluations per image, a line per sampler, both axes logarithmic."""
+
+    def draw(axes: Any) -> None:
+        for (name, (x, y)), colour in zip(series.items(), COLOURS, strict=False):
+            axes.plot(x, y, "o-", color=colour, label=name)
+        if floor is not None:
+            axes.axhline(floor[1], color="#999999", linestyle="--", label=floor[0])
+        ticks = sorted({v for x, _ in series.values() for v in x})
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="network evaluations per image", ylabel=ylabel)
+        _few_ticks(axes)
+        axes.legend()
+
+    return _svg(draw)
+
+
+def training_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
+    """Training loss per step and its running mean, on a logarithmic axis."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(steps, losses, color=COLOURS[0], alpha=0.3, linewidth=0.8)
+        window = max(1, len(losses) // 30)
+        kernel = torch.ones(window, dtype=torch.float64) / window
+        smooth = torch.tensor(losses, dtype=torch.float64).unfold(0, window, 1) @ kernel
+        axes.plot(steps[window - 1 :], smooth, color=COLOURS[0])
+        axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel="weighted loss, nats per dimension")
+        _few_ticks(axes)
+
+    return _svg(draw)
+
+
+def _few_ticks(axes: Any) -> None:
+    """Plain numbers at 1-2-5 steps on a logarithmic vertical axis, however short it is."""
+    from matplotlib import ticker
+
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())

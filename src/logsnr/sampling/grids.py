@@ -1,0 +1,249 @@
+"""Grids: the noise levels that a plan visits.
+
+A grid is a tuple of n + 1 strictly decreasing sigmas for n evaluations.  `last="zero"` ends at sigma 0, whose step is
+the plain denoise (n levels of the named spacing, then 0); `last="min"` stops at the smallest level of the spacing
+(n + 1 levels), as the papers' tables do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from logsnr.noise import sigma_from_flow_time
+from logsnr.sampling.plan import Grid, check_sigmas
+from logsnr.timesteps import TimestepTable
+
+Last = Literal["zero", "min"]
+Spacing = Literal["trailing", "leading", "linspace"]
+Style = Literal["log-linear", "ddim", "edm"]
+AYSModel = Literal["sd15", "sdxl", "svd"]
+
+AYS: dict[str, Grid] = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Align Your Steps' optimised levels of 10 steps (2404.14507, table 3): Stable Diffusion 1.5, SDXL and SVD."""
+
+
+class Quantiles(Protocol):
+    """A noise schedule, as far as a grid needs it."""
+
+    def grid(self, n: int, /) -> Tensor:
+        """n + 1 decreasing sigmas at equal quantiles of the schedule's density, float64."""
+        ...
+
+
+def log_linear(n: int, sigma_max: float, sigma_min: float, last: Last = "zero") -> Grid:
+    """Geometric from `sigma_max` to `sigma_min`: uniform in log-SNR (2306.04848, sec. 4).
+
+    The same as the "lu lambdas" of DPM-Solver and the "exponential" sigmas of k-diffusion and diffusers.
+
+    Raises:
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, or `last` is unknown.
+    """
+    levels = _levels(n, last)
+    _check_range(sigma_max, sigma_min)
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    inner = [math.exp(high + (low - high) * i / (levels - 1)) for i in range(1, levels - 1)]
+    return _close(sigma_max, inner, sigma_min, levels, last)
+
+
+def karras(n: int, sigma_max: float, sigma_min: float, rho: float = 7.0, last: Last = "zero") -> Grid:
+    """Uniform in sigma^(1/rho) from `sigma_max` to `sigma_min` (EDM, 2206.00364, eq. 5).
+
+    Raises:
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, rho <= 0, or `last` is unknown.
+    """
+    levels = _levels(n, last)
+    _check_range(sigma_max, sigma_min)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho = {rho}: must be in (0, inf); EDM uses 7")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    inner = [(high + (low - high) * i / (levels - 1)) ** rho for i in range(1, levels - 1)]
+    return _close(sigma_max, inner, sigma_min, levels, last)
+
+
+def flow(n: int, shift: float = 1.0, last: Last = "zero") -> Grid:
+    """Uniform in flow time from t = 1 (sigma inf) to t = 0, then sigma times `shift` (SD3, 2403.03206, eq. 23).
+
+    The shift t -> shift t/(1 + (shift - 1) t) is multiplication of sigma = t/(1 - t).  `last="min"` takes n + 2 times
+    from 1 to 0 and leaves out the 0.
+
+    Raises:
+        ValueError: if n < 1, shift is not in (0, inf), or `last` is unknown.
+    """
+    steps = _levels(n, last)
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for no shift, 3 for SD3")
+    times = [(steps - i) / steps for i in range(n + 1)]
+    return check_sigmas([shift * sigma_from_flow_time(t) for t in times])
+
+
+def timesteps(
+    n: int, table: TimestepTable, spacing: Spacing = "trailing", last: Last = "zero", offset: int = 0
+) -> Grid:
+    """Levels of a discrete table, as diffusers spaces them.
+
+    `"trailing"` is T, T - T/n, ... minus 1; `"leading"` is 0, T//n, 2(T//n), ... plus `offset`; `"linspace"` is evenly
+    spread over 0 ... T - 1.  `last="min"` ends at the table's smallest sigma.
+
+    Raises:
+        ValueError: if n is not in [1, T], a name is unknown, or the levels repeat.
+    """
+    total = len(table)
+    _levels(n, last)
+    if n > total:
+        raise ValueError(f"n = {n}: must be in [1, {total}], the table has {total} levels")
+    if spacing == "trailing":
+        steps = [round(total - i * total / n) - 1 for i in range(n)]
+    elif spacing == "leading":
+        steps = [(n - 1 - i) * (total // n) + offset for i in range(n)]
+    elif spacing == "linspace":
+        count = n if last == "zero" else n + 1
+        steps = [round((total - 1) * (1 - i / max(count - 1, 1))) for i in range(n)]
+    else:
+        raise ValueError(f"spacing {spacing!r} is not one of trailing, leading, linspace")
+    if not 0 <= steps[-1] <= steps[0] < total:
+        raise ValueError(f"timesteps {steps[0]} ... {steps[-1]} leave the table's [0, {total - 1}]: change offset")
+    if last == "min" and steps[-1] == 0:
+        raise ValueError(f"{spacing} timesteps of n = {n} already end at t = 0: use last='zero', or another offset")
+    return check_sigmas([*(table.sigma(float(t)) for t in steps), 0.0 if last == "zero" else table.sigma(0.0)])
+
+
+def ays(n: int, model: AYSModel = "sd15", last: Last = "zero") -> Grid:
+    """Align Your Steps (2404.14507): the published 10-step levels, interpolated log-linearly to other n.
+
+    n + 1 levels at even distances along the list; `last="zero"` puts 0 in place of the smallest, as its users do.
+
+    Raises:
+        ValueError: if n < 1, the model is unknown, or `last` is.
+    """
+    _levels(n, last)
+    if model not in AYS:
+        raise ValueError(f"model {model!r} is not one of {', '.join(AYS)}; for others use log_linear or from_sigmas")
+    listed = AYS[model]
+    levels = []
+    for i in range(n + 1):
+        whole, part = divmod(i * (len(listed) - 1), n)
+        level = listed[whole]
+        levels.append(level if part == 0 else level * (listed[whole + 1] / level) ** (part / n))
+    return check_sigmas([*levels[:-1], 0.0] if last == "zero" else levels)
+
+
+def ge_paper(
+    n: int, table: TimestepTable, start: float = 40.0, end: float | None = None, style: Style = "log-linear"
+) -> Grid:
+    """The gradient-estimation paper's grid (2306.04848, sec. 5): the levels of `paper_timesteps`, n + 1 sigmas.
+
+    Ends at sigma(0) > 0: the paper's output keeps that residual noise.
+
+    Raises:
+        ValueError: as `paper_timesteps`, and if rounding makes two levels one (then n is too large for the table).
+    """
+    steps = paper_timesteps(n, table, start, end, style)
+    for i in range(n):
+        if steps[i] == steps[i + 1]:
+            raise ValueError(
+                f"timestep {steps[i]} appears twice in the {style} grid of n = {n}: the table has no two levels there; "
+                "use fewer steps, a larger end, or a continuous grid"
+            )
+    return check_sigmas([table.sigma(float(t)) for t in steps])
+
+
+def paper_timesteps(
+    n: int, table: TimestepTable, start: float = 40.0, end: float | None = None, style: Style = "log-linear"
+) -> tuple[int, ...]:
+    """The n + 1 integer timesteps of the paper's code, from noisy to clean (repeats are kept).
+
+    `"log-linear"`: n geometric sigmas from start to end, each rounded up to the table, then t = 0; end None is the
+    geometric mean of DDIM's last two levels, sqrt(sigma(T/n) sigma(0)).  `"ddim"`: evenly spread in t, end None is
+    t = 0.  `"edm"`: n + 1 levels of the rho 7 grid rounded up, end None is .002.
+
+    Raises:
+        ValueError: if n < 1, `start` exceeds the table, `end` is not below `start`, or the style is unknown.
+    """
+    _levels(n, "min")
+    sigma_0, sigma_max = table.sigma_range
+    if style == "log-linear" and end is None:
+        end = math.sqrt(table.sigma(float(len(table) // n)) * sigma_0)
+    elif style == "edm" and end is None:
+        end = 0.002
+    low = sigma_0 if end is None else end
+    if not start <= sigma_max:
+        raise ValueError(f"start = {start}: the table ends at sigma {sigma_max:.6g}; start there or below")
+    if n > 1 or style != "log-linear":
+        _check_range(start, low)
+    if style == "log-linear":
+        levels = log_linear(n - 1, start, low, last="min") if n > 1 else (start,)
+        return (*(_round_up(table, s) for s in levels), 0)
+    if style == "edm":
+        return tuple(_round_up(table, s) for s in karras(n, start, low, last="min"))
+    if style == "ddim":
+        first, final = _round_up(table, start), _round_up(table, low)
+        return tuple(math.trunc(first + (final - first) * i / n) for i in range(n + 1))
+    raise ValueError(f"style {style!r} is not one of log-linear, ddim, edm")
+
+
+def from_schedule(schedule: Quantiles, n: int, last: Last = "zero") -> Grid:
+    """Equal quantiles of a noise schedule: as many evaluations where training spent as many draws.
+
+    A schedule that itself reaches sigma 0 ends there under either `last`.
+
+    Raises:
+        ValueError: if n < 1, `last` is unknown, or the schedule's levels do not decrease.
+    """
+    _levels(n, last)
+    whole = _floats(schedule.grid(n))
+    if last == "min" or whole[-1] == 0:
+        return check_sigmas(whole)
+    inner = _floats(schedule.grid(n - 1)) if n > 1 else whole[:1]
+    return check_sigmas([*inner, 0.0])
+
+
+def from_sigmas(sigmas: Sequence[float] | Tensor) -> Grid:
+    """A grid of one's own: n + 1 strictly decreasing sigmas.
+
+    Raises:
+        ValueError: if there are fewer than two, one is nan or negative, or they do not strictly decrease.
+    """
+    return check_sigmas(_floats(sigmas) if isinstance(sigmas, Tensor) else sigmas)
+
+
+def _levels(n: int, last: Last) -> int:
+    """How many levels of a spacing the grid takes before a possible 0."""
+    if n < 1:
+        raise ValueError(f"n = {n}: a grid needs at least 1 evaluation")
+    if last not in ("zero", "min"):
+        raise ValueError(f"last {last!r} is not one of zero (end at sigma 0), min (stop at the smallest level)")
+    return n if last == "zero" else n + 1
+
+
+def _check_range(sigma_max: float, sigma_min: float) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(
+            f"sigma from {sigma_max} to {sigma_min}: needs 0 < smallest < largest < inf; last='zero' appends sigma 0, "
+            "flow() starts at sigma inf"
+        )
+
+
+def _close(sigma_max: float, inner: list[float], sigma_min: float, levels: int, last: Last) -> Grid:
+    """The grid with its end points as given, not as rounding leaves them."""
+    ends = [sigma_max, *inner, sigma_min][:levels] if levels == 1 else [sigma_max, *inner, sigma_min]
+    return check_sigmas([*ends, 0.0] if last == "zero" else ends)
+
+
+def _round_up(table: TimestepTable, sigma: float) -> int:
+    """Smallest t with sigma(t) >= sigma; a level within float32 rounding of a grid point is that grid point."""
+    below = torch.searchsorted(table.sigmas, torch.tensor(sigma * (1 - 1e-6), dtype=torch.float64))
+    return min(int(below), len(table) - 1)
+
+
+def _floats(values: Tensor) -> list[float]:
+    out: list[float] = values.detach().to("cpu", torch.float64).flatten().tolist()
+    return out

@@ -1,0 +1,207 @@
+"""Plans: a sampler written down as numbers.
+
+    sigma_0 > sigma_1 > ... > sigma_n,    step i uses  e_bar = sum_j c_ij e_{i-j}    (row i, most recent first)
+
+with e the estimates of one basis: the noise eps, the sample x0, or the velocity eps - x0 of the flow path.  Every
+multistep sampler is such a table (DDIM is rows of [1], gradient estimation rows of [gamma, 1 - gamma]), n rows are n
+evaluations, and what `sample` does is decided by the plan alone.  A plan holds Python floats: it needs no device,
+compares with ==, and is stored as JSON to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Basis = Literal["eps", "x0", "velocity"]
+BASES: tuple[str, ...] = get_args(Basis)
+Grid = tuple[float, ...]
+"""n + 1 strictly decreasing noise levels for n evaluations."""
+
+VERSION = 1
+_KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "meta")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Noise levels and multistep coefficients of a sampling run.
+
+    Args:
+        sigmas: n + 1 strictly decreasing noise levels; the first may be inf, the last may be 0.
+        rows: n rows of coefficients, most recent estimate first; row i has 1 to i + 1 entries.
+        basis: what the coefficients combine: `"eps"`, `"x0"` or `"velocity"` (eps - x0, in flow time).
+        sigma_down: None for a deterministic plan; else one noise level per step, at most the next sigma, to which
+            the step goes before noise brings it back up to the next sigma.
+        meta: where the plan comes from (solver, parameters), JSON values; no part of equality or `hash`.
+
+    Raises:
+        ValueError: if a field does not fit, naming index and value.
+    """
+
+    sigmas: Grid
+    rows: tuple[tuple[float, ...], ...]
+    basis: Basis = "eps"
+    sigma_down: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        sigmas = check_sigmas(self.sigmas)
+        rows = tuple(tuple(float(c) for c in row) for row in self.rows)
+        if self.basis not in BASES:
+            raise ValueError(f"basis {self.basis!r} is not one of {', '.join(BASES)}")
+        if len(rows) != len(sigmas) - 1:
+            raise ValueError(f"{len(rows)} rows for {len(sigmas)} sigmas: give one row per step, {len(sigmas) - 1}")
+        for i, row in enumerate(rows):
+            if not 1 <= len(row) <= i + 1:
+                raise ValueError(f"rows[{i}] has {len(row)} entries: step {i} can use 1 to {i + 1} estimates")
+            if not all(math.isfinite(c) for c in row):
+                raise ValueError(f"rows[{i}] = {row}: coefficients must be finite")
+        if math.isinf(sigmas[0]) and self.basis == "eps" and rows[0] != (1.0,):
+            raise ValueError(
+                f"rows[0] = {rows[0]} at sigma = inf: with basis 'eps' the first row must be (1,) there, "
+                "since y = z/alpha has no finite step; use basis 'x0' or 'velocity'"
+            )
+        down = None if self.sigma_down is None else tuple(float(s) for s in self.sigma_down)
+        if down is not None:
+            if len(down) != len(rows):
+                raise ValueError(f"sigma_down has {len(down)} entries: give one per step, {len(rows)}")
+            for i, (low, target) in enumerate(zip(down, sigmas[1:], strict=True)):
+                if not 0 <= low <= target:
+                    raise ValueError(f"sigma_down[{i}] = {low}: must be in [0, sigmas[{i + 1}]] = [0, {target}]")
+        for name, value in (("sigmas", sigmas), ("rows", rows), ("sigma_down", down), ("meta", dict(self.meta))):
+            object.__setattr__(self, name, value)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network evaluations."""
+        return len(self.rows)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any step draws noise."""
+        return self.sigma_down is not None and any(
+            low < target for low, target in zip(self.sigma_down, self.sigmas[1:], strict=True)
+        )
+
+    def tail(self, k: int) -> Plan:
+        """The plan that starts at `sigmas[k]`, as image-to-image does: the history before step k does not exist.
+
+        The first rows keep their leading coefficients, and the weight of each missing estimate goes to the oldest one
+        that exists, i.e. the missing estimate is taken equal to its nearest neighbour in time.  Row sums are kept, so
+        where the estimate is constant (exact projection) the tail is exact; [gamma, 1 - gamma] becomes [1].
+
+        Raises:
+            ValueError: if k is not in [0, nfe - 1].
+        """
+        if not 0 <= k < self.nfe:
+            raise ValueError(f"tail({k}): k must be in [0, {self.nfe - 1}] for a plan of {self.nfe} steps")
+        rows = []
+        for i, row in enumerate(self.rows[k:]):
+            rows.append(row if len(row) <= i + 1 else (*row[:i], math.fsum(row[i:])))
+        down = None if self.sigma_down is None else self.sigma_down[k:]
+        meta = self.meta if k == 0 else {**self.meta, "tail": k + int(self.meta.get("tail", 0))}
+        return replace(self, sigmas=self.sigmas[k:], rows=tuple(rows), sigma_down=down, meta=meta)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the numbers (not of `meta`): the identity of the sampler, in 64 hexadecimal digits."""
+        numbers = {key: value for key, value in self.to_dict().items() if key != "meta"}
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; floats round-trip to the last bit, inf is the string "inf"."""
+        return {
+            "version": VERSION,
+            "sigmas": ["inf" if math.isinf(s) else s for s in self.sigmas],
+            "rows": [list(row) for row in self.rows],
+            "basis": self.basis,
+            "sigma_down": None if self.sigma_down is None else list(self.sigma_down),
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan of `to_dict`'s values.
+
+        Raises:
+            ValueError: if the version is another, a key is missing or unknown, or a field does not fit.
+        """
+        if values.get("version") != VERSION:
+            raise ValueError(f"plan version {values.get('version')!r}: this logsnr reads version {VERSION}")
+        unknown, missing = sorted(set(values) - set(_KEYS)), sorted({"sigmas", "rows", "basis"} - set(values))
+        if unknown or missing:
+            raise ValueError(f"plan has unknown keys {unknown} and lacks {missing}: the keys are {', '.join(_KEYS)}")
+        down = values.get("sigma_down")
+        return cls(
+            sigmas=_numbers(values["sigmas"], "sigmas"),
+            rows=tuple(_numbers(row, f"rows[{i}]") for i, row in enumerate(_list(values["rows"], "rows"))),
+            basis=values["basis"],
+            sigma_down=None if down is None else _numbers(down, "sigma_down"),
+            meta=values.get("meta") or {},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, through a temporary file in the same folder: a reader sees the old plan or the new one."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is not JSON or no plan of this version.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}): give a file written by Plan.save") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}: give a file written by Plan.save")
+        return cls.from_dict(values)
+
+
+def check_sigmas(sigmas: Sequence[float]) -> Grid:
+    """The noise levels as a tuple of floats.
+
+    Raises:
+        ValueError: unless there are at least two, strictly decreasing, none nan, the last >= 0.
+    """
+    grid = tuple(float(s) + 0.0 for s in sigmas)  # + 0.0 turns -0.0 into 0.0
+    if len(grid) < 2:
+        raise ValueError(f"{len(grid)} sigmas: give at least 2, n + 1 noise levels for n evaluations")
+    for i, sigma in enumerate(grid):
+        if math.isnan(sigma) or sigma < 0:
+            raise ValueError(f"sigmas[{i}] = {sigma}: noise levels must be in [0, inf]")
+        if i and not sigma < grid[i - 1]:
+            raise ValueError(
+                f"sigmas[{i}] = {sigma} is not below sigmas[{i - 1}] = {grid[i - 1]}: noise levels must strictly "
+                "decrease; sort them from noisy to clean and drop repeats"
+            )
+    return grid
+
+
+def _list(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} = {values!r}: give a list")
+    return list(values)
+
+
+def _numbers(values: Any, name: str) -> tuple[float, ...]:
+    out = []
+    for value in _list(values, name):
+        if value != "inf" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} holds {value!r}: give numbers, or the string 'inf'")
+        out.append(float(value))
+    return tuple(out)

@@ -1,0 +1,349 @@
+"""The one loop: run a plan on a denoiser.
+
+In canonical z, with e_bar = sum_j c_j e_{i-j} and primes for the next noise level:
+
+    eps         z' = (alpha'/alpha) z + alpha' (sigma' - sigma) e_bar                       (Euler for y = z/alpha)
+    x0          z' = (s'/s) z + alpha' (1 - sigma'/sigma) e_bar
+    velocity    z' = (alpha' + s') [z/(alpha + s) + (t' - t) e_bar],  t = sigma/(1 + sigma)
+    noise       z' = (alpha'/alpha_down) z_down + alpha' sqrt(sigma'^2 - sigma_down^2) w
+
+A row [1] is the same step in every basis (DDIM) and is taken in the x0 form: exact from sigma inf, without
+amplification at high noise, and exactly x0 when it ends at sigma 0.
+
+Coefficients are host floats formed before the loop, and nothing on the device is read back inside it.  A step writes
+over the old state only if nobody else holds it: the caller's noise, a state that the model, a callback or the history
+still sees, keep their values.  A plan whose longest row is h makes at most h + 3 tensors of the state's size live.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Denoiser, Estimate
+from logsnr.noise import alpha_s, flow_time
+from logsnr.sampling.plan import Basis, Plan
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees: state `z [B, *shape]` number `index` at `sigma`, and the estimate (None at the end)."""
+
+    index: int
+    sigma: float
+    z: Tensor
+    estimate: Estimate | None
+
+
+Callback = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step as host floats: z' = rescale (keep z + sum_j weights[j] e_{i-j}) + noise w, with e in `basis`."""
+
+    basis: Basis
+    keep: float
+    weights: tuple[float, ...]
+    rescale: float
+    noise: float
+
+
+def updates(plan: Plan) -> list[Update]:
+    """The arithmetic of every step of a plan, in float64."""
+    out = []
+    for i, row in enumerate(plan.rows):
+        sigma, target = plan.sigmas[i], plan.sigmas[i + 1]
+        down = target if plan.sigma_down is None else plan.sigma_down[i]
+        while len(row) > 1 and row[-1] == 0:
+            row = row[:-1]
+        basis: Basis = "x0" if row == (1.0,) else plan.basis
+        keep, gain = _euler(basis, sigma, down)
+        rescale, noise = 1.0, 0.0
+        if down < target:
+            alpha, _ = alpha_s(target)
+            rescale = alpha / alpha_s(down)[0]
+            noise = alpha * math.sqrt((target - down) * (target + down))
+        out.append(Update(basis, keep, tuple(gain * c for c in row), rescale, noise))
+    return out
+
+
+def _euler(basis: Basis, sigma: float, target: float) -> tuple[float, float]:
+    """(keep, gain) with z' = keep z + gain e, the Euler step of a basis."""
+    (alpha, s), (alpha_, s_) = alpha_s(sigma), alpha_s(target)
+    if basis == "x0":
+        return s_ / s, alpha_ * (1 - target / sigma)
+    if basis == "eps":
+        return alpha_ / alpha, alpha_ * (target - sigma)
+    return (alpha_ + s_) / (alpha + s), (alpha_ + s_) * (flow_time(target) - flow_time(sigma))
+
+
+@dataclass(frozen=True)
+class _Move:
+    """An `Update` made ready for the loop: what to form of an estimate, and what to add to `keep z`."""
+
+    sigma: float
+    keep: float
+    store: bool  # whether this or a later step reads this estimate in the plan's basis
+    plain: float | None  # weight of this estimate's x0, in a step of the x0 form taken by a plan of another basis
+    terms: tuple[tuple[int, float], ...]  # (how many steps ago, weight), none of them 0
+    noise: float
+
+
+def _moves(plan: Plan) -> tuple[list[_Move], int]:
+    """The loop's program, and how many estimates it keeps."""
+    steps = updates(plan)
+    read, last = [False] * len(steps), 1
+    out = []
+    for i, step in enumerate(steps):
+        plain = step.basis != plan.basis
+        terms = tuple((j, step.rescale * w) for j, w in enumerate(step.weights) if w != 0)
+        if not plain:
+            for j, _ in terms:
+                read[i - j] = True
+                last = max(last, j + 1)
+        weight = step.rescale * step.weights[0] if plain else None
+        out.append((step.rescale * step.keep, weight, () if plain else terms, step.noise))
+    return [
+        _Move(plan.sigmas[i], keep, read[i], weight, terms, noise)
+        for i, (keep, weight, terms, noise) in enumerate(out)
+    ], last
+
+
+_remembered_moves = lru_cache(maxsize=64)(_moves)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    plan: Plan,
+    *,
+    noise: Tensor | None = None,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+    cond: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    check: bool | Literal["each"] = True,
+) -> Tensor:
+    """Sample: `plan.nfe` evaluations from `plan.sigmas[0]` to `plan.sigmas[-1]`.
+
+    The start is z = noise at the first sigma, as pipelines do; a noisy image at `sigmas[k]` continues with
+    `plan.tail(k)`.  The state is float32, or float64 where the noise (or, with `batch`, the model) is.
+
+    A plan that asks the denoiser outside its `trained_range` warns (UserWarning, see `check_range`) and goes on.
+
+    Args:
+        denoiser: the model.
+        plan: what to do.
+        noise: starting state z `[B, *shape]`; or
+        batch: how many to draw.
+        generator: source of every draw; only needed if there is one.  Draws happen on its device.
+        cond: conditions, passed on to the denoiser by keyword.
+        callback: called with every state, `plan.nfe + 1` times.
+        check: True: every state's sum is kept on the device and read once, after the last step; a sum that is not
+            finite is an error that names the first such step.  "each": read after every step, to stop there (one
+            synchronisation per step).  False: no check, nothing is ever read.
+
+    Returns:
+        The canonical state z at the last sigma `[B, *shape]`: the sample x itself when that is 0.
+
+    Raises:
+        ValueError: if not exactly one of noise and batch is given, noise does not fit, a generator is missing, the
+            plan starts at sigma inf, where the model is undefined, or `check` is unknown.
+        NonFiniteError: if a step left a state that is not finite.
+    """
+    if check not in (True, False, "each"):
+        raise ValueError(f"check {check!r} is not one of True (once, at the end), 'each' (every step), False")
+    check_start(denoiser, plan.sigmas[0])
+    check_range(denoiser, plan.sigmas[:-1])
+    if plan.noisy and generator is None:
+        raise ValueError("the plan draws noise: give generator=torch.Generator(...).manual_seed(...)")
+    z = start(denoiser, noise, batch, generator)
+    compiling = torch.compiler.is_compiling()
+    moves, longest = _moves(plan) if compiling else _remembered_moves(plan)
+    conditions = {} if cond is None else dict(cond)
+    history: list[Tensor] = []
+    sums: list[Tensor] = []
+    for i, move in enumerate(moves):
+        if len(history) == longest:
+            history.pop()  # before the evaluation, so that its memory is free for it
+        estimate: Estimate = denoiser(z, move.sigma, **conditions)
+        if callback is not None:
+            callback(Step(i, move.sigma, z, estimate))
+        history.insert(0, _value(estimate, plan.basis, z) if move.store else z.new_empty(0))
+        state = estimate.state
+        if state is not None:
+            z = state.to(z)
+        plain = None if move.plain is None else _value(estimate, "x0", z)
+        del estimate, state  # and with it every tensor that only the estimate needed
+        if move.keep == 0:
+            z = _weighted(plain, move, history)
+        else:
+            z = z * move.keep if compiling or _references(z) != _ALONE else z.mul_(move.keep)
+            if plain is not None and move.plain is not None:
+                z.add_(plain, alpha=move.plain)
+            for ago, weight in move.terms:
+                z.add_(history[ago], alpha=weight)
+        del plain
+        if move.noise:
+            z.add_(randn(z, generator), alpha=move.noise)
+        if check:
+            sums.append(z.sum())
+            if check == "each":
+                z = _guarded(z, sums, plan, first=i)
+                sums.clear()
+    if callback is not None:
+        callback(Step(plan.nfe, plan.sigmas[-1], z, None))
+    return _guarded(z, sums, plan, first=0) if sums else z
+
+
+def _weighted(plain: Tensor | None, move: _Move, history: Sequence[Tensor]) -> Tensor:
+    """sum_j w_j e_{i-j}, in a new tensor: a step that keeps nothing of z."""
+    if plain is not None and move.plain is not None:
+        return plain * move.plain
+    (ago, weight), *rest = move.terms or ((0, 0.0),)
+    out = history[ago] * weight
+    for ago, weight in rest:
+        out.add_(history[ago], alpha=weight)
+    return out
+
+
+def _references(z: Tensor) -> tuple[int, ...] | None:
+    """Who holds z: its Python references, those of its tensor, those of its memory (views); None if that is unknown."""
+    try:
+        return sys.getrefcount(z), z._use_count(), torch._C._storage_Use_Count(z.untyped_storage()._cdata)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+def _alone() -> tuple[int, ...]:
+    z = torch.empty(1)
+    return _references(z) or (-1,)
+
+
+_ALONE = _alone()
+"""What `_references` answers of a tensor that one local variable holds, and nobody else."""
+
+
+def _value(estimate: Estimate, basis: Basis, like: Tensor) -> Tensor:
+    """The estimate in a basis, in the state's dtype."""
+    value = estimate.x0 if basis == "x0" else estimate.eps if basis == "eps" else estimate.velocity
+    return value if value.dtype == like.dtype and value.device == like.device else value.to(like)
+
+
+class NonFiniteError(FloatingPointError):
+    """A state that is not finite: `step` is the first step that left one, `sigma` where it evaluated the model."""
+
+    def __init__(self, step: int, sigma: float) -> None:
+        super().__init__(
+            f"step {step} (sigma = {sigma:.6g}) left a state that is not finite: the model's answer there has nan or "
+            "inf, or has grown without bound; run it in float32, keep to its trained range, or check its weights "
+            "(check='each' stops at the step, check=False lets it pass)"
+        )
+        self.step = step
+        self.sigma = sigma
+
+
+def _guarded(z: Tensor, sums: Sequence[Tensor], plan: Plan, first: int) -> Tensor:
+    """z, if every sum is finite.  Read once; in a compiled graph through an operator that the compiler cannot see into.
+
+    Raises:
+        NonFiniteError: naming the first bad step.
+    """
+    stacked = torch.stack(list(sums))
+    levels = list(plan.sigmas[first : first + len(sums)])
+    if torch.compiler.is_compiling():
+        factor: Tensor = torch.ops.logsnr.one_if_finite(stacked, levels, first)
+        return z * factor  # exact, and keeps the operator in the graph
+    _refuse_non_finite(stacked, levels, first)
+    return z
+
+
+def _refuse_non_finite(sums: Tensor, sigmas: Sequence[float], first: int) -> None:
+    good = int(sums.isfinite().cumprod(0).sum())  # steps before the first bad one
+    if good < len(sigmas):
+        raise NonFiniteError(first + good, sigmas[good])
+
+
+@torch.library.custom_op("logsnr::one_if_finite", mutates_args=())
+def _one_if_finite(sums: Tensor, sigmas: list[float], first: int) -> Tensor:
+    _refuse_non_finite(sums, sigmas, first)
+    return sums.new_ones(())
+
+
+@_one_if_finite.register_fake
+def _(sums: Tensor, sigmas: list[float], first: int) -> Tensor:
+    return sums.new_empty(())
+
+
+def check_start(denoiser: Denoiser, sigma: float) -> None:
+    """Refuse a start at sigma inf for a model that knows nothing there.
+
+    Raises:
+        ValueError: if sigma is inf and the model is undefined at inf.
+    """
+    if sigma == math.inf and not denoiser.finite_at_inf:  # not isinf: compilers trace the comparison
+        raise ValueError(
+            "the plan starts at sigma = inf (zero terminal SNR), where this model is undefined: an eps or score "
+            "network says nothing of x in pure noise; choose a grid with a finite sigma_max, or a v, x0, flow or "
+            "EDM network"
+        )
+
+
+def check_range(denoiser: Denoiser, sigmas: Sequence[float]) -> None:
+    """Warn (UserWarning) of evaluations outside the denoiser's `trained_range`; the caller goes on.
+
+    One percent either way is rounding (a table that ends at 157.4 against a nominal 157).  Sigma inf is within a
+    range that reaches 100, where the signal left in z is below one percent.
+    """
+    lo, hi = denoiser.trained_range
+    low, high = min(sigmas), max(sigmas)
+    above = hi < 100 if high == math.inf else high > 1.01 * hi
+    if above or low < 0.99 * lo:
+        outside = high if above else low
+        warnings.warn(
+            f"sigma = {outside:.6g} is outside the range [{lo:.6g}, {hi:.6g}] that this denoiser was trained on: its "
+            "answers there are extrapolation; choose a grid within denoiser.sampling_range",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def start(denoiser: Denoiser, noise: Tensor | None, batch: int | None, generator: torch.Generator | None) -> Tensor:
+    """The starting state `[B, *shape]`: the noise given, in at least float32, or `batch` draws.
+
+    Raises:
+        ValueError: if not exactly one of noise and batch is given, noise does not fit, or a generator is missing.
+    """
+    shape = tuple(denoiser.shape)
+    if (noise is None) == (batch is None):
+        raise ValueError("give either noise, the starting state, or batch, how many to draw; not both, not neither")
+    if noise is not None:
+        if not noise.is_floating_point():
+            raise ValueError(f"noise has dtype {noise.dtype}: give a floating-point tensor")
+        if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
+        return noise.to(torch.promote_types(noise.dtype, torch.float32))
+    assert batch is not None
+    if batch < 1:
+        raise ValueError(f"batch = {batch}: must be at least 1")
+    if generator is None:
+        raise ValueError("batch draws noise: give generator=torch.Generator(...).manual_seed(...)")
+    model = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
+    dtype = torch.float32 if model is None else torch.promote_types(model.dtype, torch.float32)
+    device = generator.device if model is None else model.device
+    return randn(torch.empty(batch, *shape, dtype=dtype, device=device), generator)
+
+
+def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise drawn on the generator's device, moved to that of `like`."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -1,0 +1,103 @@
+"""Objectives of recipes: from names and parameters to a weighted ELBO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from logsnr.adaptive import Adaptive
+from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.objective import OBJECTIVES, WeightedELBO
+from logsnr.schedule import SCHEDULES, Schedule
+from logsnr.training.config import ObjectiveConfig, Part
+from logsnr.weighting import WEIGHTINGS, Weighting
+
+CENTRAL = 0.998
+"""Share of a schedule's draws that a trained range covers."""
+
+
+def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> WeightedELBO:
+    """The objective of a recipe.
+
+    A preset keeps the numbers it was published with.  A weighting that has a `sigma_data` and is named without one
+    takes the data's.
+
+    Args:
+        config: the recipe's section.
+        dim: dimensions of a sample, for the start of an adaptive schedule.
+        sigma_data: standard deviation of the data.
+
+    Raises:
+        LogsnrError: if a name, a parameter or the range is not allowed.
+    """
+    if config.preset is not None:
+        preset = OBJECTIVES[_known(config.preset, OBJECTIVES, "objective.preset")]
+        weighting, schedule, name = preset.weighting, preset.schedule, preset.name
+    else:
+        weighting, name = _weighting(config.weighting or {}, sigma_data), "custom"
+    if config.schedule is not None:
+        schedule = _made(config.schedule, SCHEDULES, "objective.schedule", {})
+    if config.logsnr is not None:
+        try:
+            schedule = schedule.truncate(*config.logsnr)
+        except ValueError as error:
+            raise LogsnrError(f"objective.logsnr = {list(config.logsnr)}: {one_line(error)}") from error
+    if config.adaptive:
+        schedule = _adaptive(schedule, weighting, dim, sigma_data)
+    objective = WeightedELBO(weighting, schedule, name=name)
+    try:
+        objective.scale(dim, sigma_data)
+    except ValueError as error:
+        raise LogsnrError(f"objective: {one_line(error)}; set objective.logsnr: [lo, hi]") from error
+    return objective
+
+
+def central_logsnr(config: ObjectiveConfig, objective: WeightedELBO) -> tuple[float, float]:
+    """(lo, hi) log-SNR of the central `CENTRAL` of the draws; the whole range of an adaptive schedule."""
+    schedule = objective.schedule
+    if config.adaptive:
+        # Its density moves as it learns; a uniform floor keeps every level of its range in training.
+        return schedule.range
+    tail = (1 - CENTRAL) / 2
+    return float(schedule.logsnr(1 - tail)), float(schedule.logsnr(tail))
+
+
+def _adaptive(schedule: Schedule, weighting: Weighting, dim: int, sigma_data: float) -> Adaptive:
+    try:
+        return Adaptive(schedule, weighting, dim=dim, sigma_data=sigma_data)
+    except ValueError as error:
+        raise LogsnrError(f"objective.adaptive: {one_line(error)}; set objective.logsnr: [lo, hi]") from error
+
+
+def _weighting(part: Part, sigma_data: float) -> Weighting:
+    weighting: Weighting = _made(part, WEIGHTINGS, "objective.weighting", {"sigma_data": sigma_data})
+    return weighting
+
+
+def _made(part: Part, known: Mapping[str, Any], where: str, defaults: dict[str, Any]) -> Any:
+    """The object of a name, or of a mapping of `name` and parameters."""
+    parameters = {} if isinstance(part, str) else {key: value for key, value in part.items() if key != "name"}
+    name = part if isinstance(part, str) else str(part.get("name"))
+    kind = known[_known(name, known, where)]
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for key, value in parameters.items():
+        if key not in fields:
+            near = nearest(key, fields)
+            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(fields) or 'no parameters'}"
+            raise LogsnrError(f"unknown parameter {where}.{key} of {name!r}: {hint}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise LogsnrError(f"{where}.{key} = {value!r}: give a number")
+    parameters = {**{key: value for key, value in defaults.items() if key in fields}, **parameters}
+    try:
+        return kind(**parameters)
+    except (TypeError, ValueError) as error:
+        raise LogsnrError(f"{where} {name!r}: {one_line(error)}") from error
+
+
+def _known(name: str, known: Mapping[str, Any], where: str) -> str:
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise LogsnrError(f"{where} = {name!r}: {hint}it must be one of {', '.join(known)}")
+    return name

@@ -1,0 +1,223 @@
+"""One training run: everything that changes from step to step, and the step itself.
+
+Every draw of step n on rank r comes from a generator seeded with (seed, n, r), so a run resumed at n continues bit for
+bit with no random state to store.  The step never reads a value back from the device.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError, one_line, require
+from logsnr.models.unet import build_network
+from logsnr.noise import sigma_from_logsnr
+from logsnr.objective import WeightedELBO
+from logsnr.pixels import Pixels
+from logsnr.prediction import EDM, PREDICTIONS
+from logsnr.training.config import PredictionConfig, Recipe
+from logsnr.training.data import Dataset
+from logsnr.training.ema import EMA
+from logsnr.training.objectives import build_objective, central_logsnr
+
+
+class Run:
+    """The state of a training, and its step.
+
+    Attributes:
+        step: steps taken.
+        denoiser: the model in training, around the raw weights.
+        average: the model with averaged weights, in eval mode: what is saved and sampled from.
+        window: (loss in nats per dimension, gradient norm), summed on the device since the last line of metrics.
+        window_steps: the number of steps in that sum.
+
+    Raises:
+        LogsnrError: if the recipe does not fit the data or the machine.
+    """
+
+    def __init__(self, recipe: Recipe, data: Dataset) -> None:
+        self.recipe = recipe
+        self.step = 0
+        self.accelerator = _accelerator(recipe)
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        if recipe.batch % self.world:
+            raise LogsnrError(f"batch = {recipe.batch} over {self.world} processes: give a multiple of {self.world}")
+        self.batch = recipe.batch // self.world
+
+        pixels = Pixels(data.levels)
+        # A stored image becomes a sample by table lookup: the codec itself reads the largest pixel back, every call.
+        self._cells = pixels.encode(torch.arange(data.levels, dtype=torch.uint8)).to(self.device)
+        self._images = data.train_images.to(self.device)
+        self._labels = self._conditions(data)
+        sigma_data = recipe.sigma_data or _spread(data.train_images, pixels)
+
+        dim = math.prod(data.shape)
+        self.objective: WeightedELBO = build_objective(recipe.objective, dim=dim, sigma_data=sigma_data)
+        self.scale = self.objective.scale(dim, sigma_data)
+        lo, hi = central_logsnr(recipe.objective, self.objective)
+        classes = data.classes if recipe.conditional else 0
+        torch.manual_seed(derived_seed(recipe.seed, "weights"))
+        self.network = build_network(recipe.network.model_copy(update={"classes": classes}), data.shape)
+        self.denoiser = NetworkDenoiser(
+            self.network,
+            _prediction(recipe.prediction, sigma_data),
+            shape=data.shape,
+            pixels=pixels,
+            sigma_data=sigma_data,
+            trained_range=(sigma_from_logsnr(hi), sigma_from_logsnr(lo)),
+        )
+        self.average = copy.deepcopy(self.denoiser).to(self.device).eval().requires_grad_(False)
+        options = recipe.optimizer
+        optimizer = torch.optim.AdamW(
+            self.network.to(self.device).parameters(),
+            lr=options.lr,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        # The prepared network is the raw one behind autocast and, over several processes, gradient averaging.
+        self.denoiser.network, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.denoiser.train()
+        self.parameters = list(self.network.parameters())
+        self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+
+        self.generator = torch.Generator(self.device)
+        self.window = torch.zeros(2, device=self.device)
+        self.window_steps = 0
+
+    def advance(self) -> Tensor:
+        """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
+        recipe = self.recipe
+        self.generator.manual_seed(derived_seed(recipe.seed, "step", self.step, self.rank))
+        if recipe.network.dropout:
+            # Dropout layers draw from the global generator, whose state `train` puts back at the end.
+            torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
+        x, cond = self.draw()
+        output = self.objective(self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world)
+        loss = output.loss.mean()
+        self.accelerator.backward(loss / self.scale)
+        clip = recipe.optimizer.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.parameters, self.step)
+        if recipe.objective.adaptive:
+            self.objective.update(output)
+        self.step += 1
+        per_dim = loss.detach() / self.denoiser.dim
+        self.window += torch.stack([per_dim, norm.detach().to(per_dim.dtype)])
+        self.window_steps += 1
+        return per_dim
+
+    def draw(self) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Samples x `[batch, C, H, W]` and conditions of this step, with flips and label dropout."""
+        generator, device = self.generator, self.device
+        index = torch.randint(len(self._images), (self.batch,), generator=generator, device=device)
+        x = self._cells[self._images[index].long()]
+        if self.recipe.data.flip:
+            mirrored = torch.rand(self.batch, generator=generator, device=device) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if self._labels is None:
+            return x, None
+        dropped = torch.rand(self.batch, generator=generator, device=device) < self.recipe.label_dropout
+        labels = self._labels[index].masked_fill(dropped, self.network.config.classes)
+        return x, {"class_labels": labels}
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step n: lr min(1, (n + 1) / warmup), times 1 - n / steps under linear decay."""
+        options, steps = self.recipe.optimizer, self.recipe.steps
+        rate = options.lr * min(1.0, (step + 1) / max(options.warmup, 1))
+        return rate * (1 - step / steps) if options.decay == "linear" and steps else rate
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything a resumed run needs, as JSON values and tensors."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.network.state_dict().items()}
+        tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        tensors["window"] = self.window
+        scaler = self.accelerator.scaler
+        return {"window_steps": self.window_steps, "scaler": scaler.state_dict() if scaler else None}, tensors
+
+    def restore(self, step: int, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Put a `state` back; the tensors must already fit (`checkpoint.load_state` sees to that)."""
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "objective": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            if part in parts:
+                parts[part][name] = value
+        self.network.load_state_dict(parts["network"])
+        self.average.network.load_state_dict(parts["average"])
+        self.objective.load_state_dict(parts["objective"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            i, _, name = key.partition(".")
+            moments.setdefault(int(i), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.window.copy_(tensors["window"])
+        self.window_steps = int(values["window_steps"])
+        if self.accelerator.scaler and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.step = step
+
+    def _conditions(self, data: Dataset) -> Tensor | None:
+        if not self.recipe.conditional:
+            return None
+        if data.train_labels is None:
+            raise LogsnrError(
+                f"conditional: true, but {self.recipe.data.source!r} has no labels: add labels (a key 'labels', or "
+                "one sub-folder per class) or set conditional: false"
+            )
+        return data.train_labels.to(self.device)
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one purpose, from the master seed: distinct names give independent streams."""
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    accelerate = require("accelerate", extra="train", purpose="training")
+    try:
+        accelerator = accelerate.Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision)
+    except ValueError as error:
+        raise LogsnrError(
+            f"precision = {recipe.precision!r} does not run here ({one_line(error)}): use 'no'"
+        ) from error
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate would quietly train in float32.
+        raise LogsnrError("precision = 'fp16' needs a GPU: use 'bf16' or 'no' on a CPU")
+    return accelerator
+
+
+def _spread(images: Tensor, pixels: Pixels) -> float:
+    """Standard deviation of all values about their common mean, in the units of x; from a histogram, exactly."""
+    counts = torch.bincount(images.flatten().long(), minlength=pixels.levels).to(torch.float64)
+    cells = pixels.encode(torch.arange(pixels.levels, dtype=torch.uint8)).to(torch.float64)
+    mean = (counts * cells).sum() / counts.sum()
+    spread = float(((counts * (cells - mean) ** 2).sum() / counts.sum()).sqrt())
+    if spread == 0:
+        raise LogsnrError("all training images have one and the same grey value: there is nothing to learn")
+    return spread
+
+
+def _prediction(config: PredictionConfig, sigma_data: float) -> Any:
+    fields: dict[str, Any] = {"label": config.label}
+    if config.path is not None:
+        fields["path"] = config.path
+    if PREDICTIONS[config.name] is EDM:
+        fields["sigma_data"] = sigma_data
+    return PREDICTIONS[config.name](**fields)

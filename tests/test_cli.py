@@ -1,0 +1,167 @@
+"""The command line: what it prints, what it writes, and one clear line with exit code 2 for bad input."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import logsnr as ls
+from logsnr.cli import main
+
+TINY = ["steps=3", "max_seconds=null", "optimizer.decay=constant", "samples.every=0", "batch=8", "device=cpu"]
+TINY += ["network.channels=[8]", "network.layers_per_block=1", "network.mid_attention=false", "network.norm_groups=4"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the command in this process; answers (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["logsnr", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run trained for three steps by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    arguments = [piece for text in TINY for piece in ("--set", text)]
+    before, sys.argv = sys.argv, ["logsnr", "train", "digits", "--out", str(folder), "--json", *arguments]
+    with pytest.raises(SystemExit) as stop:
+        main()
+    sys.argv = before
+    assert stop.value.code == 0
+    return folder
+
+
+def test_train_leaves_a_run_that_loads_and_resumes(run, tiny):
+    denoiser = ls.load(tiny)
+    assert denoiser.card["step"] == 3
+    arguments = [piece for text in TINY for piece in ("--set", text)]
+    code, out, _ = run("train", "digits", "--out", tiny, "--json", "--resume", *arguments, "--set", "steps=4")
+    assert code == 0
+    assert json.loads(out)["steps"] == 4
+    code, out, err = run("train", "digits", "--out", tiny, *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "already holds a run" in err
+
+
+@pytest.mark.parametrize("solver", ["ge", "ddim", "ddpm"])
+def test_sample_counts_and_repeats(run, tiny, tmp_path, solver):
+    arrays = []
+    for name in ("a.npy", "b.npy"):
+        code, out, _ = run(
+            "sample", tiny, "--solver", solver, "--nfe", 4, "-n", 6, "--seed", 3, "--out", tmp_path / name, "--json"
+        )
+        assert code == 0
+        facts = json.loads(out)
+        assert (facts["nfe"], facts["images"], facts["seed"]) == (4, 6, 3)
+        arrays.append(np.load(tmp_path / name))
+    assert np.array_equal(*arrays)
+    assert arrays[0].dtype == np.uint8
+    assert arrays[0].max() <= 16
+
+
+def test_sample_is_the_python_api(run, tiny, tmp_path):
+    code, _, _ = run(
+        "sample", tiny, "--nfe", 5, "-n", 4, "--seed", 1, "--class", 7, "--batch", 3, "--out", tmp_path / "x.npy"
+    )
+    assert code == 0
+    denoiser = ls.load(tiny)
+    lo, hi = denoiser.sampling_range
+    noise = torch.randn(4, *denoiser.shape, generator=torch.Generator().manual_seed(1))
+    plan = ls.solvers.ge(ls.grids.log_linear(5, hi, lo), gamma=2.0)
+    x = ls.sample(denoiser, plan, noise=noise, cond={"class_labels": torch.full((4,), 7)})
+    assert np.abs(np.load(tmp_path / "x.npy").astype(int) - denoiser.decode(x).numpy().astype(int)).max() <= 1
+
+
+def test_sample_runs_a_plan_file_and_draws_a_picture(run, tiny, tmp_path):
+    ls.solvers.ddim(ls.grids.karras(3, 20.0, 0.02)).save(tmp_path / "plan.json")
+    code, out, _ = run("sample", tiny, "--plan", tmp_path / "plan.json", "-n", 9, "--out", tmp_path / "new" / "x.png")
+    assert code == 0
+    assert "9 images, 3 evaluations each" in out
+    with Image.open(tmp_path / "new" / "x.png") as picture:
+        assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)
+
+
+def test_evaluate_is_the_python_api(run, tiny):
+    arguments = ("evaluate", tiny, "--evaluations", 8, "--limit", 20, "--seed", 5)
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["images"] == 20
+    assert facts["levels"] == 17
+    assert facts["evaluations"] == 160
+    assert facts["bits_per_dim"] == pytest.approx(facts["diffusion"] + facts["reconstruction"] + facts["prior"])
+    assert facts["logsnr_range"] == pytest.approx(ls.likelihood.default_logsnr_range(17))
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert f"{facts['bits_per_dim']:.4f} +- {facts['stderr']:.4f} bits/dim" in out
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "sample", "evaluate"])
+def test_help_shows_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: logsnr {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sample", "nowhere"], ["nowhere", "card.json"]),
+        (["sample", "{run}", "--solver", "magic"], ["'magic'", "ge, ddim, ddpm"]),
+        (["sample", "{run}", "--out", "x.gif"], ["x.gif", ".png"]),
+        (["sample", "{run}", "--class", "12"], ["12", "0 ... 9"]),
+        (["sample", "{run}", "--sigma-max", "0.001"], ["0.001"]),
+        (["sample", "{run}", "--gamma", "nan"], ["nan"]),
+        (["evaluate", "{run}", "--evaluations", "5"], ["5", "multiple of 8"]),
+        (["evaluate", "{run}", "--data", "missing.npz"], ["missing.npz", "does not exist"]),
+        (["evaluate", "{run}", "--logsnr-min", "9", "--logsnr-max", "2"], ["(9.0, 2.0)", "lo < hi"]),
+        (["train", "missing.yaml"], ["missing.yaml"]),
+        (
+            ["train", "digits", "--set", "optimizer.warm_up=1"],
+            ["optimizer.warm_up", "did you mean 'optimizer.warmup'?"],
+        ),
+        (["train", "digits", "--set", "batch"], ["'batch'", "="]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*[a.format(run=tiny) for a in args])
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("logsnr: error: ")
+    for word in words:
+        assert word in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_also_exit_with_2(run):
+    code, _, err = run("sample", "somewhere", "--nfe", "0")
+    assert code == 2
+    assert "nfe" in err
+
+
+def test_unconditional_models_have_no_class(run, tmp_path):
+    arguments = [piece for text in [*TINY, "conditional=false", "steps=1"] for piece in ("--set", text)]
+    assert run("train", "digits", "--out", tmp_path / "plain", *arguments)[0] == 0
+    code, _, err = run("sample", tmp_path / "plain", "--class", 3)
+    assert code == 2
+    assert "unconditional" in err
+    code, _, _ = run("sample", tmp_path / "plain", "--nfe", 1, "-n", 2, "--out", tmp_path / "x.npy")
+    assert code == 0
+    assert run("evaluate", tmp_path / "plain", "--evaluations", 8, "--limit", 2)[0] == 0

@@ -1,0 +1,29 @@
+"""Counting evaluations and same-noise errors."""
+
+import pytest
+import torch
+
+from logsnr import exact, grids, heun, sample, solvers
+from logsnr.endpoint import Counted, rmse
+
+
+def test_counts_every_evaluation_and_changes_nothing():
+    model = exact.Gaussian(torch.zeros(2), torch.eye(2))
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    grid = grids.log_linear(7, 20.0, 0.05)
+    counted = Counted(model)
+    x = sample(counted, solvers.ge(grid), noise=noise)
+    assert counted.calls == 7
+    assert torch.equal(x, sample(model, solvers.ge(grid), noise=noise))
+    counted.calls = 0
+    heun(counted, grid, noise=noise)
+    assert counted.calls == 2 * 7 - 1
+    assert counted.shape == model.shape
+    assert counted.finite_at_inf == model.finite_at_inf
+
+
+def test_rmse_is_per_dimension():
+    a = torch.zeros(4, 3)
+    assert rmse(a + torch.tensor([3.0, 0.0, 0.0]), a) == pytest.approx(3**0.5)
+    with pytest.raises(ValueError, match="one noise"):
+        rmse(a, a[:2])

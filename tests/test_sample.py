@@ -1,0 +1,370 @@
+"""The loop: the same trajectory from every network, counted, reproducible, in agreement with other libraries."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
+from logsnr.exact import GaussianMixture, PointCloud, Subspace
+from logsnr.noise import alpha_s, sigma_from_logsnr
+from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.sampling import Plan, Step, grids, heun, sample, solvers
+from logsnr.timesteps import TimestepTable
+
+F64 = torch.float64
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=F64)
+
+
+def mixture() -> GaussianMixture:
+    covs = torch.stack([0.05 * torch.eye(2), 0.2 * torch.eye(2), torch.tensor([[0.3, 0.1], [0.1, 0.1]])]).double()
+    return GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=F64), 1.5 * randn(3, 2, seed=9), covs)
+
+
+class Oracle(nn.Module):
+    """The raw output F that a network of a given prediction would have, if it were exact."""
+
+    def __init__(self, exact: Denoiser, prediction: Prediction) -> None:
+        super().__init__()
+        self.exact, self.prediction, self.calls = exact, prediction, 0
+
+    def forward(self, scaled: Tensor, label: Tensor) -> Tensor:
+        self.calls += 1
+        sigma = float(sigma_from_logsnr(float(label[0])))
+        alpha, s = alpha_s(sigma)
+        estimate = self.exact(scaled / self.prediction.c_in(alpha, s), sigma)
+        t_x, t_e = self.prediction.target_row(alpha, s)
+        return (t_x * estimate.x0 if t_x else 0) + (t_e * estimate.eps if t_e else 0)
+
+
+def network(exact: Denoiser, prediction: Prediction) -> NetworkDenoiser:
+    return NetworkDenoiser(Oracle(exact, prediction), prediction, shape=exact.shape)
+
+
+PREDICTIONS = [Eps(), Eps(path="ve"), X0(), X0(path="flow"), V(), Flow(label="logsnr"), EDM(label="logsnr"), Score()]
+GRID = grids.log_linear(9, 30.0, 0.02)
+PLANS = {
+    "ddim": solvers.ddim(GRID),
+    "ge": solvers.ge(GRID, 2.2),
+    "ge to the end": solvers.ge(GRID, 1.6, final="ge"),
+    "ge in x0": solvers.ge(GRID, 1.4, basis="x0"),
+    "ge in velocity": solvers.ge(GRID, 1.4, basis="velocity"),
+    "four estimates": Plan(GRID, ((1.0,), (1.5, -0.5), (1.9, -1.3, 0.4), *[(2.3, -2.4, 1.5, -0.4)] * 6)),
+    "ddpm": solvers.ddpm(GRID),
+    "unified": solvers.unified(GRID, 1.5, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_prediction_gives_the_same_trajectory(name: str) -> None:
+    plan, noise = PLANS[name], randn(8, 2)
+    expected = sample(mixture(), plan, noise=noise, generator=generator(3))
+    for prediction in PREDICTIONS:
+        actual = sample(network(mixture(), prediction), plan, noise=noise, generator=generator(3))
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, msg=lambda m, p=prediction: f"{p}: {m}")
+
+
+@pytest.mark.parametrize("name", ["ddim", "ge", "ge in x0", "ge in velocity", "unified"])
+def test_from_pure_noise_every_finite_prediction_agrees(name: str) -> None:
+    grid = (math.inf, *GRID[1:])
+    basis = PLANS[name].basis
+    plan = solvers.unified(grid, 1.5 if name != "ddim" else 1.0, 0.3 if name == "unified" else 0.0, basis=basis)
+    noise = randn(8, 2)
+    expected = sample(mixture(), plan, noise=noise, generator=generator(3))
+    # the first step from sigma inf is z' = alpha' mean + s' noise, unless noise is redrawn
+    states: list[Step] = []
+    sample(mixture(), plan, noise=noise, generator=generator(3), callback=states.append)
+    if not plan.noisy:
+        alpha, s = alpha_s(grid[1])
+        torch.testing.assert_close(states[1].z, alpha * (mixture().weights @ mixture().means) + s * noise)
+    for prediction in (X0(), V(), Flow(label="logsnr"), EDM(label="logsnr")):
+        actual = sample(network(mixture(), prediction), plan, noise=noise, generator=generator(3))
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_ends_at_x0_itself() -> None:
+    points, noise = randn(6, 2), randn(20, 2, seed=1)
+    last: list[Step] = []
+    out = sample(PointCloud(points), solvers.ge(GRID), noise=noise, callback=last.append)
+    assert last[-2].estimate is not None
+    assert torch.equal(out, last[-2].estimate.x0)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_evaluations_are_counted_and_every_state_is_seen(name: str) -> None:
+    plan, model, steps = PLANS[name], network(mixture(), V()), []
+    out = sample(model, plan, batch=3, generator=generator(), callback=steps.append)
+    assert model.network.calls == plan.nfe == 9
+    assert [step.index for step in steps] == list(range(10))
+    assert tuple(step.sigma for step in steps) == plan.sigmas
+    assert [step.estimate is None for step in steps] == [False] * 9 + [True]
+    assert torch.equal(steps[-1].z, out)
+    # every state handed out is still what it was: the run from it, with no history, is reproducible
+    again: list[Step] = []
+    sample(model, plan, batch=3, generator=generator(), callback=lambda step: again.append(step))
+    for a, b in zip(steps, again, strict=True):
+        assert torch.equal(a.z, b.z)
+
+
+def test_states_handed_out_are_never_written_to() -> None:
+    copies: list[tuple[Tensor, Tensor]] = []
+    noise = randn(4, 2)
+    kept = noise.clone()
+    sample(
+        mixture(),
+        PLANS["unified"],
+        noise=noise,
+        generator=generator(),
+        callback=lambda step: copies.append((step.z, step.z.clone())),
+    )
+    assert torch.equal(noise, kept)
+    assert all(torch.equal(z, copy) for z, copy in copies)
+
+
+def test_only_needed_estimates_are_formed() -> None:
+    class Lazy(Denoiser):
+        shape, sigma_data, trained_range = (2,), 1.0, (0.0, math.inf)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[str] = []
+
+        def forward(self, z: Tensor, sigma: float | Tensor, **cond: object) -> Estimate:
+            assert isinstance(sigma, float)  # host noise levels: nothing to synchronise
+            assert cond == {"label": 3}
+
+            def ask(name: str) -> Tensor:
+                self.asked.append(name)
+                return z
+
+            return Estimate(lambda: ask("x0"), lambda: ask("eps"))
+
+    def asked(plan: Plan) -> list[str]:
+        model = Lazy()
+        sample(model, plan, noise=randn(1, 2), cond={"label": 3})
+        return model.asked
+
+    grid = (8.0, 4.0, 2.0, 0.0)
+    assert asked(solvers.ddim(grid)) == ["x0"] * 3
+    assert asked(solvers.ge(grid, basis="x0")) == ["x0"] * 3
+    assert sorted(asked(solvers.ge(grid))) == sorted(["x0", "eps", "eps", "x0"])
+
+
+def test_reproducible_and_silent_where_deterministic() -> None:
+    for name, plan in PLANS.items():
+        a, b = (sample(mixture(), plan, batch=5, generator=generator(7)) for _ in range(2))
+        assert torch.equal(a, b), name
+        source = generator(7)
+        noise = torch.randn(5, 2, generator=source, dtype=F64)
+        before = source.get_state()
+        c = sample(mixture(), plan, noise=noise, generator=source)
+        assert torch.equal(a, c), name  # batch is one draw of noise, then the plan's draws in order
+        assert torch.equal(before, source.get_state()) is not plan.noisy, name
+    state = torch.get_rng_state()
+    sample(mixture(), PLANS["unified"], batch=5, generator=generator())
+    assert torch.equal(state, torch.get_rng_state())  # no global draw
+
+
+def test_tail_continues_a_run() -> None:
+    noise = randn(6, 2)
+    for name in ("ddim", "ge"):
+        steps: list[Step] = []
+        sample(mixture(), PLANS[name], noise=noise, callback=steps.append)
+        for k in (1, 4, 8):
+            out = sample(mixture(), PLANS[name].tail(k), noise=steps[k].z)
+            if name == "ddim":
+                assert torch.equal(out, steps[-1].z)  # a one-step method has no history to lose
+            else:
+                fresh = sample(mixture(), solvers.ge(GRID[k:], 2.2), noise=steps[k].z)
+                assert torch.equal(out, fresh)
+
+
+# in agreement with other libraries
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("n", [10, 20])
+def test_ddim_of_diffusers(spacing: str, n: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=1e-4, beta_end=0.02, clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing
+    )
+    scheduler.set_timesteps(n)
+    table, model = TimestepTable.ddpm(), mixture()
+    z = noise = randn(16, 2)
+    for t in scheduler.timesteps:
+        z = scheduler.step(model(z, table.sigma(float(t))).eps, t, z).prev_sample
+    actual = sample(model, solvers.ddim(grids.timesteps(n, table, spacing)), noise=noise)
+    torch.testing.assert_close(actual, z, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [10, 50])
+def test_ddpm_of_diffusers_given_the_same_noise(n: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(
+        beta_start=1e-4, beta_end=0.02, clip_sample=False, variance_type="fixed_small", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(n)
+    table, model = TimestepTable.ddpm(), mixture()
+    z = noise = randn(16, 2)
+    draws = generator(5)
+    for t in scheduler.timesteps:
+        z = scheduler.step(model(z, table.sigma(float(t))).eps, t, z, generator=draws).prev_sample
+    actual = sample(model, solvers.ddpm(grids.timesteps(n, table)), noise=noise, generator=generator(5))
+    torch.testing.assert_close(actual, z, rtol=1e-4, atol=2e-5)
+
+
+def test_vp_ddim_and_k_diffusion_euler() -> None:
+    model, noise = mixture(), randn(32, 2)
+    z, x = noise, noise * math.hypot(1, GRID[0])
+    for sigma, target in pairwise(GRID):
+        a, a_ = 1 / (1 + sigma**2), 1 / (1 + target**2)
+        eps = model(z, sigma).eps
+        z = math.sqrt(a_) * (z - math.sqrt(1 - a) * eps) / math.sqrt(a) + math.sqrt(1 - a_) * eps
+        denoised = model(x / math.hypot(1, sigma), sigma).x0
+        x = x + (x - denoised) / sigma * (target - sigma)
+    actual = sample(model, solvers.ddim(GRID), noise=noise)
+    torch.testing.assert_close(actual, z, rtol=0, atol=2e-14)
+    torch.testing.assert_close(actual, x, rtol=0, atol=2e-14)
+
+
+def test_velocity_basis_is_euler_in_flow_time() -> None:
+    model, grid, noise = mixture(), grids.flow(8, shift=3.0), randn(16, 2)
+    w, previous = noise, None
+    times = [1.0, *(s / (1 + s) for s in grid[1:])]
+    for i, (t, t_) in enumerate(pairwise(times)):
+        estimate = model(w / math.hypot(t, 1 - t), grid[i])
+        u = estimate.eps - estimate.x0
+        combined = u if previous is None or t_ == 0 else 1.5 * u - 0.5 * previous
+        w, previous = w + (t_ - t) * combined, u
+    actual = sample(model, solvers.ge(grid, 1.5, basis="velocity"), noise=noise)
+    torch.testing.assert_close(actual, w, rtol=1e-12, atol=1e-12)
+
+
+def test_heun_is_edm_algorithm_1_and_counts_2n_minus_1() -> None:
+    model, noise = network(mixture(), EDM(label="logsnr")), randn(16, 2)
+    x = noise * math.hypot(1, GRID[0])
+    for sigma, target in pairwise(GRID):
+        d = (x - mixture()(x / math.hypot(1, sigma), sigma).x0) / sigma
+        step = x + (target - sigma) * d
+        if target > 0:
+            d_ = (step - mixture()(step / math.hypot(1, target), target).x0) / target
+            step = x + (target - sigma) * (d + d_) / 2
+        x = step
+    steps: list[Step] = []
+    torch.testing.assert_close(heun(model, GRID, noise=noise, callback=steps.append), x, rtol=1e-10, atol=1e-10)
+    assert model.network.calls == 2 * 9 - 1
+    assert tuple(step.sigma for step in steps) == GRID
+    heun(model, GRID[:-1], batch=2, generator=generator())
+    assert model.network.calls == 17 + 16
+    with pytest.raises(ValueError, match="choose a finite sigma_max"):
+        heun(model, (math.inf, 1.0, 0.0), noise=noise)
+
+
+# precision and devices
+
+
+def test_half_precision_networks_keep_a_float32_state() -> None:
+    class Constant(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor([0.5, -1.25], dtype=dtype))
+
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            assert z.dtype == label.dtype == self.value.dtype
+            return self.value.expand_as(z)
+
+    noise = torch.randn(8, 2, generator=generator())
+    exact = sample(PointCloud([[0.5, -1.25]]), solvers.ddim(GRID[:-1]), noise=noise.double())
+    for dtype in (torch.float16, torch.bfloat16):
+        # x0 is the same in any precision, so the state's rounding is all that remains
+        model = NetworkDenoiser(Constant(dtype), X0(), shape=(2,))
+        states: list[Step] = []
+        out = sample(model, solvers.ddim(GRID[:-1]), noise=noise, callback=states.append)
+        assert {step.z.dtype for step in states} == {torch.float32}
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=5e-7)
+        assert sample(model, solvers.ddim(GRID), noise=noise.to(dtype)).dtype == torch.float32
+        assert sample(model, solvers.ddim(GRID), batch=2, generator=generator()).dtype == torch.float32
+        assert sample(model, solvers.ddim(GRID), noise=noise.double()).dtype == F64
+
+
+def test_float32_follows_float64() -> None:
+    noise = torch.randn(64, 2, generator=generator())
+    for name in ("ddim", "ge", "ge in velocity", "four estimates"):
+        for prediction in (Eps(), V(), EDM(label="logsnr")):
+            low = sample(network(mixture(), prediction), PLANS[name], noise=noise)
+            high = sample(mixture(), PLANS[name], noise=noise.double())
+            assert float((low - high).abs().median()) < 5e-6, (name, prediction)
+
+
+class NoSync(TorchDispatchMode):
+    """Fails where a value on the device is read back by the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_nothing_is_read_back(name: str) -> None:
+    model, noise, source = mixture(), randn(4, 2), generator()
+    with NoSync():
+        sample(model, PLANS[name], noise=noise, generator=source)
+    assert not sample(model, PLANS[name], noise=noise.requires_grad_(), generator=source).requires_grad
+
+
+# what is refused
+
+DDIM = solvers.ddim((2.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either noise"),
+        ({"noise": torch.zeros(1, 2), "batch": 1}, "not both"),
+        ({"noise": torch.zeros(1, 2, dtype=torch.int64)}, "noise has dtype torch.int64"),
+        ({"noise": torch.zeros(1, 3)}, r"noise has shape \(1, 3\): give \[B, 2\]"),
+        ({"noise": torch.zeros(2)}, r"noise has shape \(2,\): give \[B, 2\]"),
+        ({"batch": 0, "generator": torch.Generator()}, "batch = 0"),
+        ({"batch": 2}, "batch draws noise: give generator="),
+    ],
+)
+def test_bad_starts_are_named(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(mixture(), DDIM, **arguments)
+
+
+def test_a_noisy_plan_needs_a_generator() -> None:
+    with pytest.raises(ValueError, match="the plan draws noise: give generator="):
+        sample(mixture(), solvers.ddpm((2.0, 1.0, 0.0)), noise=torch.zeros(1, 2))
+
+
+def test_zero_terminal_snr_is_refused_by_name() -> None:
+    plan, noise = solvers.ddim((math.inf, 1.0, 0.0)), torch.zeros(1, 2)
+    for model in (network(mixture(), Eps()), network(mixture(), Score()), Subspace(torch.eye(2)[:, :1])):
+        with pytest.raises(ValueError, match=r"sigma = inf \(zero terminal SNR\).*finite sigma_max"):
+            sample(model, plan, noise=noise)
+
+
+def test_compiles_as_one_graph() -> None:
+    class Network(nn.Module):
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            return torch.tanh(z + label[:, None] / 10)
+
+    torch._dynamo.reset()
+    model, noise = NetworkDenoiser(Network(), V(), shape=(2,)), randn(4, 2)
+    compiled = torch.compile(lambda z: sample(model, PLANS["ge"], noise=z), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(noise), sample(model, PLANS["ge"], noise=noise))

@@ -1,0 +1,211 @@
+"""Recipes: what is read, and how mistakes are told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from logsnr.adaptive import Adaptive
+from logsnr.errors import LogsnrError
+from logsnr.training import load_recipe, recipe_from
+from logsnr.training.config import ObjectiveConfig
+from logsnr.training.objectives import build_objective, central_logsnr
+from logsnr.weighting import EDM, Sigmoid
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def objective(**section):
+    return build_objective(ObjectiveConfig(**section), dim=4, sigma_data=0.3)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_we_ship_are_valid(path):
+    recipe = load_recipe(path)
+    assert recipe.steps or recipe.max_seconds
+    built = build_objective(recipe.objective, dim=64, sigma_data=0.5)
+    assert built.schedule.range == tuple(recipe.objective.logsnr)
+
+
+def test_overrides_win_by_dotted_path(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "optimizer: {lr: 1.0e-3, warmup: 7}\nsteps: 10\nobjective: {weighting: sigmoid, schedule: cosine}\n"
+    )
+    texts = [
+        "optimizer.lr=2e-4",
+        "network.channels=[8, 16]",
+        "network.norm_groups=8",
+        "network.mid_attention=false",
+        "objective.weighting.bias=1.5",
+        "max_seconds=5",
+    ]
+    recipe = load_recipe(path, texts)
+    assert (recipe.optimizer.lr, recipe.optimizer.warmup) == (2e-4, 7)
+    assert recipe.network.channels == (8, 16)
+    assert recipe.objective.weighting == {"name": "sigmoid", "bias": 1.5}
+    assert (recipe.steps, recipe.max_seconds) == (10, 5.0)
+    assert load_recipe(path, {"optimizer.lr": 2e-4}).optimizer.lr == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": {"learning_rate": 1}}, "unknown key 'optimizer.learning_rate': "),
+        ({"optimizer": {"warm_up": 1}}, "unknown key 'optimizer.warm_up': did you mean 'optimizer.warmup'?"),
+        ({"network": {"chanels": [8]}}, "unknown key 'network.chanels': did you mean 'network.channels'?"),
+        ({"stepz": 3}, "unknown key 'stepz': did you mean 'steps'?"),
+        ({"zzzz": 3}, "unknown key 'zzzz': use one of batch, "),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr = -1: input should be greater than 0"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr = 'fast': input should be a valid number"),
+        ({"ema": {"decay": 1.0}}, "ema.decay = 1.0: input should be less than 1"),
+        ({"label_dropout": -0.1}, "label_dropout = -0.1: input should be greater than or equal to 0"),
+        ({"batch": 0}, "batch = 0: input should be greater than or equal to 1"),
+        ({"precision": "fp8"}, "precision = 'fp8': input should be 'no', 'bf16' or 'fp16'"),
+        ({"data": {"levels": 300}}, "data.levels = 300: input should be less than or equal to 256"),
+        (
+            {"prediction": {"name": "epsilon"}},
+            "prediction: name = 'epsilon': did you mean 'eps'? it must be one of eps",
+        ),
+        ({"prediction": {"label": "logSNR"}}, "prediction: label = 'logSNR': did you mean 'logsnr'? "),
+        ({"prediction": {"name": "edm", "path": "ve"}}, "EDM prediction scales its own input; leave path out"),
+        ({"objective": {}}, "objective: give a preset, or both a weighting and a schedule"),
+        ({"objective": {"weighting": "elbo"}}, "objective: give a preset, or both a weighting and a schedule"),
+        ({"objective": {"preset": "edm", "weighting": "elbo"}}, "give a preset or a weighting"),
+        ({"objective": {"preset": "edm", "logsnr": [5, -5]}}, "logsnr = [5.0, -5.0]: give [lo, hi] with lo < hi"),
+        ({"steps": None}, "training has no end: give steps or max_seconds"),
+        ({"network": {"classes": 10}}, "network.classes = 10 comes from the data: use conditional: true"),
+        ({"network": {"channels": [10]}}, "network: channels 10 with norm_groups 16"),
+        ({"data": "digits"}, "data = 'digits': input should be a valid dictionary"),
+    ],
+)
+def test_mistakes_are_one_clear_line(values, message):
+    with pytest.raises(LogsnrError, match=re.escape(message)) as caught:
+        recipe_from({"steps": 10, **values})
+    assert "\n" not in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once():
+    with pytest.raises(LogsnrError, match=r"optimizer.lr = -1.*; batch = 0"):
+        recipe_from({"steps": 10, "optimizer": {"lr": -1}, "batch": 0})
+
+
+def test_recipes_that_come_with_the_library_have_bare_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits") == load_recipe(RECIPES / "digits.yaml")
+    with pytest.raises(LogsnrError, match=r"recipe digit cannot be read .*there are digits, fashion_mnist"):
+        load_recipe("digit")
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"preset": "edm"}, "edm"),
+        ({"preset": "edm", "schedule": "flow", "logsnr": (-9, 9)}, "edm on [-9, 9], drawn by flow"),
+        (
+            {
+                "weighting": {"name": "sigmoid", "bias": 2.0},
+                "schedule": "cosine",
+                "logsnr": (-10, 10),
+                "adaptive": True,
+            },
+            "sigmoid(bias=2) on [-10, 10], adaptive from cosine",
+        ),
+        ({"preset": "vdm", "adaptive": True}, "vdm, adaptive from the preset's schedule"),
+    ],
+)
+def test_an_objective_in_words(section, words):
+    assert ObjectiveConfig(**section).describe() == words
+
+
+def test_files_that_are_not_recipes(tmp_path):
+    (tmp_path / "digits.yaml").write_text("steps: 1")
+    with pytest.raises(LogsnrError, match=r"missing.yaml cannot be read \(No such file.*there are .*digits.yaml"):
+        load_recipe(tmp_path / "missing.yaml")
+    (tmp_path / "bad.yaml").write_text("steps: [1, ")
+    with pytest.raises(LogsnrError, match="is not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(LogsnrError, match="holds a list: a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    with pytest.raises(LogsnrError, match=r"override 'steps' has no value: write it as optimizer.lr=1e-3"):
+        load_recipe(tmp_path / "digits.yaml", ["steps"])
+
+
+def test_yaml_runs_no_code(tmp_path):
+    (tmp_path / "evil.yaml").write_text("steps: !!python/object/apply:os.getcwd []")
+    with pytest.raises(LogsnrError, match="is not valid YAML"):
+        load_recipe(tmp_path / "evil.yaml")
+
+
+def test_objectives_are_built_from_names_and_parameters():
+    built = objective(
+        weighting={"name": "sigmoid", "bias": 1.0}, schedule={"name": "cosine", "shift": 0.5}, logsnr=(-8, 9)
+    )
+    assert built.weighting == Sigmoid(1.0)
+    assert built.schedule.range == (-8, 9)
+    assert built.schedule.base.shift == 0.5
+    preset = objective(preset="vdm++/sigmoid", logsnr=(-10, 10))
+    assert preset.weighting == Sigmoid(2)
+    assert preset.schedule.range == (-10, 10)
+
+
+def test_a_weighting_takes_the_datas_sigma_unless_told():
+    assert objective(weighting="edm", schedule="edm-training", logsnr=(-9, 9)).weighting == EDM(sigma_data=0.3)
+    told = objective(weighting={"name": "edm", "sigma_data": 0.5}, schedule="edm-training", logsnr=(-9, 9))
+    assert told.weighting == EDM(sigma_data=0.5)
+    assert objective(preset="edm").weighting == EDM(sigma_data=0.5)
+
+
+def test_adaptive_starts_from_the_schedule():
+    built = objective(preset="vdm++/sigmoid", logsnr=(-10, 10), adaptive=True)
+    assert isinstance(built.schedule, Adaptive)
+    assert built.schedule.range == (-10, 10)
+    fixed = objective(preset="vdm++/sigmoid", logsnr=(-10, 10))
+    for logsnr in (-5.0, 0.1, 5.0):
+        # A hundred bins over twenty units of log-SNR and a floor of 1 %.
+        assert float(built.schedule.log_density(logsnr)) == pytest.approx(
+            float(fixed.schedule.log_density(logsnr)), abs=0.2
+        )
+
+
+def test_the_central_range_is_the_schedules_quantiles():
+    config = ObjectiveConfig(preset="edm")
+    lo, hi = central_logsnr(config, build_objective(config, dim=4, sigma_data=0.5))
+    # N(2.4, 2.4^2): the .1 % quantile of a normal law is 3.0902 deviations out.
+    assert (lo, hi) == pytest.approx((2.4 - 2.4 * 3.0902, 2.4 + 2.4 * 3.0902), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"preset": "vdm"}, None),
+        ({"preset": "vdm++"}, "objective.preset = 'vdm++': did you mean"),
+        (
+            {"weighting": "sigmoidal", "schedule": "cosine"},
+            "objective.weighting = 'sigmoidal': did you mean 'sigmoid'?",
+        ),
+        ({"weighting": "elbo", "schedule": "cosin"}, "objective.schedule = 'cosin': did you mean 'cosine'?"),
+        (
+            {"weighting": {"name": "sigmoid", "bais": 1}, "schedule": "cosine"},
+            "unknown parameter objective.weighting.bais of 'sigmoid': did you mean 'bias'?",
+        ),
+        ({"weighting": {"name": "elbo", "bias": 1}, "schedule": "cosine"}, "it has no parameters"),
+        (
+            {"weighting": {"name": "sigmoid", "bias": "x"}, "schedule": "cosine"},
+            "objective.weighting.bias = 'x': give a number",
+        ),
+        ({"weighting": "elbo", "schedule": {"name": "flow", "shift": -1}}, "shift = -1"),
+        ({"preset": "vdm", "logsnr": (-20, 5)}, "objective.logsnr = [-20.0, 5.0]:"),
+        ({"weighting": "elbo", "schedule": "cosine"}, "set objective.logsnr: [lo, hi]"),
+        ({"weighting": "elbo", "schedule": "cosine", "adaptive": True}, "set objective.logsnr: [lo, hi]"),
+    ],
+)
+def test_objectives_that_do_not_exist(section, message):
+    if message is None:
+        assert objective(**section).name == section["preset"]
+        return
+    with pytest.raises(LogsnrError, match=re.escape(message)):
+        objective(**section)
