@@ -14,10 +14,10 @@ FLOORS = [
     ["prediction", "density"],
     ["schedule"],
     ["weighting", "denoiser"],
-    ["exact", "objective", "adaptive", "sampling"],
+    ["exact", "guidance", "objective", "adaptive", "sampling"],
     ["likelihood", "endpoint", "models", "schedules"],
     ["evaluation"],
-    ["load", "training", "report"],
+    ["adapters", "load", "training", "report"],
     ["demo"],
     ["cli"],
 ]

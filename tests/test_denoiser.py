@@ -30,7 +30,7 @@ class Net(nn.Module):
 
     def forward(self, state: Tensor, label: Tensor) -> Tensor:
         self.seen = state, label
-        gate = 1 + torch.tanh(label * self.label_scale).reshape(-1, 1, 1, 1)
+        gate = 1 + torch.tanh(label.to(state.dtype) * self.label_scale).reshape(-1, 1, 1, 1)
         return torch.tanh(nn.functional.conv2d(state, self.weight, padding=1)) * gate
 
 
@@ -68,7 +68,7 @@ def test_estimates_recompose_the_state_and_give_the_error(prediction: Prediction
 
 
 def test_half_precision_network_keeps_float32_states() -> None:
-    """Only the network's own input, label and output are rounded: z, x0, eps and the loss are not."""
+    """Only the network's input and output are rounded: its label, z, x0, eps and the loss are not."""
     network = Net(torch.bfloat16)
     model = NetworkDenoiser(network, V(), shape=SHAPE)
     x, eps = states(dtype=torch.float32)
@@ -76,8 +76,8 @@ def test_half_precision_network_keeps_float32_states() -> None:
     z = noisy(x, eps, sigma)
     estimate = model(z, sigma)
     state, label = network.seen
-    assert (state.dtype, label.dtype) == (torch.bfloat16, torch.bfloat16)
-    out = network(z.bfloat16(), (-2 * sigma.log()).bfloat16()).float()
+    assert (state.dtype, label.dtype) == (torch.bfloat16, torch.float32)
+    out = network(z.bfloat16(), -2 * sigma.log()).float()
     alpha, s = (v[:, None, None, None] for v in alpha_s(sigma))
     assert estimate.x0.dtype == estimate.eps.dtype == torch.float32
     torch.testing.assert_close(estimate.x0, alpha * z - s * out, rtol=1e-6, atol=1e-6)

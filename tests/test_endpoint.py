@@ -13,11 +13,11 @@ def test_counts_every_evaluation_and_changes_nothing():
     grid = grids.log_linear(7, 20.0, 0.05)
     counted = Counted(model)
     x = sample(counted, solvers.ge(grid), noise=noise)
-    assert counted.calls == 7
+    assert counted.evaluations == 7
     assert torch.equal(x, sample(model, solvers.ge(grid), noise=noise))
-    counted.calls = 0
+    counted.evaluations = 0
     heun(counted, grid, noise=noise)
-    assert counted.calls == 2 * 7 - 1
+    assert counted.evaluations == 2 * 7 - 1
     assert counted.shape == model.shape
     assert counted.finite_at_inf == model.finite_at_inf
 
@@ -27,3 +27,18 @@ def test_rmse_is_per_dimension():
     assert rmse(a + torch.tensor([3.0, 0.0, 0.0]), a) == pytest.approx(3**0.5)
     with pytest.raises(ValueError, match="one noise"):
         rmse(a, a[:2])
+
+
+def test_guidance_counts_twice_where_it_acts():
+    from logsnr import guidance
+
+    class Conditional(exact.Gaussian):
+        def forward(self, z, sigma, *, shift=0.0):
+            return super().forward(z, sigma)
+
+    model = Conditional(torch.zeros(2), torch.eye(2))
+    guided = guidance.cfg(model, 2.0, {"shift": 0.0}, interval=(0.5, 5.0))
+    grid = grids.from_sigmas([10.0, 4.0, 1.0, 0.2, 0.0])
+    counted = Counted(guided)
+    sample(counted, solvers.ddim(grid), noise=torch.zeros(1, 2), cond={"shift": 1.0})
+    assert counted.evaluations == 1 + 2 + 2 + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from logsnr.images import data_uri, tile
+from logsnr.images import data_uri, side_by_side, tile
 from logsnr.report import figures
 from logsnr.report.page import Html, cards, heading, markup, paragraph, picture, table, write_page
 from logsnr.schedule import Cosine
@@ -32,6 +32,15 @@ def test_tile_keeps_colour_and_refuses_floats():
     assert colour.getpixel((0, 0)) == (255, 0, 7)
     with pytest.raises(ValueError, match="uint8"):
         tile(torch.zeros(1, 1, 2, 2), columns=1)
+
+
+def test_side_by_side_keeps_both_pictures():
+    left, right = Image.new("L", (3, 5), 10), Image.new("L", (4, 2), 20)
+    both = side_by_side(left, right, gap=2)
+    assert both.size == (9, 5)
+    assert both.crop((0, 0, 3, 5)).tobytes() == left.tobytes()
+    assert both.crop((5, 0, 9, 2)).tobytes() == right.tobytes()
+    assert both.getpixel((4, 0)) == both.getpixel((6, 4)) == 255
 
 
 def test_data_uri_round_trip():

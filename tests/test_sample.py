@@ -8,13 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.exact import GaussianMixture, PointCloud, Subspace
 from logsnr.noise import alpha_s, sigma_from_logsnr
 from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
-from logsnr.sampling import Plan, Step, grids, heun, sample, solvers
+from logsnr.sampling import NonFiniteError, Plan, Step, evaluations, grids, sample, solvers
 from logsnr.timesteps import TimestepTable
 
 F64 = torch.float64
@@ -100,6 +101,16 @@ def test_ends_at_x0_itself() -> None:
     out = sample(PointCloud(points), solvers.ge(GRID), noise=noise, callback=last.append)
     assert last[-2].estimate is not None
     assert torch.equal(out, last[-2].estimate.x0)
+
+
+def test_a_last_row_may_extrapolate_x0_to_the_end() -> None:
+    """To sigma 0 nothing of z is kept: the sample is the combination of the estimates itself."""
+    plan, steps = Plan((8.0, 4.0, 2.0, 0.0), ((1.0,), (1.0,), (1.75, -1.0, 0.25)), "x0"), []
+    out = sample(mixture(), plan, noise=randn(6, 2), callback=steps.append)
+    third, second, first = (step.estimate.x0 for step in steps[2::-1])
+    torch.testing.assert_close(out, 1.75 * third - second + 0.25 * first, rtol=1e-15, atol=1e-15)
+    ones = Plan((8.0, 4.0, 2.0, 0.0), ((1.0,), (1.0,), (0.0, 1.0)), "x0")
+    assert torch.equal(sample(mixture(), ones, noise=randn(6, 2)), second)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -253,26 +264,6 @@ def test_velocity_basis_is_euler_in_flow_time() -> None:
     torch.testing.assert_close(actual, w, rtol=1e-12, atol=1e-12)
 
 
-def test_heun_is_edm_algorithm_1_and_counts_2n_minus_1() -> None:
-    model, noise = network(mixture(), EDM(label="logsnr")), randn(16, 2)
-    x = noise * math.hypot(1, GRID[0])
-    for sigma, target in pairwise(GRID):
-        d = (x - mixture()(x / math.hypot(1, sigma), sigma).x0) / sigma
-        step = x + (target - sigma) * d
-        if target > 0:
-            d_ = (step - mixture()(step / math.hypot(1, target), target).x0) / target
-            step = x + (target - sigma) * (d + d_) / 2
-        x = step
-    steps: list[Step] = []
-    torch.testing.assert_close(heun(model, GRID, noise=noise, callback=steps.append), x, rtol=1e-10, atol=1e-10)
-    assert model.network.calls == 2 * 9 - 1
-    assert tuple(step.sigma for step in steps) == GRID
-    heun(model, GRID[:-1], batch=2, generator=generator())
-    assert model.network.calls == 17 + 16
-    with pytest.raises(ValueError, match="choose a finite sigma_max"):
-        heun(model, (math.inf, 1.0, 0.0), noise=noise)
-
-
 # precision and devices
 
 
@@ -283,11 +274,12 @@ def test_half_precision_networks_keep_a_float32_state() -> None:
             self.value = nn.Parameter(torch.tensor([0.5, -1.25], dtype=dtype))
 
         def forward(self, z: Tensor, label: Tensor) -> Tensor:
-            assert z.dtype == label.dtype == self.value.dtype
+            assert (z.dtype, label.dtype) == (self.value.dtype, state)
             return self.value.expand_as(z)
 
     noise = torch.randn(8, 2, generator=generator())
     exact = sample(PointCloud([[0.5, -1.25]]), solvers.ddim(GRID[:-1]), noise=noise.double())
+    state = torch.float32
     for dtype in (torch.float16, torch.bfloat16):
         # x0 is the same in any precision, so the state's rounding is all that remains
         model = NetworkDenoiser(Constant(dtype), X0(), shape=(2,))
@@ -297,7 +289,9 @@ def test_half_precision_networks_keep_a_float32_state() -> None:
         torch.testing.assert_close(out.double(), exact, rtol=0, atol=5e-7)
         assert sample(model, solvers.ddim(GRID), noise=noise.to(dtype)).dtype == torch.float32
         assert sample(model, solvers.ddim(GRID), batch=2, generator=generator()).dtype == torch.float32
+        state = F64
         assert sample(model, solvers.ddim(GRID), noise=noise.double()).dtype == F64
+        state = torch.float32
 
 
 def test_float32_follows_float64() -> None:
@@ -309,20 +303,186 @@ def test_float32_follows_float64() -> None:
             assert float((low - high).abs().median()) < 5e-6, (name, prediction)
 
 
-class NoSync(TorchDispatchMode):
-    """Fails where a value on the device is read back by the host."""
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the host reads a value back from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        self.count += func in READS
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_nothing_is_read_back(name: str) -> None:
-    model, noise, source = mixture(), randn(4, 2), generator()
-    with NoSync():
-        sample(model, PLANS[name], noise=noise, generator=source)
-    assert not sample(model, PLANS[name], noise=noise.requires_grad_(), generator=source).requires_grad
+def test_nothing_is_read_back_but_the_check_at_the_end(name: str) -> None:
+    model, plan, noise, source = mixture(), PLANS[name], randn(4, 2), generator()
+    for check, expected in ((False, 0), (True, 1), ("each", plan.nfe)):
+        before_last: list[int] = []
+        with Reads() as reads:
+            sample(
+                model,
+                plan,
+                noise=noise,
+                generator=source,
+                check=check,
+                callback=lambda step, reads=reads, seen=before_last: seen.append(reads.count),
+            )
+        assert reads.count == expected
+        assert before_last == (list(range(plan.nfe + 1)) if check == "each" else [0] * (plan.nfe + 1))
+    assert not sample(mixture(), plan, noise=noise.requires_grad_(), generator=source).requires_grad
+
+
+# memory
+
+SIZE = 3 * 64
+
+
+class Live(TorchDispatchMode):
+    """The largest number of tensors of the state's size that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, StorageWeakRef] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.untyped_storage().nbytes() >= SIZE * out.element_size():
+            storage = out.untyped_storage()
+            self.seen = {key: ref for key, ref in self.seen.items() if not ref.expired()}
+            self.seen.setdefault(storage._cdata, StorageWeakRef(storage))
+            self.most = max(self.most, len(self.seen))
+        return out
+
+
+class Sine(nn.Module):
+    """A network that answers with a tensor of its own."""
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return torch.sin(z)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=lambda p: f"{p.name}-{getattr(p, 'path', '')}")
+@pytest.mark.parametrize("name", PLANS)
+def test_at_most_three_tensors_besides_the_history(name: str, prediction: Prediction) -> None:
+    plan, noise = PLANS[name], randn(3, 64)
+    model = NetworkDenoiser(Sine(), prediction, shape=(64,))
+    with Live() as live:
+        out = sample(model, plan, noise=noise, generator=generator())
+    assert out.isfinite().all()
+    assert 2 <= live.most <= max(map(len, plan.rows)) + 3
+
+
+def test_a_state_that_nobody_holds_is_written_over() -> None:
+    class Addresses(Sine):
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            seen.append(z.data_ptr())
+            return super().forward(z, label)
+
+    seen: list[int] = []
+    model, noise = NetworkDenoiser(Addresses(), V(), shape=(64,)), randn(3, 64)
+    sample(model, PLANS["ge"], noise=noise)
+    assert seen[0] == noise.data_ptr()
+    assert len(set(seen[1:])) == 1
+    assert noise.data_ptr() not in seen[1:]
+
+
+def test_where_holders_cannot_be_counted_states_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts are no public interface of torch: without them the same numbers come out."""
+    model, noise = network(mixture(), V()), randn(3, 2)
+    expected = sample(model, PLANS["ge"], noise=noise)
+    monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    states: list[Tensor] = []
+    model.network.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    assert torch.equal(sample(model, PLANS["ge"], noise=noise), expected)
+    assert len({z.data_ptr() for z in states}) == 9
+
+
+@pytest.mark.parametrize("form", ["itself", "a view", "its memory", "through numpy"])
+@pytest.mark.parametrize("name", ["ddim", "ge", "four estimates", "ddpm"])
+def test_a_state_that_somebody_holds_is_not(name: str, form: str) -> None:
+    """A model (or a cache around it) may keep what it was given."""
+    hold = {
+        "itself": lambda z: z,
+        "a view": lambda z: z[1:],
+        "its memory": lambda z: z.detach().untyped_storage(),
+        "through numpy": lambda z: z.numpy(),
+    }[form]
+
+    class Keeper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: list[tuple[object, Tensor]] = []
+
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            self.kept.append((hold(z), z.clone()))
+            return torch.sin(z)
+
+    keeper = Keeper()
+    sample(NetworkDenoiser(keeper, Eps(), shape=(2,)), PLANS[name], noise=randn(3, 2), generator=generator())
+    for held, copy in keeper.kept:
+        if form == "its memory":
+            held = torch.empty(0, dtype=F64).set_(held).view(3, 2)
+        assert torch.equal(torch.as_tensor(held), copy[1:] if form == "a view" else copy)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ge", "ge in x0", "ge in velocity", "four estimates"])
+def test_estimates_may_be_the_state_itself(name: str) -> None:
+    """A network that answers with its input: the history and the state are one tensor."""
+    model, other = (NetworkDenoiser(n, Eps(), shape=(2,)) for n in (Same(), Copy()))
+    states: list[Step] = []
+    a = sample(model, PLANS[name], noise=randn(3, 2))
+    b = sample(other, PLANS[name], noise=randn(3, 2), callback=states.append)
+    assert torch.equal(a, b)
+
+
+class Same(nn.Module):
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return z
+
+
+class Copy(nn.Module):
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return z.clone()
+
+
+# values that are not finite
+
+
+class Breaks(nn.Module):
+    """Answers with nan (or inf) from its k-th call on."""
+
+    def __init__(self, k: int, value: float = math.nan) -> None:
+        super().__init__()
+        self.k, self.value, self.calls = k, value, 0
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        self.calls += 1
+        out = torch.sin(z)
+        if self.calls > self.k:
+            out[1, 0] = self.value
+        return out
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("k", [0, 3, 8])
+def test_a_broken_network_is_named_by_step_and_sigma(k: int, value: float) -> None:
+    for name in ("ge", "ddim", "ddpm", "four estimates"):
+        for check, calls in ((True, 9), ("each", k + 1)):
+            model = NetworkDenoiser(Breaks(k, value), Eps(), shape=(2,))
+            with pytest.raises(NonFiniteError, match=rf"step {k} \(sigma = {GRID[k]:.6g}\) left a state") as caught:
+                sample(model, PLANS[name], noise=randn(3, 2), generator=generator(), check=check)
+            assert (caught.value.step, caught.value.sigma) == (k, GRID[k])
+            assert model.network.calls == calls
+        model = NetworkDenoiser(Breaks(k, value), Eps(), shape=(2,))
+        out = sample(model, PLANS[name], noise=randn(3, 2), generator=generator(), check=False)
+        assert not out[1, 0].isfinite()
+        assert out[[0, 2]].isfinite().all()
 
 
 # what is refused
@@ -340,6 +500,7 @@ DDIM = solvers.ddim((2.0, 1.0, 0.0))
         ({"noise": torch.zeros(2)}, r"noise has shape \(2,\): give \[B, 2\]"),
         ({"batch": 0, "generator": torch.Generator()}, "batch = 0"),
         ({"batch": 2}, "batch draws noise: give generator="),
+        ({"noise": torch.zeros(1, 2), "check": "always"}, "check 'always' is not one of True"),
     ],
 )
 def test_bad_starts_are_named(arguments, message: str) -> None:
@@ -359,12 +520,81 @@ def test_zero_terminal_snr_is_refused_by_name() -> None:
             sample(model, plan, noise=noise)
 
 
-def test_compiles_as_one_graph() -> None:
+def trained_on(low: float, high: float, prediction: Prediction = V()) -> NetworkDenoiser:  # noqa: B008
+    return NetworkDenoiser(Sine(), prediction, shape=(2,), trained_range=(low, high))
+
+
+@pytest.mark.parametrize(
+    ("grid", "outside"),
+    [
+        ((20.0, 1.0, 0.0), "20"),
+        ((10.0, 1.0, 0.01, 0.0), "0.01"),
+        ((10.2, 1.0, 0.0), "10.2"),
+        ((math.inf, 1.0, 0.0), "inf"),
+    ],
+)
+def test_a_grid_beyond_the_trained_range_warns(grid: tuple[float, ...], outside: str) -> None:
+    with pytest.warns(UserWarning, match=rf"sigma = {outside} is outside the range \[0.05, 10\]"):
+        sample(trained_on(0.05, 10.0), solvers.ddim(grid), noise=randn(1, 2))
+
+
+def test_rounding_and_the_last_level_do_not_warn() -> None:
+    sample(trained_on(0.05, 157.0), solvers.ddim((157.407, 1.0, 0.0496, 0.0)), noise=randn(1, 2))
+    sample(trained_on(0.05, 157.0), solvers.ddim((1.0, 0.001)), noise=randn(1, 2))  # never asked at .001
+    sample(trained_on(0.05, 157.0, Flow()), solvers.ddim(grids.flow(4)), noise=randn(1, 2))
+
+
+@pytest.mark.parametrize("check", [False, True, "each"])
+@pytest.mark.parametrize("name", ["ddim", "ge", "ge in velocity", "four estimates"])
+def test_compiles_as_one_graph(name: str, check: object) -> None:
     class Network(nn.Module):
         def forward(self, z: Tensor, label: Tensor) -> Tensor:
             return torch.tanh(z + label[:, None] / 10)
 
     torch._dynamo.reset()
     model, noise = NetworkDenoiser(Network(), V(), shape=(2,)), randn(4, 2)
-    compiled = torch.compile(lambda z: sample(model, PLANS["ge"], noise=z), fullgraph=True, backend="eager")
+    eager = sample(model, PLANS[name], noise=noise, check=check)
+    compiled = torch.compile(
+        lambda z: sample(model, PLANS[name], noise=z, check=check), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(noise), eager)
+
+
+@pytest.mark.parametrize("label", ["stable-diffusion", "flow", "edm"])
+def test_labels_are_constants_of_the_compiled_graph(label: str) -> None:
+    class Network(nn.Module):
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            return torch.tanh(z + label[:, None] / 1000)
+
+    torch._dynamo.reset()
+    model, noise = NetworkDenoiser(Network(), Eps(label=label), shape=(2,)), randn(4, 2)
+    compiled = torch.compile(lambda z: sample(model, PLANS["ge"], noise=z), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(noise), sample(model, PLANS["ge"], noise=noise))
+
+
+def test_a_compiled_run_names_the_step_too() -> None:
+    class Overflows(nn.Module):
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            return z / (label[:, None] < 0)  # positive log-SNR: sigma < 1
+
+    torch._dynamo.reset()
+    model, plan, noise = NetworkDenoiser(Overflows(), V(), shape=(2,)), PLANS["ge"], randn(4, 2)
+    first = next(i for i, sigma in enumerate(GRID) if sigma < 1)
+    with pytest.raises(NonFiniteError) as eager:
+        sample(model, plan, noise=noise)
+    assert (eager.value.step, eager.value.sigma) == (first, GRID[first])
+    compiled = torch.compile(lambda z: sample(model, plan, noise=z), fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=rf"step {first} \(sigma = {GRID[first]:.6g}\)"):
+        compiled(noise)
+
+
+def test_labels_are_remembered_but_never_stale() -> None:
+    model, noise = network(mixture(), Flow(label="logsnr")), randn(3, 2)
+    for prediction in (Flow(label="logsnr"), V(), Eps(path="ve")):
+        model.prediction = model.network.prediction = prediction
+        expected = sample(mixture(), PLANS["ge"], noise=noise)
+        torch.testing.assert_close(sample(model, PLANS["ge"], noise=noise), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_evaluations_of_a_plain_denoiser_are_those_of_the_plan() -> None:
+    assert all(evaluations(mixture(), plan) == plan.nfe for plan in PLANS.values())

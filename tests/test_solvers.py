@@ -169,6 +169,43 @@ def test_noisy_marginals(gamma: float, mu: float) -> None:
     assert abs(float(z.mean())) < 4 * math.sqrt(expected / n)
 
 
+@pytest.mark.parametrize("eta", [0.3, 0.8, 1.0])
+def test_ddim_eta_marginals(eta: float) -> None:
+    """DDIM's step factor to sigma_down, and independent noise: within 4 standard errors of 100k samples."""
+    n, lam, grid = 100_000, 2.0, grids.log_linear(6, 10.0, 0.2, last="min")
+    variance = 1 + grid[0] ** 2
+    for sigma, target in pairwise(grid):
+        noise = (eta * target) ** 2 * (1 - (target / sigma) ** 2)  # Song's sigma_eta, over alpha
+        down = math.sqrt(target**2 - noise)
+        variance = ((lam + sigma * down) / (lam + sigma**2)) ** 2 * variance + noise
+    expected = variance / (1 + grid[-1] ** 2)
+    z = sample(gaussian(lam), solvers.ddim(grid, eta), batch=n, generator=torch.Generator().manual_seed(0))
+    assert float(z.var()) == pytest.approx(expected, abs=4 * expected * math.sqrt(2 / n))
+    assert abs(float(z.mean())) < 4 * math.sqrt(expected / n)
+
+
+def test_ddim_eta_between_ddim_and_ddpm() -> None:
+    grid = (math.inf, 8.0, 2.0, 0.5, 0.0)
+    assert solvers.ddim(grid, 0.0) == solvers.ddim(grid)
+    assert solvers.ddim(grid).sigma_down is None
+    one, ddpm = solvers.ddim(grid, 1.0), solvers.ddpm(grid)
+    assert one.sigma_down == pytest.approx(ddpm.sigma_down, rel=1e-15)
+    for eta in (0.2, 0.7):
+        plan = solvers.ddim(grid, eta)
+        assert plan.meta == {"solver": "ddim", "eta": eta}
+        assert plan.sigma_down is not None
+        assert plan.sigma_down[0] == pytest.approx(8 * math.sqrt(1 - eta**2), rel=1e-15)
+        assert plan.sigma_down[-1] == 0
+        for step, (sigma, target) in zip(updates(plan)[1:], pairwise(grid[1:]), strict=True):
+            (a, s), (a_, s_) = alpha_s(sigma), alpha_s(target)
+            assert step.noise == pytest.approx(eta * s_ / s * math.sqrt(1 - (a / a_) ** 2), rel=1e-13)
+        # the map from mu: eta^2 (1 - r^2) = 1 - r^(2 mu/(1 - mu))
+        r, mu = 0.25, 0.3
+        mapped = math.sqrt((1 - r ** (2 * mu / (1 - mu))) / (1 - r * r))
+        pair = solvers.ddim((8.0, 2.0), mapped).sigma_down, solvers.unified((8.0, 2.0), 1.0, mu).sigma_down
+        assert pair[0] == pytest.approx(pair[1], rel=1e-13)
+
+
 def test_ddpm_converges_to_the_data() -> None:
     """On a fine grid the ancestral variance is that of the data up to its first-order error."""
     for n, error in ((200, 0.04), (800, 0.01)):
@@ -336,6 +373,8 @@ def test_heun_error_on_the_edm_grid(n: int, golden: str) -> None:
         (lambda: solvers.unified((1.0, 0.0), 1.0, 1.0), r"mu = 1.0: must be in \[0, 1\)"),
         (lambda: solvers.unified((1.0, 0.0), 1.0, -0.1), "mu = -0.1"),
         (lambda: solvers.ddim((1.0, 1.0)), "is not below"),
+        (lambda: solvers.ddim((1.0, 0.0), 1.1), r"eta = 1.1: must be in \[0, 1\]"),
+        (lambda: solvers.ddim((1.0, 0.0), -0.1), "eta = -0.1"),
         (lambda: solvers.ddpm((1.0,)), "give at least 2"),
     ],
 )

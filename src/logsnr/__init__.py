@@ -10,7 +10,7 @@ The model of the world stands in `noise` (the coordinate), `prediction` (what ne
 of model), `objective` (what training minimises) and `sampling` (plans and the one loop).
 """
 
-from logsnr import exact, schedules
+from logsnr import exact, guidance, schedules
 from logsnr import prediction as predictions
 from logsnr import weighting as weightings
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
@@ -19,17 +19,33 @@ from logsnr.likelihood import Likelihood, bits_per_dim
 from logsnr.load import load
 from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
 from logsnr.pixels import Pixels
-from logsnr.sampling import Plan, Step, grids, heun, sample, solvers
+from logsnr.sampling import (
+    Churn,
+    NonFiniteError,
+    Plan,
+    Step,
+    evaluations,
+    grids,
+    heun,
+    interpolate,
+    invert,
+    reconstruct,
+    sample,
+    solve,
+    solvers,
+)
 from logsnr.timesteps import TimestepTable
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Churn",
     "Denoiser",
     "Estimate",
     "Likelihood",
     "LogsnrError",
     "NetworkDenoiser",
+    "NonFiniteError",
     "ObjectiveOutput",
     "Pixels",
     "Plan",
@@ -37,14 +53,20 @@ __all__ = [
     "TimestepTable",
     "WeightedELBO",
     "bits_per_dim",
+    "evaluations",
     "exact",
     "grids",
+    "guidance",
     "heun",
+    "interpolate",
+    "invert",
     "load",
     "objectives",
     "predictions",
+    "reconstruct",
     "sample",
     "schedules",
+    "solve",
     "solvers",
     "weightings",
 ]

@@ -253,19 +253,19 @@ def _write_images(x: Tensor, denoiser: NetworkDenoiser, out: Path) -> None:
     import numpy as np
 
     from logsnr.files import replace_file
-    from logsnr.images import tile
+    from logsnr.images import png, tile
 
     images = denoiser.decode(x)
-    buffer = io.BytesIO()
-    if out.suffix == ".npy":
-        np.save(buffer, images.numpy())
-    else:
-        assert denoiser.pixels is not None
-        columns = max(1, round(len(images) ** 0.5))
-        scale = max(1, 64 // denoiser.shape[-1])
-        tile(denoiser.pixels.display(images), columns=columns, scale=scale).save(buffer, "PNG")
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, buffer.getvalue())
+    if out.suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, images.numpy())
+        replace_file(out, buffer.getvalue())
+        return
+    assert denoiser.pixels is not None
+    columns = max(1, round(len(images) ** 0.5))
+    scale = max(1, 64 // denoiser.shape[-1])
+    replace_file(out, png(tile(denoiser.pixels.display(images), columns=columns, scale=scale)))
 
 
 def _held_out(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ from logsnr.pixels import Pixels
 from logsnr.prediction import EDM, Prediction
 
 Lazy = Tensor | Callable[[], Tensor]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _constant_when_compiled(function: _F) -> _F:
+    """`torch.compiler.assume_constant_result`, without loading the whole compiler when this module is imported."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class Estimate:
@@ -203,27 +210,27 @@ class NetworkDenoiser(Denoiser):
             labels = torch.as_tensor(self.prediction.timestep(sigma), dtype=z.dtype, device=z.device).expand(len(z))
         else:
             _, _, c_in, label = self._host_row(sigma)
-            labels = torch.full((len(z),), label, dtype=z.dtype, device=z.device)
-        dtype = next((p.dtype for p in self.network.parameters()), z.dtype)
+            labels = z.new_full((z.shape[0],), label)
+        network = self.network
+        parameter = _first_parameter(network)
+        dtype = z.dtype if parameter is None else parameter.dtype
         scaled = z if not isinstance(c_in, Tensor) and c_in == 1 else c_in * z
-        if dtype != z.dtype:
-            scaled, labels = scaled.to(dtype), labels.to(dtype)
-        out = self.network(scaled, labels, **cond)
+        # Labels keep the state's precision: in bfloat16 timestep 999 would be 1000.
+        out = network(scaled if dtype == z.dtype else scaled.to(dtype), labels, **cond)
         out = out if isinstance(out, Tensor) else out.sample
         return out if out.dtype == z.dtype else out.to(z.dtype)
 
+    @_constant_when_compiled
     def _host_row(self, sigma: float) -> tuple[float, float, float, float]:
         """(alpha, s, c_in, label) of a host noise level, remembered: a table's label costs more than a step."""
-        compiling = torch.compiler.is_compiling()
-        known = None if compiling else self._rows.get(sigma)
+        known = self._rows.get(sigma)
         if known is not None and known[0] is self.prediction:
             return known[1]
         alpha, s = alpha_s(sigma)
         row = (alpha, s, self.prediction.c_in(alpha, s), self.prediction.timestep(sigma))
-        if not compiling:
-            if len(self._rows) >= 4096:
-                self._rows.clear()
-            self._rows[sigma] = (self.prediction, row)
+        if len(self._rows) >= 4096:
+            self._rows.clear()
+        self._rows[sigma] = (self.prediction, row)
         return row
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
@@ -249,6 +256,18 @@ class NetworkDenoiser(Denoiser):
         return self.prediction.eps_row(alpha, s)[1] ** 2 * error
 
 
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """`next(module.parameters(), None)`, without the walk that makes it cost more than a kernel."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else _first_parameter(child)
+        if found is not None:
+            return found
+    return None
+
+
 def noisy(x: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
     """The canonical noisy state z = alpha x + s eps `[B, *shape]`, in at least float32."""
     return _combine(alpha_s(sigma), x, eps)
@@ -256,11 +275,11 @@ def noisy(x: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
 
 def _combine(row: tuple[float | Tensor, float | Tensor], first: Tensor, second: Tensor) -> Tensor:
     """c_1 first + c_2 second; host coefficients that are 0 or 1 cost nothing."""
-    c1, c2 = per_sample(row[0], first), per_sample(row[1], first)
-    if not isinstance(c1, Tensor) and not isinstance(c2, Tensor):
-        if c1 == 0:
-            return second if c2 == 1 else second * c2
-        if c2 == 0:
-            return first if c1 == 1 else first * c1
-        return (first * c1).add_(second, alpha=c2)
-    return c1 * first + c2 * second
+    c1, c2 = row
+    if isinstance(c1, Tensor) or isinstance(c2, Tensor):
+        return per_sample(c1, first) * first + per_sample(c2, first) * second
+    if c1 == 0:
+        return second if c2 == 1 else second * c2
+    if c2 == 0:
+        return first if c1 == 1 else first * c1
+    return (first * c1).add_(second, alpha=c2)

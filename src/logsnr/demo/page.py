@@ -35,7 +35,10 @@ def _opening(result: DemoResult) -> list[Html]:
         ),
         cards(
             [
-                (f"{bound.bits_per_dim:.3f} ± {bound.stderr:.3f}", "bits per dimension, held-out digits"),
+                (
+                    f"{bound.bits_per_dim:.3f} ± {bound.stderr:.3f}",
+                    "bits per dimension, held-out digits without labels",
+                ),
                 (f"{seen.samples:.1%}", f"of samples recognised; of real digits {seen.held_out:.1%}"),
                 (f"{training.seconds:.0f} s", f"training, {training.images_per_second:,.0f} images/s"),
                 (f"{training.parameters / 1e6:.2f} M", "parameters (U-Net)"),
@@ -52,9 +55,9 @@ def _samples(result: DemoResult) -> list[Html]:
         row(
             picture(
                 tile(samples, columns=10, scale=5, gap=3),
-                f"100 samples, not picked: gradient estimation, {best.nfe} network evaluations each.",
+                f"100 samples, not picked, a digit per column: gradient estimation, {best.nfe} evaluations each.",
             ),
-            picture(tile(result.held_out[:100], columns=10, scale=5, gap=3), "100 held-out real digits."),
+            picture(tile(result.held_out[:100], columns=10, scale=5, gap=3), "100 held-out real digits, as they come."),
         ),
         paragraph(
             "A small classifier, trained on the same digits and calibrated on held-out ones "
@@ -110,15 +113,15 @@ def _few_steps(result: DemoResult) -> list[Html]:
         ),
         table(["sampler", "evaluations", "RMSE to teacher", "FD", "recognised ≥ .9"], numbers),
         paragraph(
-            f"{count} samples a row; the last row compares {count} real digits with 1,000 others, and shows the "
-            "recognised share of held-out digits.",
+            f"{count} samples a row, {count // 10} of each digit; the last row compares as many real digits "
+            "with the 1,000 others, and shows the recognised share of held-out digits.",
             kind="note",
         ),
     ]
 
 
 def _noise_levels(result: DemoResult) -> list[Html]:
-    bound, training = result.likelihood, result.training
+    bound, given, training = result.likelihood, result.likelihood_given_label, result.training
     lo, hi = bound.logsnr_range
     centres, errors = (values.tolist() for values in bound.loss_curve)
     shown = torch.cat([torch.stack([noisy, clean], 1) for _, noisy, clean in result.strip], 1).flatten(0, 1)
@@ -145,7 +148,8 @@ def _noise_levels(result: DemoResult) -> list[Html]:
             Html(f"<b>{bound.bits_per_dim:.4f} ± {bound.stderr:.4f} bits per dimension</b>"),
             f" (diffusion {bound.diffusion:.4f}, reconstruction {bound.reconstruction:.4f}, prior {bound.prior:.4f}), "
             f"on log-SNR [{lo:.2f}, {hi:.2f}], {bound.evaluations:,} evaluations. The error is that of noise and noise "
-            f"levels; other images of the same kind would move it by ± {bound.data_stderr:.3f}.",
+            f"levels; other images of the same kind would move it by ± {bound.data_stderr:.3f}. Told "
+            f"which digit it is, the model needs {given.bits_per_dim:.4f} ± {given.stderr:.4f}.",
         ),
     ]
 
@@ -173,13 +177,16 @@ def _memory(result: DemoResult) -> list[Html]:
 
 def _recipe(result: DemoResult) -> list[Html]:
     training = result.training
+    curve = Html()
+    if training.losses:
+        curve = chart(
+            figures.training_curve(training.logged_steps, training.losses),
+            f"Training loss, {training.steps} steps; the line is a running mean.",
+        )
     return [
         heading("How it was trained"),
         row(
-            chart(
-                figures.training_curve(training.logged_steps, training.losses),
-                f"Training loss, {training.steps} steps; the line is a running mean.",
-            ),
+            curve,
             paragraph(
                 f"Objective: {training.objective_name}. Data: scikit-learn's digits, {result.levels} grey levels, "
                 f"standard deviation {result.sigma_data:.3f} on [-1, 1]. Sampling range: sigma "

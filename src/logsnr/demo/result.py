@@ -38,7 +38,7 @@ class Recognised:
         accuracy: of the classifier on held-out digits.
         samples, held_out: share recognised with confidence >= .9.
         samples_nearest, held_out_nearest: quartiles of the RMS distance to the nearest training image.
-        real_frechet: FD between two disjoint sets of real images, as large as the samples' and the reference.
+        real_frechet: FD of as many real images, classes balanced as in the samples, to the other real images.
         nearest_pairs: (samples, their nearest training images), stored uint8.
     """
 
@@ -61,6 +61,8 @@ class DemoResult:
     sampling_range: tuple[float, float]
     training: Training
     likelihood: Likelihood
+    """Without the label (the null condition): comparable with unconditional models."""
+    likelihood_given_label: Likelihood
     samplers: Sequence[Quality]
     teacher: Quality
     recognised: Recognised
@@ -83,6 +85,8 @@ class DemoResult:
             "likelihood": {
                 "bits_per_dim": bound.bits_per_dim,
                 "stderr": bound.stderr,
+                "bits_per_dim_given_label": self.likelihood_given_label.bits_per_dim,
+                "stderr_given_label": self.likelihood_given_label.stderr,
                 "data_stderr": bound.data_stderr,
                 "logsnr_range": list(bound.logsnr_range),
                 "grey_levels": self.levels,

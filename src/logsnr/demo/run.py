@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,13 +18,14 @@ from logsnr.demo.result import FEATURES, DemoResult, Recognised, Training
 from logsnr.denoiser import NetworkDenoiser, noisy
 from logsnr.endpoint import Counted
 from logsnr.evaluation import Judge, Quality, compare_samplers, nearest_distances, train_classifier
-from logsnr.likelihood import bits_per_dim
+from logsnr.files import replace_file
+from logsnr.images import png, side_by_side, tile
+from logsnr.likelihood import Likelihood, bits_per_dim
 from logsnr.pixels import Pixels
 from logsnr.report.page import write_page
 from logsnr.sampling import Plan, grids, heun, solvers
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.checkpoint import METRICS
-from logsnr.training.objectives import build_objective
 
 SAMPLES = 500
 EVALUATIONS = (5, 10, 20)
@@ -31,7 +33,14 @@ TEACHER_STEPS = 50
 STRIP_SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 20.0)
 
 
-def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool = False) -> dict[str, Any]:
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    max_seconds: float = 90.0,
+    quiet: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Run the whole demo and write `out`/report.html; returns the summary.
 
     Args:
@@ -39,15 +48,17 @@ def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool
         seed: of every draw.
         max_seconds: longest training time; the recipe's number of steps ends it earlier on a quiet machine.
         quiet: print nothing.
+        overrides: values of the digits recipe to change, by dotted path.
     """
     console = Console(quiet=quiet)
-    recipe = load_recipe("digits", {"seed": seed, "max_seconds": max_seconds, "samples.every": 0})
+    changes = {"seed": seed, "max_seconds": max_seconds, "samples.every": 0, **(overrides or {})}
+    recipe = load_recipe("digits", changes)
     data = load_data(recipe.data)
     console.print(f"[bold]1/5[/] training on {len(data.train_images)} real digits, at most {max_seconds:.0f} s")
     summary = train(recipe, out, progress=not quiet, data=data, overwrite=True)
     denoiser = summary.denoiser
     training = Training(
-        objective=build_objective(recipe.objective, dim=denoiser.dim, sigma_data=denoiser.sigma_data),
+        objective=summary.objective,
         objective_name=recipe.objective.describe(),
         parameters=sum(p.numel() for p in denoiser.parameters()),
         steps=summary.steps,
@@ -60,14 +71,12 @@ def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool
         f"{training.parameters / 1e6:.2f} M parameters"
     )
     console.print("[bold]2/5[/] variational bound of the held-out digits")
-    likelihood = bits_per_dim(
-        denoiser, data.test_images, levels=data.levels, generator=torch.Generator().manual_seed(seed + 1)
-    )
-    console.print(f"    {likelihood}")
+    likelihood, given_label = _bounds(denoiser, data, seed)
+    console.print(f"    {likelihood}; {given_label.bits_per_dim:.4f} +- {given_label.stderr:.4f} given the label")
     console.print("[bold]3/5[/] a classifier to judge samples by")
     judge, recognise = _judge(data, seed)
     console.print(f"[bold]4/5[/] sampling {SAMPLES} digits from the same noise, sampler by sampler")
-    rows, teacher = _samplers(denoiser, judge, Pixels(data.levels), seed)
+    rows, teacher = _samplers(denoiser, judge, Pixels(data.levels), data.classes, seed)
     result = DemoResult(
         seed=seed,
         levels=data.levels,
@@ -75,6 +84,7 @@ def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool
         sampling_range=denoiser.sampling_range,
         training=training,
         likelihood=likelihood,
+        likelihood_given_label=given_label,
         samplers=rows,
         teacher=teacher,
         recognised=recognise(next(q.images for q in rows if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))),
@@ -82,7 +92,8 @@ def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool
         strip=_strip(denoiser, data, seed),
     )
     console.print("[bold]5/5[/] report")
-    (out / "report.json").write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
+    replace_file(out / "report.json", (json.dumps(result.summary(), indent=2) + "\n").encode())
+    replace_file(out / "digits.png", png(_poster(result)))
     page = write_page(out / "report.html", "A diffusion model of handwritten digits", demo_page(result))
     console.print(_table(result))
     seen = result.recognised
@@ -97,8 +108,27 @@ def run_demo(out: Path, *, seed: int = 0, max_seconds: float = 90.0, quiet: bool
 
 
 def _curve(out: Path) -> dict[str, list[float]]:
-    lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    path = out / METRICS  # absent if the clock ended the training before its first line
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
     return {"logged_steps": [line["step"] for line in lines], "losses": [line["loss"] for line in lines]}
+
+
+def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likelihood, Likelihood]:
+    """The bound of the held-out digits without their labels, and given them, from the same draws."""
+    assert data.test_labels is not None
+    null = torch.full_like(data.test_labels, data.classes)
+    without, given = (
+        bits_per_dim(
+            denoiser,
+            data.test_images,
+            levels=data.levels,
+            cond={"class_labels": labels},
+            generator=torch.Generator().manual_seed(seed + 1),
+        )
+        for labels in (null, data.test_labels)
+    )
+    return without, given
 
 
 def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognised]]:
@@ -110,8 +140,10 @@ def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognis
     classifier = train_classifier(
         data.train_images, data.train_labels, held_out, levels=data.levels, generator=generator
     )
-    # Real images against real images, in the numbers of the comparison: the floor of the Frechet distance.
-    real, judge = data.train_images[:SAMPLES], Judge(classifier=classifier, reference=data.train_images[SAMPLES:])
+    # Real images against real images, in the numbers and class shares of the comparison: the floor of the distance.
+    # (Classes lie far apart in the features: chance class shares alone would cost more than the samples' errors.)
+    real = _balanced(data.train_labels, SAMPLES // data.classes)
+    judge = Judge(classifier=classifier, reference=data.train_images[~real])
     pixels = Pixels(data.levels)
     references = pixels.encode(data.train_images)
 
@@ -127,22 +159,26 @@ def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognis
             held_out=judge.confident_share(data.test_images),
             samples_nearest=_quartiles(samples),
             held_out_nearest=_quartiles(others),
-            real_frechet=judge.frechet(real),
+            real_frechet=judge.frechet(data.train_images[real]),
             nearest_pairs=(pixels.display(images[:20]), pixels.display(data.train_images[nearest])),
         )
 
     return judge, recognise
 
 
-def _samplers(denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, seed: int) -> tuple[list[Quality], Quality]:
+def _samplers(
+    denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, classes: int, seed: int
+) -> tuple[list[Quality], Quality]:
     lo, hi = denoiser.sampling_range
     noise = torch.randn(SAMPLES, *denoiser.shape, generator=torch.Generator().manual_seed(seed + 3))
+    # Every class equally often, in turn.
+    cond = {"class_labels": torch.arange(SAMPLES) % classes}
     counted = Counted(denoiser)
-    end = heun(counted, grids.karras(TEACHER_STEPS, hi, lo), noise=noise)
+    end = heun(counted, grids.karras(TEACHER_STEPS, hi, lo), noise=noise, cond=cond)
     images = pixels.decode(end)
     teacher = Quality(
         sampler="teacher (Heun)",
-        nfe=counted.calls,
+        nfe=counted.evaluations,
         rmse=0.0,
         frechet=judge.frechet(images),
         confident=judge.confident_share(images),
@@ -158,7 +194,15 @@ def _samplers(denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, seed: int
         "DDPM": lambda n: solvers.ddpm(grid(n)),
     }
     rows = compare_samplers(
-        denoiser, plans, EVALUATIONS, noise=noise, teacher=end, judge=judge, pixels=pixels, seed=seed + 4
+        denoiser,
+        plans,
+        EVALUATIONS,
+        noise=noise,
+        teacher=end,
+        judge=judge,
+        pixels=pixels,
+        seed=seed + 4,
+        cond=cond,
     )
     return rows, teacher
 
@@ -166,14 +210,29 @@ def _samplers(denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, seed: int
 @torch.no_grad()
 def _strip(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> list[tuple[float, Tensor, Tensor]]:
     pixels = Pixels(data.levels)
-    x = pixels.encode(data.test_images[:8])
+    assert data.test_labels is not None
+    x, cond = pixels.encode(data.test_images[:8]), {"class_labels": data.test_labels[:8]}
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 5))
     strip = []
     for sigma in STRIP_SIGMAS:
         z = noisy(x, eps, sigma)
-        shown = pixels.display(pixels.decode(z)), pixels.display(pixels.decode(denoiser(z, sigma).x0))
+        shown = pixels.display(pixels.decode(z)), pixels.display(pixels.decode(denoiser(z, sigma, **cond).x0))
         strip.append((sigma, *shown))
     return strip
+
+
+def _balanced(labels: Tensor, each: int) -> Tensor:
+    """Mask of the first `each` images of every class."""
+    of_class = torch.nn.functional.one_hot(labels)
+    return ((of_class.cumsum(0) * of_class).sum(1)) <= each
+
+
+def _poster(result: DemoResult) -> Image.Image:
+    """Sixty samples beside sixty held-out digits."""
+    best = next(q for q in result.samplers if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))
+    samples = Pixels(result.levels).display(best.images[:60])
+    left, right = (tile(images, columns=10, scale=5, gap=3) for images in (samples, result.held_out[:60]))
+    return side_by_side(left, right)
 
 
 def _quartiles(values: Tensor) -> tuple[float, float, float]:

@@ -103,7 +103,7 @@ def compare_samplers(
             rows.append(
                 Quality(
                     sampler=name,
-                    nfe=counted.calls,
+                    nfe=counted.evaluations,
                     rmse=None if plan.noisy else rmse(x, teacher),
                     frechet=judge.frechet(images),
                     confident=judge.confident_share(images),

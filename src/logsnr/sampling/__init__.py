@@ -1,8 +1,25 @@
 """Sampling: plans are numbers (plan.py), made by solvers on grids, run by one loop (sample.py)."""
 
 from logsnr.sampling import grids, solvers
+from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.reference import heun
-from logsnr.sampling.sample import Step, sample
+from logsnr.sampling.reference import Churn, Solution, heun, solve
+from logsnr.sampling.sample import NonFiniteError, Step, evaluations, sample
 
-__all__ = ["Plan", "Step", "grids", "heun", "sample", "solvers"]
+__all__ = [
+    "Churn",
+    "NonFiniteError",
+    "Plan",
+    "Solution",
+    "Step",
+    "ddim_invert",
+    "evaluations",
+    "grids",
+    "heun",
+    "interpolate",
+    "invert",
+    "reconstruct",
+    "sample",
+    "solve",
+    "solvers",
+]

@@ -113,8 +113,7 @@ def _moves(plan: Plan) -> tuple[list[_Move], int]:
         weight = step.rescale * step.weights[0] if plain else None
         out.append((step.rescale * step.keep, weight, () if plain else terms, step.noise))
     return [
-        _Move(plan.sigmas[i], keep, read[i], weight, terms, noise)
-        for i, (keep, weight, terms, noise) in enumerate(out)
+        _Move(plan.sigmas[i], keep, read[i], weight, terms, noise) for i, (keep, weight, terms, noise) in enumerate(out)
     ], last
 
 
@@ -217,9 +216,11 @@ def _weighted(plain: Tensor | None, move: _Move, history: Sequence[Tensor]) -> T
 
 
 def _references(z: Tensor) -> tuple[int, ...] | None:
-    """Who holds z: its Python references, those of its tensor, those of its memory (views); None if that is unknown."""
+    """Who holds z (in Python, in C++) and its memory (in Python, in C++: views); None where that is unknown."""
     try:
-        return sys.getrefcount(z), z._use_count(), torch._C._storage_Use_Count(z.untyped_storage()._cdata)
+        memory = z.untyped_storage()
+        uses = getattr(z, "_use_count")(), torch._C._storage_Use_Count(memory._cdata)  # noqa: B009  (not in the stubs)
+        return sys.getrefcount(z), sys.getrefcount(memory), *uses
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
 
@@ -284,6 +285,11 @@ def _(sums: Tensor, sigmas: list[float], first: int) -> Tensor:
     return sums.new_empty(())
 
 
+def evaluations(denoiser: Denoiser, plan: Plan) -> int:
+    """Network evaluations per sample of a plan on a denoiser: `plan.nfe`, and twice that where guidance acts."""
+    return sum(denoiser.cost(sigma) for sigma in plan.sigmas[:-1])
+
+
 def check_start(denoiser: Denoiser, sigma: float) -> None:
     """Refuse a start at sigma inf for a model that knows nothing there.
 
@@ -317,7 +323,13 @@ def check_range(denoiser: Denoiser, sigmas: Sequence[float]) -> None:
         )
 
 
-def start(denoiser: Denoiser, noise: Tensor | None, batch: int | None, generator: torch.Generator | None) -> Tensor:
+def start(
+    denoiser: Denoiser,
+    noise: Tensor | None,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+    name: str = "noise",
+) -> Tensor:
     """The starting state `[B, *shape]`: the noise given, in at least float32, or `batch` draws.
 
     Raises:
@@ -328,9 +340,9 @@ def start(denoiser: Denoiser, noise: Tensor | None, batch: int | None, generator
         raise ValueError("give either noise, the starting state, or batch, how many to draw; not both, not neither")
     if noise is not None:
         if not noise.is_floating_point():
-            raise ValueError(f"noise has dtype {noise.dtype}: give a floating-point tensor")
+            raise ValueError(f"{name} has dtype {noise.dtype}: give a floating-point tensor")
         if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
+            raise ValueError(f"{name} has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
         return noise.to(torch.promote_types(noise.dtype, torch.float32))
     assert batch is not None
     if batch < 1:

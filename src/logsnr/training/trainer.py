@@ -18,6 +18,7 @@ from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
+from logsnr.objective import WeightedELBO
 from logsnr.training.checkpoint import METRICS, clear, has_state, load_state, save_state, truncate_metrics
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, load_data
@@ -37,6 +38,7 @@ class Summary:
         images_per_second: throughput of this call over its steps alone (no checkpoints, no grids).
         loss: weighted loss in nats per dimension, averaged over the last line of metrics.
         denoiser: the model with averaged weights.
+        objective: what was minimised, with what an adaptive schedule has learned.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class Summary:
     images_per_second: float
     loss: float
     denoiser: NetworkDenoiser
+    objective: WeightedELBO
 
     def __str__(self) -> str:
         return (
@@ -179,6 +182,7 @@ class _Loop:
             images_per_second=rate,
             loss=self.loss,
             denoiser=run.average,
+            objective=run.objective,
         )
 
     def fraction(self) -> float:

@@ -1,0 +1,199 @@
+"""What a diffusers scheduler config says of its model: the noise levels, their labels, the state, the prediction.
+
+    config                                      levels                        label                 state
+    betas (DDPM, SD, SDXL, DiT)                 sqrt((1 - abar)/abar)         t in 0 ... T - 1      z
+    flow_prediction, FlowMatch* (SD3, Flux)     sigma = t/(1 - t)             T t                   z/(alpha + s)
+    ... with invert_sigmas (Mochi)              the same                      T (1 - t), F reversed z/(alpha + s)
+    timestep_type continuous (SVD)              sigma_min ... sigma_max       ln(sigma)/4           z
+
+The state is what pipelines hold between steps.  It is z itself for everything trained on a variance-preserving path:
+`add_noise` returns z, pipelines start from z = noise, and `scale_model_input` has nothing to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.errors import nearest
+from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
+from logsnr.prediction import X0, Eps, Flow, Prediction, V, label_edm
+from logsnr.timesteps import TimestepTable
+
+PREDICTIONS: dict[str, type[Prediction]] = {"epsilon": Eps, "v_prediction": V, "sample": X0, "flow_prediction": Flow}
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Noising:
+    """The model behind a scheduler: its prediction, its levels and how they are named.
+
+    Attributes:
+        prediction: the meaning of the network's output; its label is the timestep.
+        steps: num_train_timesteps, T.
+        table: the levels of a model of T betas; None for a flow or a continuous model.
+        flow: whether the pipeline's state is (1 - t) x + t eps.
+        inverted: whether flow labels run the other way.
+        sigma_range: (smallest, largest) level the model may be asked at.
+    """
+
+    prediction: Prediction
+    steps: int
+    table: TimestepTable | None
+    flow: bool
+    inverted: bool
+    sigma_range: tuple[float, float]
+    _amplitudes: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def scale(self, sigma: float) -> float:
+        """k with `state = k z`: 1, or 1/(alpha + s) for flows."""
+        return path_scale("flow", *alpha_s(sigma)) if self.flow else 1.0
+
+    def timestep(self, sigma: float) -> float:
+        """The label of a level, as the model is told."""
+        return self.prediction.timestep(sigma)
+
+    def sigma(self, timestep: float) -> float:
+        """The level of a label."""
+        if self.table is not None:
+            return self.table.sigma(float(timestep))
+        if not self.flow:
+            return math.exp(4 * timestep)
+        t = timestep / self.steps
+        return sigma_from_flow_time(1 - t if self.inverted else t)
+
+    def amplitudes(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(signal, noise) of the state at labels `[B]` or `[]`, to broadcast over `like`, in at least float32.
+
+        Everything happens on the device of `like`.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        t = timesteps.to(like.device)
+        if self.flow:
+            t = t.to(dtype) / self.steps
+            pair = (t, 1 - t) if self.inverted else (1 - t, t)
+        elif self.table is None:
+            pair = alpha_s((4 * t.to(dtype)).exp())
+        elif t.is_floating_point():
+            sigma = self.table.sigma(t.cpu() if t.device.type == "mps" else t.double())
+            pair = alpha_s(sigma.to(like.device, dtype))
+        else:
+            pair = tuple(self._on(like.device)[:, t].to(dtype))
+        signal, noise = (a.reshape(-1, *[1] * (like.ndim - 1)) if a.ndim else a for a in pair)
+        return signal, noise
+
+    def _on(self, device: torch.device) -> Tensor:
+        """(alpha, s) of the whole table `[2, T]` on a device, remembered."""
+        known = self._amplitudes.get(device)
+        if known is None:
+            assert self.table is not None
+            abar = self.table.alphas_cumprod
+            known = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).float().to(device)
+            self._amplitudes[device] = known
+        return known
+
+
+@dataclass(frozen=True)
+class _FlowLabel:
+    """1000 t, or 1000 (1 - t), of a flow with T = 1000."""
+
+    steps: int
+    inverted: bool
+
+    def __call__(self, sigma: Any) -> Any:
+        t = flow_time(sigma)
+        return (1 - t if self.inverted else t) * self.steps
+
+
+def noising(config: Mapping[str, Any]) -> Noising:
+    """The model that a scheduler config describes.
+
+    Raises:
+        ValueError: if the prediction type or beta schedule is unknown, or an epsilon model has zero terminal SNR.
+    """
+    kind, steps = config["prediction_type"], int(config["num_train_timesteps"])
+    if config["use_flow_sigmas"] and kind == "epsilon":
+        kind = "flow_prediction"
+    if kind not in PREDICTIONS:
+        guess = nearest(str(kind), PREDICTIONS)
+        raise ValueError(
+            f"prediction_type {kind!r} is not one of {', '.join(PREDICTIONS)}"
+            + (f": did you mean {guess!r}?" if guess else ": set it to what the network was trained to predict")
+        )
+    if kind == "flow_prediction" or config["use_flow_sigmas"]:
+        inverted = bool(config["invert_sigmas"])
+        label = _FlowLabel(steps, inverted)
+        prediction = (
+            Flow(label=label, reverse=inverted)
+            if kind == "flow_prediction"
+            else PREDICTIONS[kind](label=label, path="flow")  # type: ignore[call-arg]
+        )
+        return Noising(prediction, steps, None, True, inverted, (0.0, math.inf))
+    table = beta_table(config)
+    if config["timestep_type"] == "continuous" and kind == "v_prediction":
+        low, high = table.sigma_range
+        levels = (config["sigma_min"] or low, config["sigma_max"] or high)
+        return Noising(V(label=label_edm), steps, None, False, False, levels)
+    if kind == "epsilon" and math.isinf(table.sigma_range[1]):
+        raise ValueError(
+            "prediction_type 'epsilon' with zero terminal SNR (rescale_betas_zero_snr, or a last beta of 1): at "
+            "sigma = inf such a network says nothing of the image, and samples come out black or nan; pass "
+            "rescale_betas_zero_snr=False, or use a model trained with v_prediction"
+        )
+    return Noising(PREDICTIONS[kind](label=table), steps, table, False, False, table.sigma_range)
+
+
+def beta_table(config: Mapping[str, Any]) -> TimestepTable:
+    """The table of a config's betas, as diffusers' schedulers compute it, in float32.
+
+    Raises:
+        ValueError: if the schedule is unknown, or the betas do not make a table.
+    """
+    steps, start, end = int(config["num_train_timesteps"]), config["beta_start"], config["beta_end"]
+    schedule, trained = config["beta_schedule"], config["trained_betas"]
+    if trained is not None:
+        betas = torch.as_tensor(trained, dtype=torch.float32)
+        if len(betas) != steps:
+            raise ValueError(f"trained_betas has {len(betas)} values for num_train_timesteps = {steps}: make them equal")
+    elif schedule == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float32)
+    elif schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+    elif schedule == "squaredcos_cap_v2":
+        betas = _cosine(steps)
+    elif schedule == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
+    else:
+        raise ValueError(
+            f"beta_schedule {schedule!r} is not one of {', '.join(BETA_SCHEDULES)}: give the betas as trained_betas"
+        )
+    shift = config["snr_shift_scale"]
+    if shift == 1 and config["rescale_betas_zero_snr"]:
+        betas = _zero_terminal(torch.cumprod(1 - betas, 0))
+    abar = torch.cumprod(1 - betas, 0)
+    if shift != 1:  # CogVideoX shifts, and rescales, the products themselves
+        abar = abar / (shift + (1 - shift) * abar)
+        if config["rescale_betas_zero_snr"]:
+            abar = 1 - _zero_terminal(abar)
+            abar = torch.cumprod(abar, 0)
+    return TimestepTable(abar, name="scheduler config")
+
+
+def _zero_terminal(abar: Tensor) -> Tensor:
+    """The betas of a table shifted and scaled, in sqrt(abar), to end at 0 (2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    abar = ((root - last) * (first / (first - last))) ** 2
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
+def _cosine(steps: int) -> Tensor:
+    def abar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return torch.tensor([min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)])

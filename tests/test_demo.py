@@ -1,0 +1,84 @@
+"""The demo end to end, on a network small enough for a test: the numbers in its report are the ones it measured."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import logsnr as ls
+from logsnr.demo import run_demo
+from logsnr.demo.run import _balanced
+from logsnr.training import load_data
+from logsnr.training.config import DataConfig
+
+TINY = {
+    "steps": 4,
+    "log_every": 1,
+    "network.channels": [8],
+    "network.layers_per_block": 1,
+    "network.mid_attention": False,
+    "network.norm_groups": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out, seed=3, quiet=True, overrides=TINY)
+
+
+def test_the_report_stands_alone_and_quotes_the_summary(demo):
+    out, summary = demo
+    page = (out / "report.html").read_text(encoding="utf-8")
+    bound = summary["likelihood"]
+    assert f"{bound['bits_per_dim']:.4f} ± {bound['stderr']:.4f} bits per dimension" in page
+    assert f"{bound['bits_per_dim_given_label']:.4f} ± {bound['stderr_given_label']:.4f}" in page
+    for row in summary["samplers"]:
+        assert f"<td>{row['fd']:.2f}</td><td>{row['confident']:.1%}</td>" in page
+    assert all(a.startswith(("data:", "#")) for a in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_the_summary_counts_what_was_asked(demo):
+    _, summary = demo
+    rows = [(row["sampler"], row["nfe"]) for row in summary["samplers"]]
+    assert rows == [
+        *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
+        ("teacher (Heun)", 99),
+    ]
+    assert summary["samples_per_row"] == 500
+    assert summary["likelihood"]["held_out_images"] == 297
+    assert summary["likelihood"]["grey_levels"] == 17
+    assert summary["training"]["steps"] == 4
+    assert [row["rmse"] is None for row in summary["samplers"]] == [False] * 6 + [True] * 3 + [False]
+
+
+def test_the_bound_can_be_measured_again_from_the_saved_model(demo):
+    """`logsnr evaluate` on the demo's run, same seed: the number of the report."""
+    out, summary = demo
+    denoiser = ls.load(out)
+    data = load_data(DataConfig())
+    again = ls.bits_per_dim(
+        denoiser,
+        data.test_images,
+        levels=17,
+        cond={"class_labels": data.test_labels},
+        generator=torch.Generator().manual_seed(3 + 1),
+    )
+    assert again.bits_per_dim == pytest.approx(summary["likelihood"]["bits_per_dim_given_label"], abs=1e-6)
+
+
+def test_a_second_demo_replaces_the_first(demo):
+    out, summary = demo
+    again = run_demo(out, seed=3, quiet=True, overrides=TINY)
+    timing = ("seconds", "images_per_second")
+    for one in (summary, again):
+        one["training"] = {k: v for k, v in one["training"].items() if k not in timing}
+    assert again == summary
+
+
+def test_balanced_takes_the_first_of_each_class():
+    labels = torch.tensor([0, 1, 1, 0, 2, 1, 0, 2, 2])
+    assert _balanced(labels, 2).tolist() == [True, True, True, True, True, False, False, True, False]
