@@ -74,7 +74,7 @@ def _few_steps(result: DemoResult) -> list[Html]:
 
     def cell(q: Quality) -> Html:
         return inline_image(
-            tile(pixels.display(q.images[:12]), columns=6, scale=4), f"{q.sampler}, {q.nfe} evaluations"
+            tile(pixels.display(q.images[:10]), columns=5, scale=4), f"{q.sampler}, {q.nfe} evaluations"
         )
 
     pictures = [[name, *(cell(_pick(result, name, n)) for n in evaluations), ""] for name in names]
@@ -114,7 +114,8 @@ def _few_steps(result: DemoResult) -> list[Html]:
         table(["sampler", "evaluations", "RMSE to teacher", "FD", "recognised ≥ .9"], numbers),
         paragraph(
             f"{count} samples a row, {count // 10} of each digit; the last row compares as many real digits "
-            "with the 1,000 others, and shows the recognised share of held-out digits.",
+            "with the 1,000 others, and shows the recognised share of held-out digits. Samples can lie nearer to those "
+            "1,000 than other real digits do, since the model was trained on them.",
             kind="note",
         ),
     ]
@@ -131,7 +132,7 @@ def _noise_levels(result: DemoResult) -> list[Html]:
         row(
             chart(
                 figures.loss_against_logsnr({"held-out digits": (centres, errors)}, sigma_data=result.sigma_data),
-                "Mean squared error of the predicted noise. The area under this curve is the likelihood.",
+                "Squared error of the predicted noise; half the area under the curve is the bound's diffusion part.",
             ),
             chart(
                 figures.weighting_and_density(training.objective.weighting, training.objective.schedule),

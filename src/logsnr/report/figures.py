@@ -72,8 +72,8 @@ def weighting_and_density(weighting: Weighting, schedule: Schedule) -> str:
             ("density p, where training looks", schedule.log_density(grid), COLOURS[0]),
         ):
             axes.plot(grid, (log - log.max()).exp(), color=colour, label=name)
-        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="relative to its peak")
-        axes.legend()
+        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="relative to its peak", ylim=(-0.03, 1.35))
+        axes.legend(loc="upper right")
 
     return _svg(draw)
 
@@ -115,9 +115,9 @@ def training_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
 
 
 def _few_ticks(axes: Any) -> None:
-    """Plain numbers at 1-2-5 steps on a logarithmic vertical axis, however short it is."""
+    """Plain numbers at 1-2-3-5 steps on a logarithmic vertical axis, however short it is."""
     from matplotlib import ticker
 
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())

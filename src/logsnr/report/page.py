@@ -28,7 +28,7 @@ figure img { image-rendering: pixelated; max-width: 100%; height: auto; } figure
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; font-size: .9rem; }
-td img { image-rendering: pixelated; display: block; }
+td img { image-rendering: pixelated; display: block; margin-left: auto; }
 code { background: #f2f5f8; padding: .1em .3em; border-radius: 4px; }
 """
 
