@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one clear line with exit code 2 for bad input."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -45,6 +46,32 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def bad(tiny, tmp_path_factory):
+    """A folder of things that went wrong."""
+    folder = tmp_path_factory.mktemp("bad")
+    plan = ls.solvers.ddim(ls.grids.from_sigmas([4.0, 2.0, 1.0])).to_dict()
+    (folder / "unsorted.json").write_text(json.dumps({**plan, "sigmas": [4.0, 1.0, 2.0]}))
+    np.save(folder / "nan.npy", np.full((4, 8, 8), np.nan, dtype=np.float32))
+    np.save(folder / "float.npy", np.zeros((4, 8, 8), dtype=np.float32))
+    np.save(folder / "flat.npy", np.zeros((4, 64), dtype=np.uint8))
+    np.savez(folder / "whole.npz", images=np.zeros((50, 8, 8), dtype=np.uint8))
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:1000])
+    (folder / "empty").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a.png").write_bytes(b"not a picture")
+    for name in ("flipped", "another"):
+        shutil.copytree(tiny, folder / name)
+    weights = next((folder / "flipped").glob("model-*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    card = json.loads((folder / "another" / "card.json").read_text())
+    card["network"]["channels"] = [16]
+    (folder / "another" / "card.json").write_text(json.dumps(card))
+    return folder
+
+
 def test_train_leaves_a_run_that_loads_and_resumes(run, tiny):
     denoiser = ls.load(tiny)
     assert denoiser.card["step"] == 3
@@ -58,7 +85,7 @@ def test_train_leaves_a_run_that_loads_and_resumes(run, tiny):
     assert "already holds a run" in err
 
 
-@pytest.mark.parametrize("solver", ["ge", "ddim", "ddpm"])
+@pytest.mark.parametrize("solver", ["ge", "ddim", "ddpm", "adams-bashforth", "ipndm", "deis", "dpmpp", "unipc"])
 def test_sample_counts_and_repeats(run, tiny, tmp_path, solver):
     arrays = []
     for name in ("a.npy", "b.npy"):
@@ -122,11 +149,23 @@ def test_help_shows_an_example(run, command):
     ("args", "words"),
     [
         (["sample", "nowhere"], ["nowhere", "card.json"]),
-        (["sample", "{run}", "--solver", "magic"], ["'magic'", "ge, ddim, ddpm"]),
+        (["sample", "{run}", "--solver", "magic"], ["'magic'", "ge, ddim, ddpm, adams-bashforth"]),
         (["sample", "{run}", "--out", "x.gif"], ["x.gif", ".png"]),
         (["sample", "{run}", "--class", "12"], ["12", "0 ... 9"]),
         (["sample", "{run}", "--sigma-max", "0.001"], ["0.001"]),
         (["sample", "{run}", "--gamma", "nan"], ["nan"]),
+        (["sample", "{run}", "--grid", "cubic"], ["'cubic'", "log-linear, karras"]),
+        (["sample", "{run}", "--order", "2"], ["--order 2", "ge has no order"]),
+        (["sample", "{run}", "--solver", "unipc", "--order", "9"], ["order", "9"]),
+        (["sample", "{run}", "--plan", "{bad}/unsorted.json"], ["sigmas[2] = 2.0", "strictly decrease"]),
+        (["sample", "{bad}/flipped"], ["model-", "altered"]),
+        (["evaluate", "{bad}/another"], ["another network"]),
+        (["train", "digits", "--set", "data.source={bad}/nan.npy"], ["nan.npy", "NaN"]),
+        (["train", "digits", "--set", "data.source={bad}/float.npy"], ["float.npy", "uint8"]),
+        (["train", "digits", "--set", "data.source={bad}/flat.npy"], ["flat.npy", "shape"]),
+        (["train", "digits", "--set", "data.source={bad}/cut.npz"], ["cut.npz"]),
+        (["train", "digits", "--set", "data.source={bad}/empty"], ["empty"]),
+        (["train", "digits", "--set", "data.source={bad}/broken"], ["a.png"]),
         (["evaluate", "{run}", "--evaluations", "5"], ["5", "multiple of 8"]),
         (["evaluate", "{run}", "--data", "missing.npz"], ["missing.npz", "does not exist"]),
         (["evaluate", "{run}", "--logsnr-min", "9", "--logsnr-max", "2"], ["(9.0, 2.0)", "lo < hi"]),
@@ -138,9 +177,9 @@ def test_help_shows_an_example(run, command):
         (["train", "digits", "--set", "batch"], ["'batch'", "="]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(run, tiny, tmp_path, monkeypatch, args, words):
+def test_bad_input_is_one_line_and_exit_code_2(run, tiny, bad, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*[a.format(run=tiny) for a in args])
+    code, out, err = run(*[a.format(run=tiny, bad=bad) for a in args])
     assert code == 2
     assert out == ""
     assert err.count("\n") == 1

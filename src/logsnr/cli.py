@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from logsnr.denoiser import NetworkDenoiser
     from logsnr.sampling import Plan
+    from logsnr.sampling.plan import Grid
 
 app = typer.Typer(
     help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
@@ -81,8 +83,12 @@ def train(
 def sample(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1)] = 10,
-    solver: Annotated[str, typer.Option(help="ge, ddim or ddpm.")] = "ge",
+    solver: Annotated[str, typer.Option(help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp or unipc.")] = "ge",
     gamma: Annotated[float, typer.Option(help="Gradient estimation's gamma; 1 is DDIM.")] = 2.0,
+    order: Annotated[int | None, typer.Option(help="Order of a multistep solver [default: its own].")] = None,
+    spacing: Annotated[
+        str, typer.Option("--grid", help="Spacing of the noise levels: log-linear or karras.")
+    ] = "log-linear",
     sigma_max: Annotated[float | None, typer.Option(help="First noise level [default: the model's range].")] = None,
     sigma_min: Annotated[
         float | None, typer.Option(help="Last noise level before 0 [default: the model's range].")
@@ -109,7 +115,7 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser = load(model)
-    chosen = Plan.load(plan) if plan else _plan(denoiser, solver, nfe, gamma, sigma_max, sigma_min)
+    chosen = Plan.load(plan) if plan else _plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = _condition(denoiser, label, n)
@@ -213,20 +219,40 @@ def main() -> None:
 
 
 def _plan(
-    denoiser: NetworkDenoiser, solver: str, nfe: int, gamma: float, sigma_max: float | None, sigma_min: float | None
+    denoiser: NetworkDenoiser,
+    nfe: int,
+    spacing: str,
+    sigma_max: float | None,
+    sigma_min: float | None,
+    solver: str,
+    gamma: float,
+    order: int | None,
 ) -> Plan:
     from logsnr.errors import LogsnrError
     from logsnr.sampling import grids, solvers
 
+    spacings: dict[str, Callable[..., Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
+    plain: dict[str, Callable[..., Plan]] = {"ddim": solvers.ddim, "ddpm": solvers.ddpm}
+    multistep: dict[str, Callable[..., Plan]] = {
+        "adams-bashforth": solvers.adams_bashforth,
+        "ipndm": solvers.ipndm,
+        "deis": solvers.deis,
+        "dpmpp": solvers.dpmpp,
+        "unipc": solvers.unipc,
+    }
+    if spacing not in spacings:
+        raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
+    if solver not in {"ge", *plain, *multistep}:
+        raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}")
+    if order is not None and solver not in multistep:
+        raise LogsnrError(f"--order {order}: {solver} has no order; it belongs to {', '.join(multistep)}")
     lo, hi = denoiser.sampling_range
-    grid = grids.log_linear(nfe, hi if sigma_max is None else sigma_max, lo if sigma_min is None else sigma_min)
+    grid = spacings[spacing](nfe, hi if sigma_max is None else sigma_max, lo if sigma_min is None else sigma_min)
     if solver == "ge":
         return solvers.ge(grid, gamma=gamma)
-    if solver == "ddim":
-        return solvers.ddim(grid)
-    if solver == "ddpm":
-        return solvers.ddpm(grid)
-    raise LogsnrError(f"--solver {solver!r} is not one of ge, ddim, ddpm")
+    if solver in plain:
+        return plain[solver](grid)
+    return multistep[solver](grid) if order is None else multistep[solver](grid, order)
 
 
 def _condition(denoiser: NetworkDenoiser, label: int | None, n: int) -> dict[str, Any]:
