@@ -13,7 +13,7 @@ from logsnr.adaptive import Adaptive
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.exact import Gaussian, GaussianMixture
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.objective import OBJECTIVES, WeightedELBO
+from logsnr.objective import WeightedELBO, objectives
 from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.schedule import (
     Cosine,
@@ -248,7 +248,7 @@ def test_discrete_time_costs_more(steps: int, excess: float) -> None:
 
 
 def test_call_is_loss_at_its_own_draws() -> None:
-    objective = OBJECTIVES["vdm++/sigmoid"]
+    objective = objectives["vdm++/sigmoid"]
     model = gaussian(0.7, 3)
     x = 0.7 * normal(32, 3)
     out = objective(model, x, generator=rng(4))
@@ -268,8 +268,8 @@ def test_half_precision_data_gives_the_float32_loss() -> None:
 
     model = NetworkDenoiser(Net(), V(), shape=(16,))
     x = (0.5 * normal(32, 16, dtype=torch.float32)).bfloat16()
-    half = OBJECTIVES["v-cosine"](model, x, generator=rng(1))
-    full = OBJECTIVES["v-cosine"](model, x.float(), generator=rng(1))
+    half = objectives["v-cosine"](model, x, generator=rng(1))
+    full = objectives["v-cosine"](model, x.float(), generator=rng(1))
     assert half.loss.dtype == torch.float32
     assert torch.equal(half.loss, full.loss)
 
@@ -281,7 +281,7 @@ def test_conditions_reach_the_network() -> None:
 
     model = NetworkDenoiser(Shifted(), Eps(), shape=(2,))
     x, eps, offset = normal(4, 2), normal(4, 2, seed=1), torch.arange(4.0).double()
-    out = OBJECTIVES["vdm"].loss_at(model, x, eps, torch.zeros(4).double(), {"offset": offset})
+    out = objectives["vdm"].loss_at(model, x, eps, torch.zeros(4).double(), {"offset": offset})
     torch.testing.assert_close(out.eps_error, ((eps - offset[:, None]) ** 2).sum(1))
     torch.testing.assert_close(out.loss, 0.5 * 18.3 * out.eps_error, rtol=1e-12, atol=0)
 
@@ -300,7 +300,7 @@ def test_scale_is_the_loss_of_a_gaussian_fit() -> None:
 
 
 def test_state_belongs_to_adaptive_schedules() -> None:
-    fixed = OBJECTIVES["edm"]
+    fixed = objectives["edm"]
     x = 0.7 * normal(16, 2)
     fixed.update(fixed(gaussian(0.7, 2), x, generator=rng()))
     assert fixed.state_dict() == {}
@@ -313,6 +313,6 @@ def test_state_belongs_to_adaptive_schedules() -> None:
 
 def test_unknown_objectives_name_the_nearest() -> None:
     with pytest.raises(KeyError, match=r"did you mean 'min-snr-5'\? known: ddpm, iddpm"):
-        OBJECTIVES["minsnr5"]
-    assert "edm" in OBJECTIVES
-    assert OBJECTIVES["edm"].name == "edm"
+        objectives["minsnr5"]
+    assert "edm" in objectives
+    assert objectives["edm"].name == "edm"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.objective import OBJECTIVES
+from logsnr.objective import objectives
 from logsnr.prediction import EDM, Eps, Flow, Prediction, V
 from logsnr.timesteps import TimestepTable
 
@@ -193,11 +193,11 @@ def test_preset_is_the_published_loss(name: str) -> None:
     prediction, label_scale, logsnr, published = original()
     model = NetworkDenoiser(Net(label_scale), prediction, shape=(D,))
     x, eps, _ = batch()
-    out = OBJECTIVES[name].loss_at(model, x, eps, logsnr)
+    out = objectives[name].loss_at(model, x, eps, logsnr)
     assert out.loss.dtype == torch.float32
     ratio = (out.loss.double() / published).detach()
     assert float((ratio / constant - 1).abs().max()) < 1e-6
 
 
 def test_every_preset_is_tested() -> None:
-    assert set(ORIGINALS) == set(OBJECTIVES)
+    assert set(ORIGINALS) == set(objectives)

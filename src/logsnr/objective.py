@@ -208,7 +208,7 @@ def _cosine(weighting: Weighting) -> tuple[Weighting, Schedule]:
     return weighting, Cosine().truncate(-20, 20)
 
 
-OBJECTIVES = Objectives(
+objectives = Objectives(
     {
         "ddpm": _ddpm,
         "iddpm": lambda: _cosine(EpsCosine()),
@@ -222,7 +222,4 @@ OBJECTIVES = Objectives(
         "min-snr-5": lambda: _cosine(MinSNR(5)),
     }
 )
-"""Published objectives: `OBJECTIVES["edm"]`."""
-
-objectives = OBJECTIVES
-"""The same, as `logsnr.objectives`."""
+"""Published objectives: `objectives["edm"]`."""

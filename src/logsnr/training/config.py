@@ -89,7 +89,7 @@ class ObjectiveConfig(_Section):
     """What is minimised (objective.py): a preset by name, or a weighting and a schedule.
 
     Args:
-        preset: a name of `OBJECTIVES`, e.g. "vdm++/sigmoid".
+        preset: a name of `objectives`, e.g. "vdm++/sigmoid".
         weighting: name, or {name: sigmoid, bias: 2.0}; with `schedule`, in place of a preset.
         schedule: name, or {name: cosine, shift: 0}: the density of noise levels in training.
         logsnr: (lo, hi) to which noise levels are truncated.

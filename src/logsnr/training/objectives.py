@@ -8,7 +8,7 @@ from typing import Any
 
 from logsnr.adaptive import Adaptive
 from logsnr.errors import LogsnrError, nearest, one_line
-from logsnr.objective import OBJECTIVES, WeightedELBO
+from logsnr.objective import WeightedELBO, objectives
 from logsnr.schedule import SCHEDULES, Schedule
 from logsnr.training.config import ObjectiveConfig, Part
 from logsnr.weighting import WEIGHTINGS, Weighting
@@ -32,7 +32,7 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
         LogsnrError: if a name, a parameter or the range is not allowed.
     """
     if config.preset is not None:
-        preset = OBJECTIVES[_known(config.preset, OBJECTIVES, "objective.preset")]
+        preset = objectives[_known(config.preset, objectives, "objective.preset")]
         weighting, schedule, name = preset.weighting, preset.schedule, preset.name
     else:
         weighting, name = _weighting(config.weighting or {}, sigma_data), "custom"
