@@ -13,8 +13,9 @@ The state is what pipelines hold between steps.  It is z itself for everything t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class Noising:
             pair = alpha_s(sigma.to(like.device, dtype))
         else:
             pair = tuple(self._on(like.device)[:, t].to(dtype))
-        signal, noise = (a.reshape(-1, *[1] * (like.ndim - 1)) if a.ndim else a for a in pair)
+        signal, noise = (a.reshape(-1, *[1] * (like.ndim - 1)) for a in pair)
         return signal, noise
 
     def _on(self, device: torch.device) -> Tensor:
@@ -100,7 +101,7 @@ class Noising:
 
 @dataclass(frozen=True)
 class _FlowLabel:
-    """1000 t, or 1000 (1 - t), of a flow with T = 1000."""
+    """T t, or T (1 - t)."""
 
     steps: int
     inverted: bool
@@ -117,8 +118,6 @@ def noising(config: Mapping[str, Any]) -> Noising:
         ValueError: if the prediction type or beta schedule is unknown, or an epsilon model has zero terminal SNR.
     """
     kind, steps = config["prediction_type"], int(config["num_train_timesteps"])
-    if config["use_flow_sigmas"] and kind == "epsilon":
-        kind = "flow_prediction"
     if kind not in PREDICTIONS:
         guess = nearest(str(kind), PREDICTIONS)
         raise ValueError(
@@ -159,7 +158,9 @@ def beta_table(config: Mapping[str, Any]) -> TimestepTable:
     if trained is not None:
         betas = torch.as_tensor(trained, dtype=torch.float32)
         if len(betas) != steps:
-            raise ValueError(f"trained_betas has {len(betas)} values for num_train_timesteps = {steps}: make them equal")
+            raise ValueError(
+                f"trained_betas has {len(betas)} values for num_train_timesteps = {steps}: make them equal"
+            )
     elif schedule == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float32)
     elif schedule == "scaled_linear":
@@ -197,3 +198,21 @@ def _cosine(steps: int) -> Tensor:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     return torch.tensor([min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)])
+
+
+def limit(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What a config does to x0: clipping or dynamic thresholding, as DDIM does; None for neither."""
+    if config["thresholding"]:
+        return partial(_threshold, float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"]))
+    return partial(_clip, float(config["clip_sample_range"])) if config["clip_sample"] else None
+
+
+def _clip(most: float, x0: Tensor) -> Tensor:
+    return x0.clamp(-most, most)
+
+
+def _threshold(ratio: float, highest: float, x0: Tensor) -> Tensor:
+    """Dynamic thresholding (2205.11487): clip each image to a quantile of its absolute values, and divide by it."""
+    s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(1, highest)
+    s = s.reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s

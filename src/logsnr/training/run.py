@@ -89,7 +89,8 @@ class Run:
         self.parameters = list(self.network.parameters())
         self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
 
-        self.generator = torch.Generator(self.device)
+        # Noise levels are drawn in float64, which Apple's GPUs do not have: there the CPU draws.
+        self.generator = torch.Generator("cpu" if self.device.type == "mps" else self.device)
         self.window = torch.zeros(2, device=self.device)
         self.window_steps = 0
 
@@ -121,17 +122,23 @@ class Run:
 
     def draw(self) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Samples x `[batch, C, H, W]` and conditions of this step, with flips and label dropout."""
-        generator, device = self.generator, self.device
-        index = torch.randint(len(self._images), (self.batch,), generator=generator, device=device)
+        index = self._randint(len(self._images))
         x = self._cells[self._images[index].long()]
         if self.recipe.data.flip:
-            mirrored = torch.rand(self.batch, generator=generator, device=device) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+            x = torch.where(self._chance(0.5)[:, None, None, None], x.flip(3), x)
         if self._labels is None:
             return x, None
-        dropped = torch.rand(self.batch, generator=generator, device=device) < self.recipe.label_dropout
+        dropped = self._chance(self.recipe.label_dropout)
         labels = self._labels[index].masked_fill(dropped, self.network.config.classes)
         return x, {"class_labels": labels}
+
+    def _randint(self, high: int) -> Tensor:
+        drawn = torch.randint(high, (self.batch,), generator=self.generator, device=self.generator.device)
+        return drawn.to(self.device)
+
+    def _chance(self, probability: float) -> Tensor:
+        drawn = torch.rand(self.batch, generator=self.generator, device=self.generator.device)
+        return (drawn < probability).to(self.device)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step n: lr min(1, (n + 1) / warmup), times 1 - n / steps under linear decay."""
