@@ -9,15 +9,17 @@ import logsnr
 
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
-    ["errors", "noise", "pixels", "images"],
+    ["errors", "noise", "pixels", "images", "theory"],
     ["files", "timesteps"],
     ["prediction", "density"],
     ["schedule"],
     ["weighting", "denoiser"],
+    ["projection"],
     ["exact", "guidance", "objective", "adaptive", "sampling"],
     ["likelihood", "endpoint", "models", "schedules"],
-    ["evaluation"],
-    ["adapters", "load", "training", "report"],
+    ["evaluation", "adapters", "calibration"],
+    ["load", "training", "report"],
+    ["describe"],
     ["demo"],
     ["cli"],
 ]

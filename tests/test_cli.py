@@ -123,6 +123,19 @@ def test_sample_runs_a_plan_file_and_draws_a_picture(run, tiny, tmp_path):
         assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)
 
 
+def test_calibrate_writes_a_plan_that_sample_runs(run, tiny, tmp_path):
+    arguments = ("calibrate", tiny, "--nfe", 2, "--batch", 8, "--rollouts", 40, "--out", tmp_path / "plan.json")
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    plan = ls.Plan.load(tmp_path / "plan.json")
+    assert (plan.nfe, plan.hash) == (2, facts["hash"])
+    assert facts["report"]["rmse"] <= 1.5 * min(facts["report"]["alternatives"].values())
+    code, out, _ = run("sample", tiny, "--plan", tmp_path / "plan.json", "-n", 2, "--out", tmp_path / "x.npy", "--json")
+    assert code == 0
+    assert json.loads(out)["nfe"] == 2
+
+
 def test_evaluate_is_the_python_api(run, tiny):
     arguments = ("evaluate", tiny, "--evaluations", 8, "--limit", 20, "--seed", 5)
     code, out, _ = run(*arguments, "--json")
@@ -138,7 +151,7 @@ def test_evaluate_is_the_python_api(run, tiny):
     assert f"{facts['bits_per_dim']:.4f} +- {facts['stderr']:.4f} bits/dim" in out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "sample", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "train", "sample", "evaluate", "objective", "export", "calibrate"])
 def test_help_shows_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -98,6 +98,7 @@ def test_default_range_keeps_the_noise_per_cell():
     assert math.exp(-hi / 2) / Pixels(17).spacing == pytest.approx(math.exp(-13.3 / 2) / Pixels(256).spacing)
 
 
+@pytest.mark.filterwarnings("ignore:log-SNR range")
 def test_loss_curve_is_the_mean_error_per_bin():
     dim, variance = 16, 0.5
     model = exact.Gaussian(torch.zeros(dim), variance * torch.eye(dim))

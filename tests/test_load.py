@@ -57,9 +57,57 @@ def test_nothing_nearby(tmp_path, monkeypatch):
         logsnr.load("nowhere/at/all")
 
 
-def test_sources_to_come_say_so(tmp_path):
+def test_a_run_goes_where_it_is_asked(tmp_path):
+    save(tmp_path)
+    denoiser = logsnr.load(tmp_path, device="cpu", dtype=torch.float64)
+    assert all(parameter.dtype == torch.float64 for parameter in denoiser.parameters())
+
+
+def test_a_run_has_no_prompt(tmp_path):
+    save(tmp_path)
+    with pytest.raises(LogsnrError, match=r"guidance = 2.0: .* is the folder of a run, .* guidance is logsnr.guidance"):
+        logsnr.load(tmp_path, guidance=2.0)
+
+
+def test_sources_to_come_say_so():
     with pytest.raises(LogsnrError, match="'zoo:digits': published models are not available yet; train one"):
         logsnr.load("zoo:digits")
+
+
+def test_a_broken_pipeline_says_so(tmp_path):
+    pytest.importorskip("diffusers")
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(LogsnrError, match="is a diffusers pipeline, which load does not read yet: wrap its network"):
+    with pytest.raises(LogsnrError, match=r"cannot be loaded as a diffusers pipeline .*save_pretrained wrote") as error:
         logsnr.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "scheduler_config.json"])
+def test_a_component_is_no_pipeline(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(LogsnrError, match="one component of a diffusers pipeline: give the folder above it"):
+        logsnr.load(tmp_path)
+
+
+def test_a_hub_id_reaches_diffusers_unchanged(monkeypatch):
+    """The loading is diffusers' own; here it is only seen what it is asked for."""
+    diffusers = pytest.importorskip("diffusers")
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append((name, options))
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    with pytest.raises(
+        LogsnrError, match=r"'owner/some-model.v2' cannot be loaded .*\(OSError: no such repository\): give"
+    ):
+        logsnr.load("owner/some-model.v2", dtype=torch.float16)
+    assert asked == [("owner/some-model.v2", {"torch_dtype": torch.float16})]
+
+
+def test_a_misspelt_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    save(tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LogsnrError, match=r"'runs/digit' is not the folder of a run .*there are .*digits"):
+        logsnr.load("runs/digit")

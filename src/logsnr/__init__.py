@@ -13,9 +13,10 @@ of model), `objective` (what training minimises) and `sampling` (plans and the o
 from logsnr import exact, guidance, schedules
 from logsnr import prediction as predictions
 from logsnr import weighting as weightings
+from logsnr.calibration import calibrate
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.likelihood import Likelihood, bits_per_dim
+from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
 from logsnr.load import load
 from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
 from logsnr.pixels import Pixels
@@ -52,7 +53,9 @@ __all__ = [
     "Step",
     "TimestepTable",
     "WeightedELBO",
+    "augmented_elbo",
     "bits_per_dim",
+    "calibrate",
     "evaluations",
     "exact",
     "grids",
@@ -62,6 +65,8 @@ __all__ = [
     "invert",
     "load",
     "objectives",
+    "ode_bits_per_dim",
+    "ode_log_likelihood",
     "predictions",
     "reconstruct",
     "sample",

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate, noisy
 from logsnr.noise import alpha_s, per_sample
+from logsnr.projection import Points, Softmin
 
 Numbers = Tensor | Sequence[Any]
 
@@ -163,13 +164,13 @@ class Gaussian(GaussianMixture):
 class PointCloud(ExactDenoiser):
     """p = the uniform distribution on M points: the ideal denoiser of a data set (2306.04848, sec. 3).
 
-    x0 = sum_i softmax_i(-||z - alpha x_i||^2 / (2 s^2)) x_i, streamed over chunks of points with the nearest distance
-    as running reference: the nearest point at sigma -> 0, the mean at sigma inf.  Distances come from differences,
-    never from ||z||^2 - 2 z.x + ||x||^2, which in float32 cannot tell near-duplicates apart.
+    x0 = sum_i softmax_i(-||y - x_i||^2 / (2 sigma^2)) x_i with y = z/alpha: the nearest point at sigma -> 0, the mean
+    at sigma inf.  The search is `projection.Points`, exact for near-duplicates and made for sets of 60,000 images.
 
     Args:
         points: `[M, *shape]`.
-        chunk: points per step of the stream; None for what keeps a step near 64 MB.
+        chunk: points per step where distances come from differences alone (small sets, states that require
+            gradients); None for what keeps a step near 64 MB.
 
     Raises:
         ValueError: if there are no points or `chunk` is not positive.
@@ -180,47 +181,36 @@ class PointCloud(ExactDenoiser):
     def __init__(self, points: Numbers, chunk: int | None = None) -> None:
         super().__init__()
         p = _floats(points, "points", "[M, *shape]", None)
-        if p.ndim < 2 or p.numel() == 0:
-            raise ValueError(f"points have shape {tuple(p.shape)}: give [M, *shape] with M >= 1 points")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk = {chunk}: must be at least 1, or None")
+        self._set = Points(p, chunk)
         self.register_buffer("points", p)
-        self.chunk = chunk
         self.shape = tuple(p.shape[1:])
-        self.sigma_data = math.sqrt(float(p.flatten(1).double().var(0, correction=0).mean()))
+        self.sigma_data = _spread(p)
+
+    @property
+    def reference(self) -> Points:
+        """The set itself, to measure distances to and to project on."""
+        if self._set.points is not self.points:  # the module was moved or cast
+            self._set = Points(self.points, self._set.chunk)
+        return self._set
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        mean, _, _ = self._stream(z, sigma)
-        x0 = mean.view_as(z)
+        x0 = self._search(z, sigma)[0].mean.to(z.dtype)
         alpha, s = _amplitudes(sigma, z)
         return Estimate(x0, lambda: (z - alpha * x0) / s)
 
     def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        _, nearest, total = self._stream(z, sigma)
-        _, s = _amplitudes(sigma, nearest)
-        log_volume = self.dim * (torch.as_tensor(s, dtype=z.dtype, device=z.device).log() + 0.5 * math.log(2 * math.pi))
-        return (total.log() - 0.5 * nearest / (s * s) - log_volume - math.log(len(self.points))).squeeze(1)
+        found, level = self._search(z, sigma)
+        s = level / torch.hypot(level, torch.ones_like(level))
+        log_sum = found.log_sum - 0.5 * found.squared / (level * level) - math.log(len(self.points))
+        return (log_sum - self.dim * (s.log() + 0.5 * math.log(2 * math.pi))).to(z.dtype)
 
-    def _stream(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Posterior mean `[B, D]`, squared distance d^2 to the nearest alpha x `[B, 1]`, sum of weights `[B, 1]`."""
-        flat = z.flatten(1)
-        alpha, s = _amplitudes(sigma, flat)
-        # Below 1e-15, alpha x is beneath the resolution of z in any dtype; z / alpha must not overflow when squared.
-        scale = alpha.clamp(min=1e-15) if isinstance(alpha, Tensor) else max(alpha, 1e-15)
-        y = flat / scale
-        nearest = torch.full_like(flat[:, :1], math.inf)
-        total, mean = torch.zeros_like(nearest), torch.zeros_like(flat)
-        chunk = self.chunk or max(1, 2**24 // (len(z) + self.dim))
-        for first in range(0, len(self.points), chunk):
-            points = self.points[first : first + chunk].flatten(1).to(z)
-            distance = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
-            d2 = (scale * distance).square()
-            closest = torch.minimum(nearest, d2.amin(1, keepdim=True))
-            weight, keep = _weight(d2 - closest, s), _weight(nearest - closest, s)
-            total = keep * total + weight.sum(1, keepdim=True)
-            mean = keep * mean + weight @ points
-            nearest = closest
-        return mean / total, nearest, total
+    def _search(self, z: Tensor, sigma: float | Tensor) -> tuple[Softmin, Tensor]:
+        """The softmax at y = z/alpha, formed in float64, and the sigma it was taken at."""
+        wide = z if z.device.type == "mps" else z.double()
+        # At 1e15, alpha x is beneath the resolution of z in any dtype; y must not overflow when squared.
+        level = torch.as_tensor(sigma, dtype=wide.dtype, device=wide.device).clamp(max=1e15)
+        y = wide * per_sample(torch.hypot(level, torch.ones_like(level)), wide)
+        return self.reference.softmin(y, level, precise=z.dtype == torch.float64), level
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(self.points), (n,), generator=generator, device=generator.device)
@@ -306,10 +296,12 @@ def _amplitudes(sigma: float | Tensor, like: Tensor) -> tuple[float | Tensor, fl
     return per_sample(alpha, like), per_sample(s, like)
 
 
-def _weight(excess: Tensor, s: float | Tensor) -> Tensor:
-    """exp(-excess / (2 s^2)) for excess >= 0, with 1 at excess 0 whatever s."""
-    rate = 0.5 / (s * s) if isinstance(s, Tensor) or s * s > 0 else math.inf
-    return torch.exp(-torch.where(excess > 0, excess * rate, torch.zeros_like(excess)))
+def _spread(points: Tensor) -> float:
+    """Standard deviation per dimension of points `[M, *shape]`, in float64 without a float64 copy of the set."""
+    chunks = [chunk.flatten(1) for chunk in torch.split(points, max(1, 2**23 // math.prod(points.shape[1:])))]
+    mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(points)
+    total = sum(float((chunk.double() - mean).square().sum()) for chunk in chunks)
+    return math.sqrt(total / points.numel())
 
 
 def _log_normal(residual: Tensor, variance: float | Tensor, dim: int) -> Tensor:

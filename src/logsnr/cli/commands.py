@@ -1,27 +1,23 @@
-"""Command line: `logsnr demo | train | sample | evaluate`.
+"""Command line: `logsnr demo | train | sample | calibrate | evaluate | objective | export`.
 
 Bad input ends with one clear line on stderr and exit code 2; `--json` puts one JSON object on stdout for machines.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from logsnr.errors import one_line
 
-    from logsnr.denoiser import NetworkDenoiser
-    from logsnr.sampling import Plan
-    from logsnr.sampling.plan import Grid
+if TYPE_CHECKING:
+    pass
 
 app = typer.Typer(
     help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
@@ -46,11 +42,12 @@ def demo(
 
     Example: logsnr demo --out runs/demo
     """
+    from logsnr.cli import support
     from logsnr.demo import run_demo
 
     summary = run_demo(out, seed=seed, max_seconds=max_seconds, quiet=json_)
     if json_:
-        _print_json(summary)
+        support.print_json(summary)
 
 
 @app.command()
@@ -67,6 +64,7 @@ def train(
 
     Example: logsnr train recipes/digits.yaml --out runs/digits --set steps=500
     """
+    from logsnr.cli import support
     from logsnr.training import load_recipe
     from logsnr.training import train as run
 
@@ -74,7 +72,7 @@ def train(
     folder = out or Path("runs") / Path(recipe).stem
     summary = run(config, folder, resume=resume, progress=not json_)
     if json_:
-        _print_json({"folder": str(folder), **summary.to_dict()})
+        support.print_json({"folder": str(folder), **summary.to_dict()})
     else:
         print(f"{folder}: {summary}")
 
@@ -107,6 +105,7 @@ def sample(
     """
     import torch
 
+    from logsnr.cli import support
     from logsnr.errors import LogsnrError
     from logsnr.load import load
     from logsnr.sampling import Plan
@@ -115,10 +114,14 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser = load(model)
-    chosen = Plan.load(plan) if plan else _plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
+    chosen = (
+        Plan.load(plan)
+        if plan
+        else support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
+    )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
-    cond = _condition(denoiser, label, n)
+    cond = support.condition(denoiser, label, n)
     start = time.perf_counter()
     parts = [
         run(
@@ -131,7 +134,7 @@ def sample(
         for i in range(0, n, batch)
     ]
     seconds = time.perf_counter() - start
-    _write_images(torch.cat(parts), denoiser, out)
+    support.write_images(torch.cat(parts), denoiser, out)
     facts = {
         "out": str(out),
         "images": n,
@@ -142,9 +145,40 @@ def sample(
         "seconds_per_image": seconds / n,
     }
     if json_:
-        _print_json(facts)
+        support.print_json(facts)
     else:
         print(f"{out}: {n} images, {chosen.nfe} evaluations each, {seconds / n * 1e3:.1f} ms per image")
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    nfe: Annotated[int, typer.Option(help="Network evaluations per image, 1 to 20.")] = 6,
+    out: Annotated[Path, typer.Option(help="Where the plan is written (JSON).")] = Path("plan.json"),
+    batch: Annotated[int, typer.Option(help="Noises to fit to; as many to select by and to report on.")] = 64,
+    rollouts: Annotated[int, typer.Option(help="Budget in rollouts of that batch, 40 to 200.")] = 100,
+    resume: Annotated[Path | None, typer.Option(help="File that keeps measurements, to go on after Ctrl-C.")] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Find a model's best few-step plan, against a many-step teacher from the same noise.
+
+    Example: logsnr calibrate runs/digits --nfe 5 --out plan.json
+    """
+    from logsnr.cli import support
+
+    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_)
+    plan.save(out)
+    report = plan.meta["report"]
+    if json_:
+        support.print_json({"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report})
+    elif report is None:
+        print(f"{out}: {plan.nfe} evaluations, the best plan so far (interrupted before its report)")
+    else:
+        errors = {"this plan": report["rmse"], **report["alternatives"]}
+        print(f"{out}: {plan.nfe} evaluations; RMSE to the teacher's end points on noise the search has not seen:")
+        for name, error in sorted(errors.items(), key=lambda item: item[1])[:6]:
+            print(f"  {error:.4f}  {name}")
 
 
 @app.command()
@@ -166,11 +200,11 @@ def evaluate(
     """
     import torch
 
+    from logsnr.cli import support
     from logsnr.likelihood import bits_per_dim, default_logsnr_range
-    from logsnr.load import load
 
-    denoiser = load(model)
-    images, levels, cond = _held_out(denoiser, data, limit)
+    denoiser = support.run_denoiser(model)
+    images, levels, cond = support.held_out_images(denoiser, data, limit)
     lo, hi = default_logsnr_range(levels)
     result = bits_per_dim(
         denoiser,
@@ -196,7 +230,7 @@ def evaluate(
         "seed": seed,
     }
     if json_:
-        _print_json(facts)
+        support.print_json(facts)
         return
     table = Table(title=f"{model} on {len(images)} held-out images ({levels} grey levels)", title_justify="left")
     table.add_column("log-SNR")
@@ -207,122 +241,79 @@ def evaluate(
     print(f"{result}; {result.evaluations} evaluations, seed {seed}")
 
 
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pipeline; must not exist, or be empty.")],
+    to: Annotated[str, typer.Option(help="What to write: diffusers.")] = "diffusers",
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class that the pipeline draws [default: the null condition].")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write a trained model as a stock diffusers pipeline, for DiffusionPipeline.from_pretrained.
+
+    Example: logsnr export runs/digits --to diffusers -o pipelines/digits
+    """
+    from logsnr.adapters.export import export_diffusers, scheduler_for
+    from logsnr.cli import support
+    from logsnr.errors import LogsnrError
+
+    if to != "diffusers":
+        raise LogsnrError(f"--to {to!r}: the one format is diffusers")
+    denoiser = support.run_denoiser(model)
+    folder = export_diffusers(denoiser, out, class_label=label)
+    scheduler = type(scheduler_for(denoiser)).__name__
+    if json_:
+        support.print_json({"out": str(folder), "pipeline": "DDPMPipeline", "scheduler": scheduler, "class": label})
+    else:
+        print(f"{folder}: DDPMPipeline with {scheduler}; diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def objective(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="A preset or weighting, a recipe, EDM's or k-diffusion's .json, or a script's own flags."),
+    ] = None,
+    sigma_data: Annotated[
+        float | None, typer.Option("--sigma-data", help="Standard deviation of the data [default: the source's].")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw w, p and the emphasis to a .png file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Say what an objective weights, whether it is an ELBO, and which published one it resembles.
+
+    Example: logsnr objective --snr_gamma 5 --prediction_type v_prediction --plot w.png
+    """
+    from logsnr.cli import support
+    from logsnr.describe import describe, resolve
+    from logsnr.describe import plot as draw
+
+    report = describe(resolve(words or []), sigma_data=sigma_data)
+    if plot is not None:
+        draw(report, plot)
+    if json_:
+        support.print_json(report.to_dict())
+        return
+    lo, hi = report.range
+    print(f"{report.name}, on log-SNR [{lo:.2f}, {hi:.2f}]")
+    table = Table()
+    for name in ("log-SNR", "w", "p", "loss below"):
+        table.add_column(name, justify="right")
+    for level, w, p, below in report.rows():
+        table.add_row(f"{level:g}", f"{w:.4g}", "-" if p != p else f"{p:.4g}", f"{below:.1%}")
+    Console().print(table)
+    print(f"drawn: {report.drawn}\n{report.verdict()}")
+    print("nearest presets: " + ", ".join(f"{name} {distance:.3f}" for name, distance in report.presets[:4]))
+    for note in report.notes:
+        print(f"note: {note}")
+
+
 def main() -> None:
     """Entry point of the `logsnr` command: bad input is one line and exit code 2."""
-    from logsnr.errors import one_line
-
     try:
         app()
     except (ValueError, OSError) as error:
         print(f"logsnr: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-def _plan(
-    denoiser: NetworkDenoiser,
-    nfe: int,
-    spacing: str,
-    sigma_max: float | None,
-    sigma_min: float | None,
-    solver: str,
-    gamma: float,
-    order: int | None,
-) -> Plan:
-    from logsnr.errors import LogsnrError
-    from logsnr.sampling import grids, solvers
-
-    spacings: dict[str, Callable[..., Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
-    plain: dict[str, Callable[..., Plan]] = {"ddim": solvers.ddim, "ddpm": solvers.ddpm}
-    multistep: dict[str, Callable[..., Plan]] = {
-        "adams-bashforth": solvers.adams_bashforth,
-        "ipndm": solvers.ipndm,
-        "deis": solvers.deis,
-        "dpmpp": solvers.dpmpp,
-        "unipc": solvers.unipc,
-    }
-    if spacing not in spacings:
-        raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
-    if solver not in {"ge", *plain, *multistep}:
-        raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}")
-    if order is not None and solver not in multistep:
-        raise LogsnrError(f"--order {order}: {solver} has no order; it belongs to {', '.join(multistep)}")
-    lo, hi = denoiser.sampling_range
-    grid = spacings[spacing](nfe, hi if sigma_max is None else sigma_max, lo if sigma_min is None else sigma_min)
-    if solver == "ge":
-        return solvers.ge(grid, gamma=gamma)
-    if solver in plain:
-        return plain[solver](grid)
-    return multistep[solver](grid) if order is None else multistep[solver](grid, order)
-
-
-def _condition(denoiser: NetworkDenoiser, label: int | None, n: int) -> dict[str, Any]:
-    """The class of every image; without one, a conditional model draws its classes in turn."""
-    import torch
-
-    from logsnr.errors import LogsnrError
-
-    classes = denoiser.card.get("classes", 0)
-    if not classes:
-        if label is not None:
-            raise LogsnrError(f"--class {label}: this model is unconditional; leave --class out")
-        return {}
-    if label is None:
-        return {"class_labels": torch.arange(n) % classes}
-    if not 0 <= label <= classes:
-        raise LogsnrError(f"--class {label}: give 0 ... {classes - 1}, or {classes} for the null condition")
-    return {"class_labels": torch.full((n,), label)}
-
-
-def _write_images(x: Tensor, denoiser: NetworkDenoiser, out: Path) -> None:
-    import io
-
-    import numpy as np
-
-    from logsnr.files import replace_file
-    from logsnr.images import png, tile
-
-    images = denoiser.decode(x)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, images.numpy())
-        replace_file(out, buffer.getvalue())
-        return
-    assert denoiser.pixels is not None
-    columns = max(1, round(len(images) ** 0.5))
-    scale = max(1, 64 // denoiser.shape[-1])
-    replace_file(out, png(tile(denoiser.pixels.display(images), columns=columns, scale=scale)))
-
-
-def _held_out(
-    denoiser: NetworkDenoiser, source: str | None, limit: int | None
-) -> tuple[Tensor, int, dict[str, Tensor] | None]:
-    """Held-out images, their grey levels, and their labels where the model is conditional."""
-    from logsnr.errors import LogsnrError
-    from logsnr.training import load_data
-    from logsnr.training.config import DataConfig
-
-    trained_on = (denoiser.card.get("training") or {}).get("data")
-    if source is None and trained_on is None:
-        raise LogsnrError("this model does not say what it was trained on: give --data")
-    config = DataConfig(**trained_on) if trained_on else DataConfig()
-    if source is not None:
-        config = config.model_copy(update={"source": source})
-    data = load_data(config)
-    if denoiser.pixels is not None and denoiser.pixels.levels != data.levels:
-        raise LogsnrError(f"{config.source} has {data.levels} grey levels, the model {denoiser.pixels.levels}")
-    images, labels = data.test_images[:limit], data.test_labels
-    cond = None
-    if denoiser.card.get("classes"):
-        if labels is None:
-            raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
-        cond = {"class_labels": labels[:limit]}
-    return images, data.levels, cond
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, indent=2))
-
-
-if __name__ == "__main__":
-    main()

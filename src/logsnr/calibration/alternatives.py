@@ -1,0 +1,34 @@
+"""Built-in alternatives: what a calibrated plan has to beat, from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from logsnr.sampling import grids, solvers
+from logsnr.sampling.plan import Grid, Plan
+
+SOLVERS: dict[str, Callable[[Grid], Plan]] = {
+    "DDIM": solvers.ddim,
+    "GE(2)": partial(solvers.ge, gamma=2.0),
+    "GE(1.5)": partial(solvers.ge, gamma=1.5),
+    "iPNDM-3": partial(solvers.ipndm, order=3),
+    "iPNDM-4": partial(solvers.ipndm, order=4),
+    "DEIS-3": partial(solvers.deis, order=3),
+    "DPM++(2M)": solvers.dpmpp,
+    "UniPC-2": solvers.unipc,
+}
+
+GRIDS: dict[str, Callable[[int, float, float], Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
+
+
+def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
+    """Every solver on every grid from `high` to `low` and 0, named "solver, grid"; plans that coincide appear once."""
+    found: dict[str, Plan] = {}
+    for solver, plan_of in SOLVERS.items():
+        for grid, levels_of in GRIDS.items():
+            # a geometric or Karras grid of one level is that of its first
+            plan = plan_of(levels_of(n, high, low))
+            if all(plan != other for other in found.values()):
+                found[f"{solver}, {grid}"] = plan
+    return found

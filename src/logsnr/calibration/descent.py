@@ -1,0 +1,186 @@
+"""Descent: all numbers of a plan at once, against the error at the end point.
+
+With parameters p (log sigmas, rows) and residuals r(p) = x_student - x_teacher, a Gauss-Newton step with damping solves
+
+    (J^T J / (N mse) + (strength / count) T^-2 + damping diag) d = - J^T r / (N mse) - (strength / count) T^-2 (p - p_0)
+
+where J comes from finite differences of rollouts: row i and sigma_{i+1} move z_{i+1} for nothing and cost n - 1 - i
+evaluations, so a whole J costs about half as many rollouts as there are parameters, and no gradient of the network.
+p_0 is the prior, T how far a parameter may stray from it, count the number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.calibration.rollout import Batch, Rollout
+from logsnr.calibration.schedule import MIN_STEP
+from logsnr.calibration.teacher import Metric
+from logsnr.denoiser import Denoiser
+from logsnr.sampling.plan import Plan
+
+NUDGE = 4e-3
+"""Of a finite difference, in a coefficient or in log sigma."""
+
+STRAY = 0.5
+"""How far a coefficient or a log sigma may be expected to lie from its prior."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The plans that are searched: `template`'s basis and row lengths, levels within [low, high]."""
+
+    template: Plan
+    low: float
+    high: float
+
+    @property
+    def n(self) -> int:
+        return self.template.nfe
+
+    def vector(self, plan: Plan) -> Tensor:
+        """log sigma_0 ... log sigma_{n-1}, then the rows."""
+        numbers = [math.log(s) for s in plan.sigmas[:-1]] + [c for row in plan.rows for c in row]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    def plan(self, p: Tensor) -> Plan:
+        """The plan of a vector, its levels pushed apart to the smallest step and into the range."""
+        n, values = self.n, p.tolist()
+        logs = values[:n]
+        low, high = math.log(self.low), math.log(self.high)
+        for i in range(n):  # from the noisy end down, leaving room below
+            ceiling = high if i == 0 else logs[i - 1] - MIN_STEP
+            logs[i] = max(min(logs[i], ceiling), low + (n - 1 - i) * MIN_STEP)
+        rows, at = [], n
+        for row in self.template.rows:
+            rows.append(tuple(values[at : at + len(row)]))
+            at += len(row)
+        # exp(log(high)) may miss high by a rounding error: stay within
+        sigmas = tuple(min(max(math.exp(v), self.low), self.high) for v in logs)
+        return replace(self.template, sigmas=(*sigmas, 0.0), rows=tuple(rows), meta={})
+
+    def owners(self) -> list[int]:
+        """For each parameter the last step whose evaluation it leaves alone (-1: none)."""
+        return [i - 1 for i in range(self.n)] + [i for i, row in enumerate(self.template.rows) for _ in row]
+
+    def cost(self) -> int:
+        """Evaluations that a Jacobian takes, the rollout itself included."""
+        return self.n + sum(self.n - 1 - owner for owner in self.owners())
+
+
+def residuals(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
+    """End-point errors `[N, F]`, float64."""
+    return ((x if metric is None else metric(x)).double() - batch.end.double()).flatten(1)
+
+
+def mean_square(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> float:
+    """Mean squared end-point error of a plan; `nfe` evaluations of the batch.  inf if it is not finite."""
+    total = torch.zeros((), dtype=torch.float64)
+    for part in batch.chunks(chunk):
+        x = Rollout(denoiser, plan.basis, part).run(plan)
+        total += residuals(x, part, metric).square().sum().cpu()
+    value = float(total) / batch.end.numel()
+    return value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal equations: J^T J and J^T r, per residual, and the mean square."""
+
+    gram: Tensor
+    pull: Tensor
+    mse: float
+
+    def to_json(self) -> list[Any]:
+        """Lists of floats."""
+        return [self.gram.tolist(), self.pull.tolist(), str(self.mse)]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> Normal:
+        """The inverse of `to_json`, bit for bit."""
+        gram, pull, mse = values
+        return cls(torch.tensor(gram, dtype=torch.float64), torch.tensor(pull, dtype=torch.float64), float(mse))
+
+
+def normal_equations(
+    denoiser: Denoiser, space: Space, p: Tensor, batch: Batch, chunk: int, metric: Metric | None
+) -> Normal:
+    """J^T J and J^T r at p, by forward differences; `space.cost()` evaluations of the batch."""
+    plan, owners = space.plan(p), space.owners()
+    gram = torch.zeros(len(p), len(p), dtype=torch.float64)
+    pull, total = torch.zeros(len(p), dtype=torch.float64), 0.0
+    for part in batch.chunks(chunk):
+        base = Rollout(denoiser, plan.basis, part)
+        r = residuals(base.run(plan), part, metric).flatten()
+        columns = []
+        for index, owner in enumerate(owners):
+            moved = p.clone()
+            # downwards for sigmas: the first may sit at the end of the range
+            moved[index] += -NUDGE if index < space.n else NUDGE
+            nudged = space.plan(moved)
+            if nudged == plan:  # pinned by the range or the smallest step
+                columns.append(torch.zeros_like(r))
+                continue
+            x = base.branch(owner).run(nudged)
+            change = residuals(x, part, metric).flatten() - r
+            columns.append(change / (-NUDGE if index < space.n else NUDGE))
+        jacobian = torch.stack(columns)
+        gram += (jacobian @ jacobian.T).cpu()
+        pull += (jacobian @ r).cpu()
+        total += float(r @ r)
+    count = batch.end.numel()
+    return Normal(gram / count, pull / count, total / count)
+
+
+def descend(
+    space: Space,
+    start: Plan,
+    count: int,
+    strength: float,
+    equations: Callable[[Tensor], Normal],
+    fit_error: Callable[[Plan], float],
+    accept: Callable[[Plan], bool],
+) -> None:
+    """Damped Gauss-Newton from `start` until `accept` says stop or no step helps.
+
+    Args:
+        space: what may move.
+        start: where to begin, and the prior.
+        count: number of fitting samples.
+        strength: weight of the prior, in units of one sample.
+        equations: `normal_equations` at a vector.
+        fit_error: `mean_square` of a plan.
+        accept: called with each better plan; False ends the descent.
+    """
+    prior = p = space.vector(start)
+    weight = strength / count / STRAY**2
+    damping = 1e-2
+    while True:
+        normal = equations(p)
+        if normal.mse == 0 or not math.isfinite(normal.mse) or not bool(normal.gram.isfinite().all()):
+            return
+        objective = 1 + weight * float((p - prior).square().sum())
+        gram, pull = normal.gram / normal.mse, normal.pull / normal.mse + weight * (p - prior)
+        scale = gram.diagonal().clamp(min=1e-9 * float(gram.diagonal().max()))
+        best = math.inf
+        for _ in range(3):
+            for trial in (damping, 0.1 * damping):
+                system = gram + torch.diag(weight + trial * scale)
+                moved = space.vector(space.plan(p - torch.linalg.solve(system, pull)))
+                value = fit_error(space.plan(moved)) / normal.mse + weight * float((moved - prior).square().sum())
+                if value < min(best, objective):
+                    best, chosen, used = value, moved, trial
+            if best < objective:
+                break
+            damping *= 100
+        if best >= objective:
+            return
+        p, damping = chosen, max(used, 1e-6)
+        if not accept(space.plan(p)) or best > 0.995 * objective:
+            return

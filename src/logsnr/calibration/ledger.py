@@ -1,0 +1,142 @@
+"""The ledger: what a calibration has measured, and what it cost.
+
+Every measurement has a name and is a pure function of the settings, so a run that reads its measurements from a file
+makes the same decisions as the run that wrote them: an interrupted calibration resumes where it stopped and ends on
+the same plan, to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Denoiser, Estimate
+from logsnr.endpoint import Counted
+from logsnr.errors import LogsnrError, one_line
+from logsnr.files import replace_file
+
+FORMAT = 1
+
+
+class Meter(Counted):
+    """A counted denoiser that also counts by samples.
+
+    Attributes:
+        evaluations: network evaluations, whatever the size of the batch (guidance: 2).
+        answers: samples denoised, summed over calls.
+        passes: samples times network evaluations.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser)
+        self.answers = 0
+        self.passes = 0
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        before = self.evaluations
+        estimate = super().forward(z, sigma, **cond)
+        self.answers += len(z)
+        self.passes += len(z) * (self.evaluations - before)
+        return estimate
+
+
+class Ledger:
+    """Measurements by name, each with its cost, kept in a file if one is given.
+
+    Args:
+        meter: the denoiser whose answers are the cost.
+        settings: what the measurements depend on.
+        path: a file to resume from and to write to, or None.
+
+    Raises:
+        LogsnrError: if the file is not a ledger, or that of other settings.
+    """
+
+    def __init__(self, meter: Meter, settings: dict[str, Any], path: Path | None) -> None:
+        self.meter, self.settings, self.path = meter, settings, path
+        self.known: dict[str, tuple[Any, int, int]] = {}
+        self.counted: set[str] = set()
+        self.answers = 0
+        self.passes = 0
+        self.plan_hash: str | None = None
+        if path is not None and path.exists():
+            self._read(path)
+
+    def recall(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The measurement of that name: remembered, or made now and remembered (a JSON value)."""
+        if name not in self.known:
+            answers, passes = self.meter.answers, self.meter.passes
+            value = measure()
+            self.known[name] = value, self.meter.answers - answers, self.meter.passes - passes
+            self.write()
+        value, answers, passes = self.known[name]
+        if name not in self.counted:
+            self.counted.add(name)
+            self.answers += answers
+            self.passes += passes
+        return value
+
+    def settle(self, plan_hash: str) -> None:
+        """Record the plan that the search ended on.
+
+        Raises:
+            LogsnrError: if the file holds another one.
+        """
+        if self.plan_hash not in (None, plan_hash):
+            raise LogsnrError(
+                f"{self.path} records the plan {str(self.plan_hash)[:12]}..., this search ended on "
+                f"{plan_hash[:12]}...: its report noise was used for another plan; start again with another seed"
+            )
+        self.plan_hash = plan_hash
+        self.write()
+
+    def write(self) -> None:
+        """Put everything on disk, atomically.
+
+        Raises:
+            LogsnrError: if the disk refuses.
+        """
+        if self.path is None:
+            return
+        data = {"format": FORMAT, "settings": self.settings, "plan_hash": self.plan_hash, "known": self.known}
+        try:
+            replace_file(self.path, json.dumps(data).encode())
+        except OSError as error:
+            raise LogsnrError(
+                f"cannot write {self.path}: {error.strerror or one_line(error)}; give resume= a file in a folder that "
+                "exists and has space"
+            ) from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            form, settings, known = data["format"], data["settings"], data["known"]
+            self.known = {name: (value, int(answers), int(passes)) for name, (value, answers, passes) in known.items()}
+            self.plan_hash = data["plan_hash"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LogsnrError(
+                f"{path} is not the file of a calibration ({one_line(error)}): delete it to start again, or give "
+                "resume= another path"
+            ) from error
+        wanted = json.loads(json.dumps(self.settings))
+        if form != FORMAT or settings != wanted:
+            differ = [key for key in wanted if not isinstance(settings, dict) or settings.get(key) != wanted[key]]
+            raise LogsnrError(
+                f"{path} is of another calibration (different: {', '.join(differ) or 'format'}): give resume= another "
+                "path, or the settings it was started with"
+            )
+
+
+def fingerprint(denoiser: Denoiser) -> str:
+    """sha256 of the parameters and buffers, by name: which weights a plan was made for."""
+    digest = hashlib.sha256()
+    for name, value in sorted(denoiser.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

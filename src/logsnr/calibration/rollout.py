@@ -1,0 +1,127 @@
+"""Rollouts: a plan run step by step, so that a change late in the plan costs only the steps after it.
+
+    z_{i+1} = keep z_i + sum_j weights_j e_{i-j}      (sample.py's arithmetic, `updates`)
+
+Rows and sigmas up to step i decide z_i and e_0 ... e_i.  A change of row i, or of sigma_{i+1}, therefore moves z_{i+1}
+without an evaluation, and costs the n - 1 - i evaluations that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError
+from logsnr.sampling.plan import Plan
+from logsnr.sampling.reference import consistent
+from logsnr.sampling.sample import Update, updates
+
+Cond = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Noises with their conditions and the ends of their exact trajectories.
+
+    Attributes:
+        noise: starting states z `[N, *shape]`.
+        cond: conditions; tensors have one entry per sample.
+        end: teacher's end `[N, *shape]`, or of its features `[N, F]`; empty before the teacher ran.
+    """
+
+    noise: Tensor
+    cond: Cond
+    end: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of at most `size` samples."""
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            yield replace(self, noise=self.noise[part], cond=slice_cond(self.cond, part), end=self.end[part])
+
+    def first(self, n: int) -> Batch:
+        """The first n samples."""
+        return next(self.chunks(n))
+
+
+def slice_cond(cond: Cond, part: slice | Tensor) -> dict[str, Any]:
+    """The conditions of some samples; what is no tensor belongs to all."""
+    return {name: value[part] if isinstance(value, Tensor) else value for name, value in cond.items()}
+
+
+def spread_cond(cond: Cond | None, first: int, n: int) -> dict[str, Any]:
+    """Conditions of samples first ... first + n - 1: the rows given, over and over.
+
+    Raises:
+        LogsnrError: if two conditions have different numbers of rows, or none.
+    """
+    given = {} if cond is None else dict(cond)
+    rows = {name: len(v) if v.ndim else 0 for name, v in given.items() if isinstance(v, Tensor)}
+    if rows and (len(set(rows.values())) > 1 or min(rows.values()) < 1):
+        raise LogsnrError(
+            f"conditions have different numbers of rows ({', '.join(f'{k}: {v}' for k, v in rows.items())}): give "
+            "every tensor one row per sample, at least 1; they are used in turn"
+        )
+    if not rows:
+        return given
+    index = torch.arange(first, first + n) % next(iter(rows.values()))
+    return {name: v[index.to(v.device)] if isinstance(v, Tensor) else v for name, v in given.items()}
+
+
+class Rollout:
+    """A plan on its way: states z_0 ... and values e_0 ..., of which later variants share the beginning.
+
+    Args:
+        denoiser: the model.
+        basis: of the values.
+        batch: where it starts.
+    """
+
+    def __init__(self, denoiser: Denoiser, basis: str, batch: Batch) -> None:
+        self.denoiser, self.basis, self.cond = denoiser, basis, batch.cond
+        self.states: list[Tensor] = [batch.noise]
+        self.values: list[Tensor] = []
+        self.denoised: list[Tensor | None] = []
+
+    def evaluate(self, sigma: float) -> None:
+        """Ask the denoiser at the last state."""
+        estimate = consistent(self.denoiser(self.states[-1], sigma, **self.cond))
+        z = self.states[-1]
+        value = {"x0": lambda: estimate.x0, "eps": lambda: estimate.eps, "velocity": lambda: estimate.velocity}
+        self.values.append(value[self.basis]().to(z))
+        self.denoised.append(None if self.basis == "x0" else estimate.x0.to(z))
+
+    def advance(self, step: Update) -> None:
+        """Take a step from the last state."""
+        z = self.states[-1] * step.keep
+        plain = self.denoised[-1] if step.basis != self.basis else None
+        terms = self.values[::-1] if plain is None else [plain]
+        for weight, value in zip(step.weights, terms, strict=False):
+            if weight:
+                z = z.add(value, alpha=weight)
+        self.states.append(z)
+
+    def run(self, plan: Plan) -> Tensor:
+        """To the end of a plan; the steps already taken are kept."""
+        steps = updates(plan)
+        for i in range(len(self.states) - 1, plan.nfe):
+            if len(self.values) == i:
+                self.evaluate(plan.sigmas[i])
+            self.advance(steps[i])
+        return self.states[-1]
+
+    def branch(self, step: int) -> Rollout:
+        """The same beginning up to the evaluation of `step`; -1 for nothing but the start."""
+        twin = Rollout.__new__(Rollout)
+        twin.denoiser, twin.basis, twin.cond = self.denoiser, self.basis, self.cond
+        twin.states = self.states[: max(step, 0) + 1]
+        twin.values, twin.denoised = self.values[: step + 1], self.denoised[: step + 1]
+        return twin

@@ -1,0 +1,91 @@
+"""Schedules from a cache: the levels of least summed local error, by dynamic programming (as GITS, 2405.11326).
+
+A step from node j to node k that combines the estimates at j and at the node i before it has the error
+
+    min_c || y_k - y_j - (sigma_k - sigma_j) (c e_j + (1 - c) e_i) ||  sigma_data/sqrt(sigma_data^2 + sigma_k^2)
+
+weighted by how much of it survives to sigma 0.  With Gram matrices of the cache all of them are arithmetic on M^3
+numbers; the path of n steps with the smallest sum costs no evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from logsnr.calibration.teacher import Cache
+from logsnr.sampling.plan import Grid
+
+MIN_STEP = math.log(1.25)
+"""Smallest step in log sigma: a shorter one spends an evaluation on nothing."""
+
+
+def best_levels(cache: Cache, n: int, sigma_data: float, history: int, slack: float = 0.25) -> Grid:
+    """n + 1 levels among the cache's, from the first `slack` of them (in log sigma) to 0.
+
+    Args:
+        cache: the teacher's trajectories.
+        n: number of steps.
+        sigma_data: of the data.
+        history: 0 to combine nothing (DDIM), else the best pair of two estimates.
+        slack: share of the range in which the run may start.
+    """
+    cost, start = local_errors(cache, sigma_data, history), _start_errors(cache, sigma_data, slack)
+    m = len(cache.sigmas) - 1
+    first = cost[torch.arange(m), torch.arange(m)]  # without a past: i = j
+    best = start[:, None] + first  # [j, k]: one step taken, from j to k
+    back: list[Tensor] = []
+    for _ in range(n - 1):
+        total = best[:, :m, None] + cost  # [i, j, k]
+        value, where = total.min(0)
+        best = value
+        back.append(where)
+    j, k = int(best[:, m].argmin()), m
+    path = [k, j]
+    for where in reversed(back):
+        j, k = int(where[j, k]), j
+        path.append(j)
+    return tuple(cache.sigmas[node] for node in reversed(path))
+
+
+def local_errors(cache: Cache, sigma_data: float, history: int) -> Tensor:
+    """cost[i, j, k] of the step j -> k with i before j (i = j: no past) `[M, M, M + 1]`, inf where not i <= j < k."""
+    m = len(cache.eps)
+    e, y = cache.eps.flatten(1).double(), cache.states.flatten(1).double()
+    sigma = torch.tensor(cache.sigmas, dtype=torch.float64)
+    ee, ey, yy = (e @ e.T).cpu(), (e @ y.T).cpu(), (y @ y.T).cpu()
+    # residual of DDIM r = y_k - y_j - h e_j, and the difference f = h (e_i - e_j) that history adds a multiple of
+    h = sigma[None, :] - sigma[:m, None]  # [j, k]
+    diag, self_y = ee.diagonal(), ey[torch.arange(m), torch.arange(m)]
+    rr = yy.diagonal()[None, :] + yy.diagonal()[:m, None] - 2 * yy[:m, :]
+    rr = rr + h.square() * diag[:, None] - 2 * h * (ey - self_y[:, None])
+    out = rr[None].expand(m, m, m + 1).clone()
+    if history:
+        er = ey[:, None, :] - ey[:, :m, None] - h[None] * ee[:, :, None]  # <e_i, r_jk>
+        own = ey - self_y[:, None] - h * diag[:, None]  # <e_j, r_jk>
+        apart = diag[:, None] + diag[None, :] - 2 * ee
+        gain = (er - own[None]).square() / apart.clamp(min=1e-12 * float(diag.max()))[:, :, None]
+        past = (torch.arange(m)[:, None] < torch.arange(m))[:, :, None]
+        out = torch.where(past, out - gain, out)
+    out = out.clamp(min=0).sqrt() * (sigma_data / torch.hypot(torch.tensor(sigma_data), sigma))
+    logs = sigma.log()
+    i, j, k = torch.arange(m)[:, None, None], torch.arange(m)[None, :, None], torch.arange(m + 1)[None, None, :]
+    short = (logs[:m, None] - logs[None, :] < MIN_STEP)[None] | (
+        ((logs[:m, None] - logs[None, :m]) < MIN_STEP)[:, :, None] & (i < j)
+    )
+    return out.masked_fill((i > j) | (j >= k) | short, math.inf) / math.sqrt(e[0].numel())
+
+
+def _start_errors(cache: Cache, sigma_data: float, slack: float) -> Tensor:
+    """Error of starting at node j with the noise itself in place of the teacher's state."""
+    sigma = torch.tensor(cache.sigmas[:-1], dtype=torch.float64)
+    alpha = 1 / torch.hypot(torch.ones_like(sigma), sigma)
+    y = cache.states[:-1].flatten(1).double().cpu()
+    noise = y[0] * alpha[0]
+    error = (noise[None] / alpha[:, None] - y).square().mean(1).sqrt()
+    error = error * sigma_data / torch.hypot(torch.tensor(sigma_data), sigma)
+    logs = sigma.log()
+    allowed = logs >= logs[0] - slack * (logs[0] - logs[-1])
+    return error.masked_fill(~allowed, math.inf)

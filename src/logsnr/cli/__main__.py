@@ -1,0 +1,5 @@
+"""`python -m logsnr.cli`."""
+
+from logsnr.cli.commands import main
+
+main()

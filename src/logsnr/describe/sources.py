@@ -1,0 +1,123 @@
+"""Sources: an objective by name, from a recipe, from other people's flags or from their configuration files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from logsnr.adaptive import Adaptive
+from logsnr.describe.configs import from_config
+from logsnr.describe.foreign import from_flags
+from logsnr.describe.training import Trained, drawn_by
+from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.objective import WeightedELBO, objectives
+from logsnr.schedule import Discrete
+from logsnr.training.config import load_recipe
+from logsnr.training.objectives import build_objective
+from logsnr.weighting import WEIGHTINGS, Custom, Weighting
+
+NOTES = {
+    "v-cosine": "On a shifted cosine schedule plain v-MSE is not e^(-lambda/2), whatever the paper's table 3 says.",
+    "v": "On a shifted cosine schedule plain v-MSE is not e^(-lambda/2), whatever the paper's table 3 says.",
+    "flow": "The same weighting as v-MSE on the cosine schedule: they differ in how levels are drawn alone.",
+    "vdm++/sigmoid": "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid.",
+    "sigmoid": "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid.",
+    "edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
+    "vdm++/edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
+    "edm": "EDM2's learned uncertainty divides by E[loss] on top of this: another objective, not another schedule.",
+    "soft-min-snr": "k-diffusion multiplies this by its own density p; here p is the cosine schedule's.",
+    "sd3": "SD3 shifts its noise levels at higher resolution, which shifts this weighting with them.",
+}
+
+
+def resolve(words: Sequence[str]) -> Trained:
+    """The objective that a command line names.
+
+    Args:
+        words: a preset or weighting, a recipe (.yaml, or the name of a bundled one), a configuration (.json), or flags.
+
+    Raises:
+        LogsnrError: if it is none of these.
+    """
+    if not words:
+        raise LogsnrError(f"which objective? give a name ({', '.join(objectives)}), a recipe, or a script's flags")
+    first, rest = words[0], words[1:]
+    if first.startswith("--"):
+        return from_flags(words)
+    if rest:
+        raise LogsnrError(f"{' '.join(rest)!r} after {first!r}: give one objective, or flags alone")
+    if first in objectives:
+        return _own(objectives[first], first)
+    if first in WEIGHTINGS:
+        return _weighting(first, WEIGHTINGS[first])
+    if first.endswith(".json"):
+        return _configuration(Path(first))
+    if first.endswith((".yaml", ".yml")) or Path(first).exists():
+        return _recipe(first)
+    try:
+        return _recipe(first)
+    except LogsnrError as error:
+        known = [*objectives, *WEIGHTINGS]
+        near = nearest(first, known)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise LogsnrError(
+            f"no objective, weighting or recipe {first!r}: {hint}known: {', '.join(dict.fromkeys(known))}; or give a "
+            ".yaml recipe, a .json configuration, or a script's flags"
+        ) from error
+
+
+def _own(objective: WeightedELBO, name: str, sigma_data: float = 0.5, note: str = "") -> Trained:
+    schedule, weighting = objective.schedule, objective.weighting
+    adaptive = isinstance(schedule, Adaptive)
+    density = drawn_by(schedule)
+    if name == "ddpm" and isinstance(schedule, Discrete):
+        weighting = Custom(density, in_log=True)
+    notes = tuple(text for text in (note, NOTES.get(name, "")) if text)
+    if adaptive:
+        notes = (*notes, "p adapts in training: shown is its start.")
+    return Trained(
+        name=name,
+        weighting=weighting,
+        log_density=density,
+        drawn="adaptive: p ~ w E[error]" if adaptive else repr(schedule),
+        range=schedule.range,
+        sigma_data=sigma_data,
+        notes=notes,
+    )
+
+
+def _weighting(name: str, kind: Callable[..., Weighting]) -> Trained:
+    note = (NOTES[name],) if name in NOTES else ()
+    return Trained(
+        name=name,
+        weighting=kind(),
+        log_density=None,
+        drawn="not said: a weighting alone, whatever the schedule",
+        range=(-math.inf, math.inf),
+        notes=note,
+    )
+
+
+def _recipe(name: str) -> Trained:
+    recipe = load_recipe(name)
+    sd, note = recipe.sigma_data, ""
+    if sd is None:
+        sd, note = 0.5, "The recipe measures sigma_data on its images: shown for 0.5, give --sigma-data for another."
+    objective = build_objective(recipe.objective, dim=1, sigma_data=sd)
+    out = _own(objective, recipe.objective.preset or recipe.objective.describe(), sd, note)
+    return Trained(**{**vars(out), "name": f"{name}: {recipe.objective.describe()}"})
+
+
+def _configuration(path: Path) -> Trained:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LogsnrError(f"configuration {path} cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise LogsnrError(f"configuration {path} holds a {type(values).__name__}: it must be a mapping")
+    try:
+        return from_config(values, path.name)
+    except (TypeError, KeyError) as error:
+        raise LogsnrError(f"configuration {path}: a value is missing or no number ({one_line(error)})") from error

@@ -1,0 +1,533 @@
+"""Calibration: rows and derivatives with known answers, then plans that beat every stock solver on fresh noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache, partial
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from logsnr import exact, guidance
+from logsnr.calibration import Progress, alternatives, calibrate
+from logsnr.calibration.baselines import searched, tuned_ends
+from logsnr.calibration.descent import NUDGE, Space, mean_square, normal_equations
+from logsnr.calibration.ledger import Meter, fingerprint
+from logsnr.calibration.rollout import Batch, Rollout, spread_cond
+from logsnr.calibration.rows import fit_rows, prior_rows
+from logsnr.calibration.schedule import MIN_STEP, best_levels, local_errors
+from logsnr.calibration.search import _Search
+from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.denoiser import Denoiser, Estimate
+from logsnr.endpoint import rmse
+from logsnr.errors import LogsnrError
+from logsnr.noise import alpha_s
+from logsnr.sampling import Plan, grids, sample, solve, solvers
+
+F64 = torch.float64
+VARIANCES = torch.tensor([0.09, 1.44], dtype=F64)
+GAUSSIAN = exact.Gaussian(torch.zeros(2, dtype=F64), torch.diag(VARIANCES))
+
+
+def mixture(d: int = 6, k: int = 5, seed: int = 0) -> exact.GaussianMixture:
+    g = torch.Generator().manual_seed(seed)
+    means, factors = torch.randn(k, d, generator=g), torch.randn(k, d, d, generator=g) * 0.35 / math.sqrt(d)
+    return exact.GaussianMixture(torch.ones(k) / k, means, factors @ factors.mT + 0.02 * torch.eye(d))
+
+
+MIXTURE = mixture()
+
+
+def noises(n: int, d: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def of(noise: Tensor, end: Tensor | None = None) -> Batch:
+    return Batch(noise=noise, cond={}, end=noise.new_empty(len(noise), 0) if end is None else end)
+
+
+def flow(z: Tensor, sigma: float, target: float) -> Tensor:
+    """The exact trajectory of the Gaussian: each direction of y shrinks with its standard deviation."""
+    y = z / alpha_s(sigma)[0] * ((VARIANCES + target**2) / (VARIANCES + sigma**2)).sqrt()
+    return y * alpha_s(target)[0]
+
+
+# Rollouts
+
+PLANS = {
+    "eps": solvers.ipndm(grids.log_linear(5, 20.0, 0.05), 3),
+    "x0": solvers.unipc(grids.karras(5, 20.0, 0.05), 2),
+    "velocity": solvers.ge(grids.log_linear(5, 20.0, 0.05), 1.7, basis="velocity"),
+}
+
+
+@pytest.mark.parametrize("basis", PLANS)
+def test_a_rollout_is_the_sampler(basis: str) -> None:
+    noise = noises(7, 6)
+    run = Rollout(MIXTURE, PLANS[basis].basis, of(noise))
+    assert torch.allclose(run.run(PLANS[basis]), sample(MIXTURE, PLANS[basis], noise=noise), atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", PLANS)
+def test_a_branch_pays_only_for_what_follows(basis: str) -> None:
+    """A changed row i or sigma_{i+1} costs n - 1 - i evaluations and ends where a run from the start ends."""
+    plan, noise = PLANS[basis], noises(7, 6)
+    meter = Meter(MIXTURE)
+    base = Rollout(meter, plan.basis, of(noise))
+    base.run(plan)
+    for i in range(plan.nfe):
+        rows = [list(row) for row in plan.rows]
+        rows[i][0] += 0.1
+        sigmas = list(plan.sigmas)
+        if i < plan.nfe - 1:
+            sigmas[i + 1] *= 0.9
+        changed = Plan(tuple(sigmas), tuple(map(tuple, rows)), plan.basis)
+        meter.evaluations = 0
+        x = base.branch(i).run(changed)
+        assert meter.evaluations == plan.nfe - 1 - i
+        assert torch.allclose(x, sample(MIXTURE, changed, noise=noise), atol=1e-11)
+
+
+# Rows
+
+
+def test_one_step_has_the_analytic_optimum() -> None:
+    """x = c x0(noise): c = sum_a g_a t_a m_a / sum_a g_a^2 m_a, g the denoiser's gain, t the flow's, m = <noise^2>."""
+    sigma, noise = 3.0, noises(50, 2)
+    alpha, s = alpha_s(sigma)
+    g = alpha * VARIANCES / (alpha**2 * VARIANCES + s**2)
+    t = (VARIANCES / (VARIANCES + sigma**2)).sqrt() / alpha
+    m = noise.square().mean(0)
+    expected = float((g * t * m).sum() / (g * g * m).sum())
+    end = flow(noise, sigma, 0.0)
+    prior = Plan((sigma, 0.0), ((1.0,),), "x0")
+    plan = fit_rows(GAUSSIAN, prior, of(noise), [end], 0.0, chunk=16)
+    assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
+    # in eps, where y' = y - sigma c eps, with the gain of eps and the same distance to go
+    h, left = s / (alpha**2 * VARIANCES + s**2), 1 / alpha - t
+    expected = float((h * left * m).sum() / (h * h * m).sum()) / sigma
+    plan = fit_rows(GAUSSIAN, Plan((sigma, 0.0), ((1.0,),), "eps"), of(noise), [end], 0.0, chunk=50)
+    assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_two_steps_are_exact_for_two_variances() -> None:
+    """The last row has two coefficients for two variances: [e_1a e_0a] c = x*_a, solved by hand (Cramer)."""
+    noise, sigmas = noises(40, 2), (4.0, 0.8, 0.0)
+    prior = prior_rows(sigmas, 1, "x0")
+    targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
+    plan = fit_rows(GAUSSIAN, prior, of(noise), targets, 0.0, chunk=40)
+    assert float((sample(GAUSSIAN, plan, noise=noise) - targets[1]).abs().max()) < 1e-8
+    one = torch.ones(1, 2, dtype=F64)
+    first = GAUSSIAN(one, 4.0).x0
+    (alpha, s), (alpha_, s_) = alpha_s(4.0), alpha_s(0.8)
+    m = noise.square().mean(0)
+    gain = (alpha_ - alpha * s_ / s) * first[0]
+    rest = flow(one, 4.0, 0.8)[0] - s_ / s
+    c = float((gain * rest * m).sum() / (gain * gain * m).sum())
+    second = GAUSSIAN(one * s_ / s + c * gain, 0.8).x0
+    a, b = second[0], first[0]
+    x = flow(one, 4.0, 0.0)[0]
+    det = a[0] * b[1] - a[1] * b[0]
+    by_hand = (float((x[0] * b[1] - x[1] * b[0]) / det), float((a[0] * x[1] - a[1] * x[0]) / det))
+    assert plan.rows == (pytest.approx((c,), rel=1e-9), pytest.approx(by_hand, rel=1e-7))
+
+
+def test_strength_pulls_to_the_prior() -> None:
+    noise = noises(40, 2)
+    prior = prior_rows((4.0, 0.8, 0.0), 1, "eps")
+    targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
+    far = [fit_rows(GAUSSIAN, prior, of(noise), targets, k, 40) for k in (0.0, 1e-2, 1.0, 1e6)]
+
+    def distance(plan: Plan) -> float:
+        return math.dist(plan.rows[1], prior.rows[1])
+
+    assert distance(far[0]) > distance(far[2]) > distance(far[3])
+    assert distance(far[3]) < 1e-5
+
+
+# Schedules
+
+
+def small_cache() -> tuple:
+    grid = teacher_grid(9, 0.1, 10.0)
+    return remember(MIXTURE, of(noises(20, 6, dtype=torch.float32)), grid, 8, None)
+
+
+def test_local_errors_are_those_of_the_cached_trajectories() -> None:
+    batch, cache = small_cache()
+    cost = local_errors(cache, MIXTURE.sigma_data, 1)
+    y, e = cache.states.double().flatten(1), cache.eps.double().flatten(1)
+    for i, j, k in ((1, 3, 5), (0, 4, 9), (2, 2, 6)):
+        h = cache.sigmas[k] - cache.sigmas[j]
+        miss = y[k] - y[j] - h * e[j]
+        if i < j:
+            d = h * (e[i] - e[j])
+            miss = miss - d * (d @ miss) / (d @ d)
+        scale = MIXTURE.sigma_data / math.hypot(MIXTURE.sigma_data, cache.sigmas[k])
+        assert float(cost[i, j, k]) == pytest.approx(float(miss.square().mean().sqrt()) * scale, rel=1e-5)
+    assert torch.equal(teacher_ends(MIXTURE, batch, cache.sigmas, 8, None).end, batch.end)
+    assert torch.allclose(cache.states[-1].flatten(1), batch.end.flatten(1))
+
+
+def test_the_teacher_is_exact() -> None:
+    """Against adaptive Runge-Kutta: its 96 evaluations leave a tenth of what a good plan of 10 leaves."""
+    lo, hi = MIXTURE.sampling_range
+    noise = noises(64, 6)
+    truth = solve(MIXTURE, hi, lo, noise, rtol=1e-8, atol=1e-8).z
+    truth = MIXTURE(truth, lo).x0
+    error = rmse(teacher_ends(MIXTURE, of(noise), teacher_grid(96, lo, hi), 64, None).end, truth)
+    assert error < 0.1 * calibrated(10).meta["report"]["rmse"]
+
+
+@pytest.mark.parametrize("history", [0, 1])
+def test_the_path_is_the_best_of_all(history: int) -> None:
+    _, cache = small_cache()
+    cost = local_errors(cache, MIXTURE.sigma_data, history)
+    m = len(cache.eps)
+
+    def total(path: tuple[int, ...]) -> float:
+        steps = [cost[path[0], path[0], path[1]]]
+        steps += [cost[i, j, k] for i, j, k in zip(path, path[1:], path[2:], strict=False)]
+        return float(sum(steps))
+
+    best = min(((0, *inner, m) for inner in combinations(range(1, m), 2)), key=total)
+    found = best_levels(cache, 3, MIXTURE.sigma_data, history, slack=0.0)
+    assert found == tuple(cache.sigmas[i] for i in best)
+    assert searched(cache, 3, MIXTURE.sigma_data).nfe == 3
+
+
+# Descent
+
+
+def test_derivatives_of_one_step() -> None:
+    """r = c g(sigma) n - x*: J by hand, and as many evaluations as `cost` says."""
+    sigma, c, noise = 3.0, 1.3, noises(30, 2)
+    end = flow(noise, sigma, 0.0)
+    space = Space(template=Plan((sigma, 0.0), ((c,),), "x0"), low=0.01, high=50.0)
+    meter = Meter(GAUSSIAN)
+    normal = normal_equations(meter, space, space.vector(space.template), of(noise, end), 16, None)
+    assert meter.answers == space.cost() * 30
+
+    def gain(sigma: float) -> Tensor:
+        alpha, s = alpha_s(sigma)
+        return alpha * VARIANCES / (alpha**2 * VARIANCES + s**2)
+
+    r = c * gain(sigma) * noise - end
+    by_sigma = c * (gain(sigma * 1.0001) - gain(sigma / 1.0001)) / (2 * math.log(1.0001)) * noise
+    columns = [by_sigma.flatten(), (gain(sigma) * noise).flatten()]
+    for i in range(2):
+        assert float(normal.pull[i]) == pytest.approx(float(columns[i] @ r.flatten()) / 60, rel=2 * NUDGE)
+        for j in range(2):
+            assert float(normal.gram[i, j]) == pytest.approx(float(columns[i] @ columns[j]) / 60, rel=2 * NUDGE)
+    assert normal.mse == pytest.approx(float(r.square().mean()), rel=1e-12)
+
+
+def test_space_keeps_levels_apart_and_in_range() -> None:
+    template = prior_rows((20.0, 5.0, 1.0, 0.2, 0.0), 3, "eps")
+    space = Space(template=template, low=0.1, high=30.0)
+    assert space.plan(space.vector(template)).rows == template.rows
+    for seed in range(20):
+        plan = space.plan(space.vector(template) + 3 * noises(1, 14, seed)[0])
+        assert 0.1 <= plan.sigmas[-2]
+        assert plan.sigmas[0] <= 30.0
+        assert all(math.log(a / b) >= MIN_STEP - 1e-9 for a, b in pairwise(plan.sigmas[:-1]))
+
+
+# The whole: fresh noise, every solver, both grids
+
+PEERS = {
+    "DDIM": solvers.ddim,
+    **{f"GE({g})": partial(solvers.ge, gamma=g) for g in (1.5, 2.0)},
+    **{f"GE({g}) {b}": partial(solvers.ge, gamma=g, basis=b) for g in (1.5, 2.0) for b in ("x0", "velocity")},
+    **{f"AB-{p}": partial(solvers.adams_bashforth, order=p) for p in (2, 3, 4)},
+    **{f"iPNDM-{p}": partial(solvers.ipndm, order=p) for p in (3, 4)},
+    **{f"DEIS-{p} {t}": partial(solvers.deis, order=p, time=t) for p in (2, 3, 4) for t in ("vp", "log")},
+    **{f"DPM++-{p} {f}": partial(solvers.dpmpp, order=p, form=f) for p in (2, 3) for f in ("published", "exact")},
+    **{f"UniPC-{p} {v}": partial(solvers.unipc, order=p, variant=v) for p in (1, 2, 3) for v in ("bh1", "bh2")},
+}
+
+
+@cache
+def calibrated(n: int) -> Plan:
+    return calibrate(MIXTURE, n, batch=96, seed=1, rollouts=140)
+
+
+@cache
+def fresh() -> Batch:
+    lo, hi = MIXTURE.sampling_range
+    return teacher_ends(MIXTURE, of(noises(512, 6, 999, torch.float32)), teacher_grid(200, lo, hi), 512, None)
+
+
+@cache
+def ratio(n: int) -> float:
+    lo, hi = MIXTURE.sampling_range
+    peers = [f(levels(n, hi, lo)) for f in PEERS.values() for levels in (grids.log_linear, grids.karras)]
+    best = min(mean_square(MIXTURE, plan, fresh(), 512, None) for plan in peers)
+    return math.sqrt(mean_square(MIXTURE, calibrated(n), fresh(), 512, None) / best)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 8, 10])
+def test_beats_every_stock_solver_on_fresh_noise(n: int) -> None:
+    assert ratio(n) <= 0.7
+    plan = calibrated(n)
+    lo, hi = MIXTURE.sampling_range
+    assert plan.nfe == n
+    assert plan.sigmas[-1] == 0
+    assert lo <= plan.sigmas[-2] < plan.sigmas[0] <= hi
+    assert all(a / b > 1.2 for a, b in pairwise(plan.sigmas[:-1]))
+
+
+def test_one_step_runs() -> None:
+    assert calibrate(MIXTURE, 1, batch=16, rollouts=40).nfe == 1
+
+
+SMALL = {"batch": 24, "rollouts": 80, "teacher": 32}
+
+
+@cache
+def small() -> Plan:
+    return calibrate(MIXTURE, 4, seed=3, **SMALL)
+
+
+def test_same_seed_same_plan(tmp_path) -> None:
+    again = calibrate(MIXTURE, 4, seed=3, **SMALL)
+    assert again == small()
+    assert again.meta == small().meta
+    assert calibrate(MIXTURE, 4, seed=4, **SMALL) != small()
+    one, other = (calibrate(MIXTURE, 4, generator=torch.Generator().manual_seed(7), **SMALL) for _ in range(2))
+    assert one == other
+    small().save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == small()
+    assert loaded.meta == json.loads(json.dumps(small().meta))
+    noise = noises(5, 6)
+    assert torch.equal(sample(MIXTURE, loaded, noise=noise), sample(MIXTURE, small(), noise=noise))
+
+
+def test_meta_holds_provenance_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    original = _Search.draw
+    monkeypatch.setattr(_Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
+    plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
+    meta = plan.meta
+    assert meta["model"] == fingerprint(MIXTURE)
+    assert meta["plan_hash"] == plan.hash
+    assert (meta["seed"], meta["batch"], meta["nfe"], meta["interrupted"]) == (3, 24, 4, False)
+    lo, hi = MIXTURE.sampling_range
+    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(32, lo, hi), 24, None)
+    everyone = alternatives(4, lo, hi)
+    assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
+    assert set(meta["report"]["alternatives"]) == set(everyone)
+    for name, other in everyone.items():
+        x = sample(MIXTURE, other, noise=report.noise)
+        assert meta["report"]["alternatives"][name] == pytest.approx(rmse(x, report.end), rel=1e-4)
+    own = rmse(sample(MIXTURE, plan, noise=report.noise), report.end)
+    assert meta["report"]["rmse"] == pytest.approx(own, rel=1e-4)
+
+
+def test_three_noises_are_disjoint_and_the_last_comes_after_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    from logsnr.calibration.ledger import Ledger
+
+    events: list[tuple[str, object]] = []
+    draw, settle = _Search.draw, Ledger.settle
+
+    def drawing(self: _Search, purpose: str) -> Batch:
+        out = draw(self, purpose)
+        events.append((purpose, out.noise))
+        return out
+
+    def settling(self: Ledger, plan_hash: str) -> None:
+        events.append(("hash", plan_hash))
+        settle(self, plan_hash)
+
+    monkeypatch.setattr(_Search, "draw", drawing)
+    monkeypatch.setattr(Ledger, "settle", settling)
+    plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
+    assert [name for name, _ in events] == ["fit", "select", "hash", "report"]
+    assert events[2][1] == plan.hash
+    everything = torch.cat([v for _, v in events if isinstance(v, Tensor)])
+    assert len(everything) == len(everything.unique(dim=0)) == 3 * 24
+
+
+class Counting(Denoiser):
+    """Counts samples, without the library's help."""
+
+    def __init__(self, inner: Denoiser, limit: float = math.inf) -> None:
+        super().__init__()
+        self.inner, self.shape, self.sigma_data = inner, inner.shape, inner.sigma_data
+        self.trained_range, self.samples, self.limit = inner.trained_range, 0, limit
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: object) -> Estimate:
+        self.samples += len(z)
+        if self.samples > self.limit:
+            raise KeyboardInterrupt
+        return self.inner(z, sigma, **cond)
+
+
+@pytest.mark.parametrize("n", [2, 6])
+@pytest.mark.parametrize("rollouts", [40, 90])
+def test_the_budget_holds(n: int, rollouts: int) -> None:
+    model = Counting(MIXTURE)
+    plan = calibrate(model, n, batch=16, rollouts=rollouts, teacher=16, chunk=5)
+    teacher = 3 * 16 * 16
+    used = plan.meta["evaluations"]
+    assert used["teacher_samples_times_network"] == teacher
+    assert used["samples_times_network"] == model.samples - teacher <= rollouts * n * 16
+    assert used["rollouts"] == pytest.approx((model.samples - teacher) / (n * 16))
+
+
+@pytest.mark.parametrize("after", [4000, 9000])
+def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tmp_path) -> None:
+    teacher = 2 * 24 * 32
+    path = tmp_path / "ledger.json"
+    cut = calibrate(Counting(MIXTURE, teacher + after - 3000), 4, seed=3, resume=path, **SMALL)
+    assert cut.meta["interrupted"]
+    assert cut.meta["report"] is None
+    assert cut.nfe == 4
+    assert sample(MIXTURE, cut, noise=noises(3, 6)).isfinite().all()
+    model = Counting(MIXTURE)
+    rest = calibrate(model, 4, seed=3, resume=path, **SMALL)
+    whole = Counting(MIXTURE)
+    assert rest == calibrate(whole, 4, seed=3, **SMALL) == small()
+    assert rest.meta["evaluations"] == small().meta["evaluations"]
+    assert rest.meta["report"] == small().meta["report"]
+    assert model.samples < whole.samples
+    with pytest.raises(LogsnrError, match=r"another calibration \(different: seed"):
+        calibrate(model, 4, seed=5, resume=path, **SMALL)
+    path.write_text("{}")
+    with pytest.raises(LogsnrError, match="not the file of a calibration"):
+        calibrate(MIXTURE, 4, seed=3, resume=path, **SMALL)
+    with pytest.raises(LogsnrError, match="cannot write"):
+        calibrate(MIXTURE, 4, seed=3, resume=tmp_path / "absent" / "ledger.json", **SMALL)
+    with pytest.raises(KeyboardInterrupt):  # nothing measured: nothing to return
+        calibrate(Counting(MIXTURE, 100), 4, **SMALL)
+
+
+def test_an_alternative_that_wins_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Search, "screen", lambda self, cache: [])
+    plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
+    assert plan.meta["found"]["from"] == "alternative"
+    assert plan.meta["solver"] == plan.meta["selection"]["best_alternative"]
+    assert plan == alternatives(4, *MIXTURE.sampling_range)[plan.meta["solver"]]
+    assert plan.meta["report"]["rmse"] == plan.meta["report"]["alternatives"][plan.meta["solver"]]
+
+
+class Classes(Denoiser):
+    """Two Gaussians, chosen by a label; 2 is their mixture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        covs = torch.diag(torch.tensor([0.3, 0.05])).expand(2, 2, 2)
+        means = torch.tensor([[1.0, 0.5], [-1.0, 0.0]])
+        self.whole = exact.GaussianMixture([0.5, 0.5], means, covs)
+        self.parts = torch.nn.ModuleList(exact.Gaussian(m, c) for m, c in zip(means, covs, strict=True))
+        self.shape, self.sigma_data, self.trained_range = (2,), 1.0, (0.004, 160.0)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, *, label: Tensor) -> Estimate:
+        x0 = torch.stack([self.parts[0](z, sigma).x0, self.parts[1](z, sigma).x0, self.whole(z, sigma).x0])
+        x0 = x0[label, torch.arange(len(z))]
+        alpha, s = alpha_s(sigma)
+        return Estimate(x0, (z - alpha * x0) / s)
+
+
+def test_conditions_guidance_and_counting() -> None:
+    guided = guidance.cfg(Classes(), 2.0, {"label": torch.tensor([2])})
+    plan = calibrate(guided, 3, cond={"label": torch.tensor([0, 1])}, **SMALL)
+    report = plan.meta["report"]
+    assert report["rmse"] < 0.8 * min(report["alternatives"].values())
+    assert plan.meta["evaluations"]["samples_times_network"] == 2 * round(plan.meta["evaluations"]["rollouts"] * 3 * 24)
+    turns = spread_cond({"label": torch.tensor([5, 6, 7]), "size": 8}, 4, 4)
+    assert turns["label"].tolist() == [6, 7, 5, 6]
+    assert turns["size"] == 8
+    with pytest.raises(LogsnrError, match=r"label: 2, other: 3.*one row per sample"):
+        calibrate(guided, 3, cond={"label": torch.tensor([0, 1]), "other": torch.zeros(3)}, **SMALL)
+    moved = guidance.cfgpp(Classes(), 0.5, {"label": torch.tensor([2])})
+    with pytest.raises(ValueError, match=r"CFG\+\+"):
+        calibrate(moved, 3, cond={"label": torch.tensor([0, 1])}, **SMALL)
+
+
+def first_coordinate(x: Tensor) -> Tensor:
+    return x[:, :1]
+
+
+def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric that sees one coordinate: its error is what is reported, and what is made small."""
+    drawn = []
+    original = _Search.draw
+    monkeypatch.setattr(_Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
+    plan = calibrate(MIXTURE, 4, seed=1, batch=96, rollouts=120, metric=first_coordinate)
+    lo, hi = MIXTURE.sampling_range
+    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(96, lo, hi), 96, first_coordinate)
+    x = sample(MIXTURE, plan, noise=report.noise)
+    assert plan.meta["report"]["rmse"] == pytest.approx(rmse(x[:, :1], report.end), rel=1e-4)
+    assert plan.meta["report"]["rmse"] < 0.7 * min(plan.meta["report"]["alternatives"].values())
+    assert plan.meta["metric"] == "first_coordinate"
+    assert plan != calibrated(4)
+
+
+def test_options_are_kept() -> None:
+    plan = calibrate(MIXTURE, 4, history=1, basis="velocity", sigma_range=(0.05, 20.0), **SMALL)
+    assert plan.basis == "velocity"
+    assert max(map(len, plan.rows)) == 2
+    assert 0.05 <= plan.sigmas[-2] < plan.sigmas[0] <= 20.0
+
+
+def test_tuned_ends_beat_the_nominal_ones() -> None:
+    lo, hi = MIXTURE.sampling_range
+
+    def error(plan: Plan) -> float:
+        return mean_square(MIXTURE, plan, fresh(), 512, None)
+
+    value, plan = tuned_ends(solvers.ge, grids.log_linear, 5, lo, hi, error)
+    assert value == error(plan) <= error(solvers.ge(grids.log_linear(5, hi, lo)))
+    with pytest.raises(LogsnrError, match="points = 1"):
+        tuned_ends(solvers.ge, grids.log_linear, 5, lo, hi, error, points=1)
+
+
+def test_progress_goes_from_the_teacher_to_the_end() -> None:
+    seen: list[Progress] = []
+    calibrate(MIXTURE, 4, seed=3, progress=seen.append, **SMALL)
+    assert seen[0].stage == "teacher"
+    assert seen[-1].stage == "done"
+    assert all(a.spent <= b.spent <= 1 and a.error >= b.error for a, b in pairwise(seen))
+
+
+class Broken(Counting):
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: object) -> Estimate:
+        x0 = torch.full_like(z, math.nan)
+        return Estimate(x0, x0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nfe": 0}, r"nfe = 0: must be an integer in \[1, 20\]"),
+        ({"nfe": 21}, "built-in solver"),
+        ({"nfe": 4, "history": 4}, "history = 4: must be 0, 1, 2, 3 or 'auto'"),
+        ({"nfe": 4, "basis": "score"}, "basis 'score' is not one of"),
+        ({"nfe": 4, "batch": 1}, r"batch = 1: must be in \[2"),
+        ({"nfe": 4, "rollouts": 201}, r"rollouts = 201: must be in \[40, 200\]"),
+        ({"nfe": 10, "teacher": 18}, r"teacher = 18: must be in \[20"),
+        ({"nfe": 4, "sigma_range": (0.0, 10.0)}, "0 < smallest < largest < inf"),
+        ({"nfe": 4, "sigma_range": (0.001, 10.0)}, r"leaves \[0.004, 160\]"),
+        ({"nfe": 4, "sigma_range": (0.01, 200.0)}, "denoiser was trained"),
+        ({"nfe": 10, "sigma_range": (0.1, 2.0)}, "too narrow for 10 steps"),
+    ],
+)
+def test_bad_input_is_one_clear_line(options: dict, message: str) -> None:
+    with pytest.raises(LogsnrError, match=message) as caught:
+        calibrate(Classes(), options.pop("nfe"), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(LogsnrError, match="teacher's trajectory has values that are not finite"):
+        calibrate(Broken(MIXTURE), 4, **SMALL)
+
+
+def test_the_fingerprint_is_of_the_weights() -> None:
+    one, two, other = mixture(), mixture(), mixture(seed=1)
+    assert fingerprint(one) == fingerprint(two) != fingerprint(other)

@@ -1,0 +1,294 @@
+"""k-diffusion's conventions: our sampler on its models, its samplers on our models.
+
+The samplers of that library that serve as the reference are written out here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import logsnr as ls
+from logsnr.adapters.kdiffusion import as_kdiffusion, sample_gradient_estimation
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.noise import flow_time
+from logsnr.prediction import EDM, Eps, Flow, V
+from logsnr.timesteps import TimestepTable
+
+SHAPE = (2, 4, 4)
+SD = TimestepTable.stable_diffusion()
+
+
+class Network(nn.Module):
+    """A small random network that knows its timestep, with an optional condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        d = math.prod(SHAPE)
+        self.a = nn.Parameter(torch.randn(d, d + 1, generator=generator) / math.sqrt(d))
+
+    def forward(self, x: Tensor, label: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        seen = torch.cat([x.flatten(1), (label / 300).sin().reshape(-1, 1).expand(len(x), 1)], 1)
+        return 0.4 * x + 0.7 * torch.tanh(seen @ self.a.T).view_as(x) + shift
+
+
+def model(prediction=None) -> NetworkDenoiser:
+    return NetworkDenoiser(
+        Network(), prediction or Eps(label=SD), shape=SHAPE, trained_range=(0.0, math.inf)
+    ).requires_grad_(False)
+
+
+def noise(seed: int = 0, batch: int = 3) -> Tensor:
+    return torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(a: Tensor, b: Tensor, tolerance: float) -> None:
+    error = float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+    assert error <= tolerance, f"{error:.2e}"
+
+
+GRIDS = {
+    "ve": [14.6, 7.0, 3.5, 1.4, 0.5, 0.1, 0.0],
+    "stops": [14.6, 7.0, 3.5, 1.4, 0.5, 0.1],
+    "flow": [1.0, 0.9, 0.7, 0.4, 0.2, 0.05, 0.0],
+}
+
+
+# the library's samplers, as they are there
+
+
+@torch.no_grad()
+def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    extra_args = {} if extra_args is None else extra_args
+    s_in = x.new_ones([x.shape[0]])
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * s_in, **extra_args)
+        d = (x - denoised) / sigmas[i]
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = x + d * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    extra_args = {} if extra_args is None else extra_args
+    s_in = x.new_ones([x.shape[0]])
+    old_denoised = None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * s_in, **extra_args)
+        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
+        h = t_next - t
+        if old_denoised is None or sigmas[i + 1] == 0:
+            x = (sigmas[i + 1] / sigmas[i]) * x - (-h).expm1() * denoised
+        else:
+            r = (t + sigmas[i - 1].log()) / h
+            denoised_d = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * old_denoised
+            x = (sigmas[i + 1] / sigmas[i]) * x - (-h).expm1() * denoised_d
+        old_denoised = denoised
+    return x
+
+
+@torch.no_grad()
+def comfy_gradient_estimation(model, x, sigmas, extra_args=None, callback=None, disable=None, ge_gamma=2.0):
+    """ComfyUI's sampler (its issue 6554, with the plain last step of 8780)."""
+    extra_args = {} if extra_args is None else extra_args
+    s_in = x.new_ones([x.shape[0]])
+    old_d = None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * s_in, **extra_args)
+        d = (x - denoised) / sigmas[i]
+        dt = sigmas[i + 1] - sigmas[i]
+        if sigmas[i + 1] == 0:
+            x = denoised
+        else:
+            x = x + d * dt
+            if i >= 1:
+                x = x + (ge_gamma - 1) * (d - old_d) * dt
+        old_d = d
+    return x
+
+
+# ours on their models
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, [2.0, 1.5, 1.2, 1.1]])
+@pytest.mark.parametrize("name", ["ve", "flow"])
+def test_it_is_our_sample(name, gamma):
+    denoiser = model(Flow() if name == "flow" else None)
+    levels = torch.tensor(GRIDS[name], dtype=torch.float64)
+    sigmas = [t / (1 - t) if t < 1 else math.inf for t in levels.tolist()] if name == "flow" else levels.tolist()
+    plan = ls.solvers.ge(sigmas, gamma, basis="velocity" if name == "flow" else "eps")
+    z = noise()
+    x = z * math.hypot(1, sigmas[0]) if name == "ve" else z
+    ours = sample_gradient_estimation(as_kdiffusion(denoiser, name), x, levels, gamma=gamma, path=name)
+    assert_close(ours, ls.sample(denoiser, plan, noise=z), 1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 1.3])
+@pytest.mark.parametrize("path", ["ve", "flow"])
+def test_it_is_comfys(path, gamma):
+    """On flows (x - denoised)/t is the velocity, which is what gradient estimation combines there."""
+    wrapped = as_kdiffusion(model(V(label="flow")), path)
+    sigmas = torch.tensor(GRIDS[path])
+    x = noise() * sigmas[0]
+    ours = sample_gradient_estimation(wrapped, x, sigmas, gamma=gamma, path=path)
+    assert_close(ours, comfy_gradient_estimation(wrapped, x, sigmas, ge_gamma=gamma), 1e-5)
+
+
+def test_gamma_one_is_euler_also_where_the_grid_stops_above_zero():
+    wrapped, sigmas = as_kdiffusion(model()), torch.tensor(GRIDS["stops"])
+    x = noise() * sigmas[0]
+    ours = sample_gradient_estimation(wrapped, x, sigmas, gamma=1.0)
+    assert_close(ours, sample_euler(wrapped, x, sigmas), 1e-5)
+
+
+def test_the_last_step_is_a_plain_denoise():
+    wrapped, last = as_kdiffusion(model()), []
+
+    def keep(x, sigma, **extra):
+        last.append(wrapped(x, sigma, **extra))
+        return last[-1]
+
+    out = sample_gradient_estimation(keep, noise() * 14.6, GRIDS["ve"])
+    assert len(last) == 6
+    assert torch.equal(out, last[-1])
+
+
+def test_the_calling_convention():
+    """Positional arguments, sigma times ones, extra_args by keyword, a callback after each evaluation."""
+    wrapped, calls, seen = as_kdiffusion(model()), [], []
+
+    def called(x, sigma, **extra):
+        calls.append((x, sigma, extra))
+        return wrapped(x, sigma, **extra)
+
+    sigmas = torch.tensor(GRIDS["ve"])
+    x = noise() * sigmas[0]
+    before = x.clone()
+    extra = {"shift": torch.full((3, 1, 1, 1), 0.1)}
+    out = sample_gradient_estimation(called, x, sigmas, extra, seen.append, True)
+    assert torch.equal(x, before)
+    assert out.dtype == x.dtype
+    assert [c["i"] for c in seen] == list(range(6))
+    assert all(set(c) == {"x", "i", "sigma", "sigma_hat", "denoised"} for c in seen)
+    for i, ((state, sigma, given), report) in enumerate(zip(calls, seen, strict=True)):
+        assert torch.equal(sigma, sigmas[i] * x.new_ones(3))
+        assert given["shift"] is extra["shift"]
+        torch.testing.assert_close(report["x"], state)
+        assert report["sigma"] == report["sigma_hat"] == sigmas[i]
+        assert torch.equal(report["denoised"], wrapped(state, sigma, **extra))
+    torch.testing.assert_close(calls[0][0], x)
+
+
+@pytest.mark.parametrize("path", ["ve", "flow"])
+def test_any_plan(path):
+    denoiser = model(Flow())
+    sigmas = [80.0, 9.0, 3.0, 1.0, 0.3, 0.0]
+    plan = ls.solvers.dpmpp(sigmas, 2)
+    z = noise()
+    want = ls.sample(denoiser, plan, noise=z)
+    wrapped = as_kdiffusion(denoiser, path)
+    x = z * (math.hypot(1, 80.0) if path == "ve" else math.hypot(1, 80.0) / 81)
+    assert_close(sample_gradient_estimation(wrapped, x, None, plan=plan, path=path), want, 1e-6)
+    levels = torch.tensor([flow_time(sigma) if path == "flow" else sigma for sigma in sigmas])
+    assert_close(sample_gradient_estimation(wrapped, x, levels, plan=plan, path=path), want, 1e-6)
+
+
+def test_a_plan_with_noise_draws_from_its_generator():
+    denoiser = model()
+    plan = ls.solvers.ddpm(GRIDS["ve"])
+    z = noise()
+    want = ls.sample(denoiser, plan, noise=z, generator=torch.Generator().manual_seed(5))
+    x = z * math.hypot(1, GRIDS["ve"][0])
+    generator = torch.Generator().manual_seed(5)
+    ours = sample_gradient_estimation(as_kdiffusion(denoiser), x, None, plan=plan, generator=generator)
+    assert_close(ours, want, 1e-6)
+
+
+def test_half_precision_states_are_stepped_in_float32():
+    wrapped, dtypes = as_kdiffusion(model()), []
+
+    def called(x, sigma):
+        dtypes.append((x.dtype, sigma.dtype))
+        return wrapped(x, sigma)
+
+    x = (noise() * 14.6).bfloat16()
+    out = sample_gradient_estimation(called, x, GRIDS["ve"])
+    assert set(dtypes) == {(torch.bfloat16, torch.bfloat16)}
+    assert out.dtype == torch.bfloat16
+    want = sample_gradient_estimation(wrapped, x.float(), GRIDS["ve"])
+    assert_close(out.float(), want, 3e-2)
+
+
+# theirs on our models
+
+
+@pytest.mark.parametrize("prediction", [Eps(label=SD), V(label=SD), EDM(), Flow()])
+def test_their_samplers_on_our_denoisers(prediction):
+    denoiser = model(prediction)
+    wrapped = as_kdiffusion(denoiser)
+    sigmas = torch.tensor(GRIDS["ve"])
+    z = noise()
+    x = z * math.hypot(1, GRIDS["ve"][0])
+    levels = sigmas.tolist()
+    assert_close(sample_euler(wrapped, x, sigmas), ls.sample(denoiser, ls.solvers.ddim(levels), noise=z), 1e-5)
+    ours = ls.sample(denoiser, ls.solvers.dpmpp(levels, 2, form="published"), noise=z)
+    assert_close(sample_dpmpp_2m(wrapped, x, sigmas), ours, 1e-5)
+
+
+def test_their_euler_on_a_flow():
+    denoiser = model(Flow())
+    z = noise()
+    grid = [t / (1 - t) if t < 1 else math.inf for t in GRIDS["flow"]]
+    theirs = sample_euler(as_kdiffusion(denoiser, "flow"), z, torch.tensor(GRIDS["flow"]))
+    assert_close(theirs, ls.sample(denoiser, ls.solvers.ddim(grid), noise=z), 1e-5)
+
+
+def test_conditions_and_ranges_reach_them():
+    denoiser = NetworkDenoiser(Network(), Eps(label=SD), shape=SHAPE, trained_range=(0.03, 14.6)).requires_grad_(False)
+    wrapped = as_kdiffusion(denoiser)
+    assert (wrapped.sigma_min, wrapped.sigma_max) == (0.03, 14.6)
+    flow = as_kdiffusion(denoiser, "flow")
+    assert (flow.sigma_min, flow.sigma_max) == (flow_time(0.03), flow_time(14.6))
+    x, sigma = noise() * 2, torch.full((3,), 2.0)
+    shift = torch.full((3, 1, 1, 1), 0.5)
+    difference = wrapped(x, sigma, shift=shift) - wrapped(x, sigma)
+    torch.testing.assert_close(difference, torch.full_like(x, -2.0 * 0.5), atol=1e-5, rtol=0)  # x0 = y - sigma eps
+    each = torch.tensor([0.5, 2.0, 9.0])
+    rows = torch.cat([wrapped(x[i : i + 1], each[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(wrapped(x, each), rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((GRIDS["ve"],), {"path": "vp"}, "path 'vp' is not one of ve, flow"),
+        (([3.0, 3.0, 0.0],), {}, r"sigmas\[1\] = 3.0 is not below"),
+        (([2.0, 1.0, 0.0],), {"path": "flow"}, "sigmas hold 2: on the path 'flow' they are times"),
+        (([math.inf, 1.0, 0.0],), {}, r"sigmas\[0\] = inf: the path 've' has no state there"),
+        ((None,), {}, "sigmas is None: give the n . 1 levels, or a plan"),
+        (([9.0, 1.0, 0.0],), {"plan": ls.solvers.ddim([8.0, 1.0, 0.0])}, "3 sigmas from 9 to 0 are not the plan's 3"),
+        ((GRIDS["ve"],), {"gamma": [2.0]}, "gamma has 1 values: 4 of the 6 steps use one"),
+        ((GRIDS["ve"],), {"plan": ls.solvers.ddpm(GRIDS["ve"])}, "generator"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        sample_gradient_estimation(as_kdiffusion(model()), noise(), *arguments, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_progress_bar_where_tqdm_is_installed(capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    wrapped = as_kdiffusion(model())
+    sample_gradient_estimation(wrapped, noise(), GRIDS["ve"], disable=False)
+    assert "6/6" in capsys.readouterr().err
+    sample_gradient_estimation(wrapped, noise(), GRIDS["ve"], disable=True)
+    monkeypatch.setattr("logsnr.adapters.kdiffusion.find_spec", lambda name: None)
+    sample_gradient_estimation(wrapped, noise(), GRIDS["ve"], disable=False)
+    assert capsys.readouterr().err == ""
