@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# Installed: what the demo needs, and what development needs on top.
+TRAIN  := $(VENV)/.train
+DEV    := $(VENV)/.dev
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -10,16 +13,20 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(STAMP): pyproject.toml constraints.txt
+$(TRAIN): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "logsnr needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[train]'
 	touch $@
 
-demo: $(STAMP) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
+$(DEV): $(TRAIN)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(TRAIN) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
 	$(BIN)/logsnr demo
 
-lint: $(STAMP) ## ruff and strict type checking
+lint: $(DEV) ## ruff and strict type checking
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,8 +34,11 @@ lint: $(STAMP) ## ruff and strict type checking
 test: lint ## lint, type-check and test (under 10 minutes on two cores)
 	$(TEST_ENV) $(BIN)/pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-bench: $(STAMP) ## timings side by side with peers; quiet machine, please
+bench: $(DEV) ## timings side by side with peers; quiet machine, please
+	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python benchmarks/sampling_overhead.py
+	$(BIN)/python benchmarks/scheduler_overhead.py
 
 clean: ## forget the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage*
