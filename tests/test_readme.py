@@ -58,7 +58,7 @@ def test_python_block(block, checkout):
 
 def test_command_lines(checkout):
     lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("logsnr")]
-    assert [shlex.split(line)[1] for line in lines] == ["train", "sample", "evaluate"]
+    assert [shlex.split(line)[1] for line in lines] == ["train", "sample", "evaluate", "objective"]
     for line in lines:
         extra = " " + shlex.join(TINY) if " train " in line else ""
         command(line.split("#")[0] + extra, checkout)
