@@ -227,6 +227,7 @@ def evaluate(
         "prior": result.prior,
         "logsnr_range": list(result.logsnr_range),
         "evaluations": result.evaluations,
+        "pilot_evaluations": result.pilot_evaluations,
         "seed": seed,
     }
     if json_:
@@ -238,7 +239,8 @@ def evaluate(
     for centre, error in zip(*(t.tolist() for t in result.loss_curve), strict=True):
         table.add_row(f"{centre:.2f}", f"{error:.4f}")
     Console().print(table)
-    print(f"{result}; {result.evaluations} evaluations, seed {seed}")
+    spent = f"{result.evaluations} evaluations and {result.pilot_evaluations} of the pilot"
+    print(f"{result}; {spent}, seed {seed}")
 
 
 @app.command()

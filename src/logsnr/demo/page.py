@@ -148,7 +148,8 @@ def _noise_levels(result: DemoResult) -> list[Html]:
             f"The variational bound on {len(bound.per_image)} held-out images with {result.levels} grey levels: ",
             Html(f"<b>{bound.bits_per_dim:.4f} ± {bound.stderr:.4f} bits per dimension</b>"),
             f" (diffusion {bound.diffusion:.4f}, reconstruction {bound.reconstruction:.4f}, prior {bound.prior:.4f}), "
-            f"on log-SNR [{lo:.2f}, {hi:.2f}], {bound.evaluations:,} evaluations. The error is that of noise and noise "
+            f"on log-SNR [{lo:.2f}, {hi:.2f}], {bound.evaluations:,} evaluations and "
+            f"{bound.pilot_evaluations:,} that chose their noise levels. The error is that of noise and noise "
             f"levels; other images of the same kind would move it by ± {bound.data_stderr:.3f}. Told "
             f"which digit it is, the model needs {given.bits_per_dim:.4f} ± {given.stderr:.4f}.",
         ),

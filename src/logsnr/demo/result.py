@@ -92,6 +92,7 @@ class DemoResult:
                 "grey_levels": self.levels,
                 "held_out_images": len(bound.per_image),
                 "evaluations": bound.evaluations,
+                "pilot_evaluations": bound.pilot_evaluations,
             },
             "features": FEATURES,
             "samplers": [
