@@ -122,3 +122,15 @@ def test_attention_off_means_off():
 def test_a_missing_extra_is_named():
     with pytest.raises(LogsnrError, match=r"a demo needs logsnr_missing_module.*pip install 'logsnr\[train\]'"):
         require("logsnr_missing_module.part", extra="train", purpose="a demo")
+
+
+def test_patches_are_the_pixels_of_a_square_as_channels():
+    """The network of a patch of 2 is the same U-Net, seeing four shifted half-size images."""
+    network = built(tiny(patch=2), (1, 8, 8))
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([10.0, 900.0])
+    torch.nn.init.normal_(network.unet.conv_out.weight, generator=torch.Generator().manual_seed(2))
+    quarters = torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+    with torch.no_grad():
+        answer, expected = network(x, t), network.unet(quarters, t, return_dict=False)[0]
+    for k, (i, j) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        torch.testing.assert_close(answer[:, 0, i::2, j::2], expected[:, k], rtol=0, atol=0)

@@ -10,13 +10,14 @@ The model of the world stands in `noise` (the coordinate), `prediction` (what ne
 of model), `objective` (what training minimises) and `sampling` (plans and the one loop).
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from logsnr import exact, guidance, schedules
 from logsnr import prediction as predictions
 from logsnr import weighting as weightings
-from logsnr.calibration import calibrate
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
 from logsnr.load import load
 from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
 from logsnr.pixels import Pixels
@@ -36,6 +37,10 @@ from logsnr.sampling import (
     solvers,
 )
 from logsnr.timesteps import TimestepTable
+
+if TYPE_CHECKING:
+    from logsnr.calibration import calibrate
+    from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
 
 __version__ = "0.1.0.dev0"
 
@@ -75,3 +80,24 @@ __all__ = [
     "solvers",
     "weightings",
 ]
+
+# Rooms that most programs do not need come in when first named: importing logsnr stays a fraction of importing torch.
+_LATER = {
+    "calibrate": "logsnr.calibration",
+    "Likelihood": "logsnr.likelihood",
+    "augmented_elbo": "logsnr.likelihood",
+    "bits_per_dim": "logsnr.likelihood",
+    "ode_bits_per_dim": "logsnr.likelihood",
+    "ode_log_likelihood": "logsnr.likelihood",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'logsnr' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

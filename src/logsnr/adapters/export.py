@@ -137,6 +137,9 @@ def _refuse(denoiser: NetworkDenoiser, class_label: int | None) -> None:
     if network.config.fourier:
         reasons.append("its network takes Fourier features of the image, which UNet2DModel does not form")
         changes.append("network.fourier: []")
+    if network.config.patch > 1:
+        reasons.append("its network folds patches of the image into channels, which UNet2DModel does not")
+        changes.append("network.patch: 1")
     label = prediction.label if isinstance(prediction.label, str) else "its own"
     if isinstance(prediction, Flow):
         if prediction.path != "flow" or prediction.label not in ("flow", LABELS["flow"]):

@@ -1,5 +1,6 @@
-"""The `logsnr` command."""
+"""The `logsnr` command: importing a module of commands puts them into the application."""
 
-from logsnr.cli.commands import app, main
+from logsnr.cli import commands
+from logsnr.cli.app import app, main
 
-__all__ = ["app", "main"]
+__all__ = ["app", "commands", "main"]

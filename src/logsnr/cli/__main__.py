@@ -1,5 +1,5 @@
 """`python -m logsnr.cli`."""
 
-from logsnr.cli.commands import main
+from logsnr.cli import main
 
 main()

@@ -1,34 +1,16 @@
-"""Command line: `logsnr demo | train | sample | calibrate | evaluate | objective | export`.
-
-Bad input ends with one clear line on stderr and exit code 2; `--json` puts one JSON object on stdout for machines.
-"""
+"""Commands: `logsnr demo | train | sample | calibrate | evaluate | objective | export`."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from logsnr.errors import one_line
-
-if TYPE_CHECKING:
-    pass
-
-app = typer.Typer(
-    help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+from logsnr.cli.app import Json, Model, Seed, app
 
 
 @app.command()
@@ -310,12 +292,3 @@ def objective(
     print("nearest presets: " + ", ".join(f"{name} {distance:.3f}" for name, distance in report.presets[:4]))
     for note in report.notes:
         print(f"note: {note}")
-
-
-def main() -> None:
-    """Entry point of the `logsnr` command: bad input is one line and exit code 2."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        print(f"logsnr: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)

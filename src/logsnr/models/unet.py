@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from logsnr.errors import LogsnrError, require
 from logsnr.models.config import NetworkConfig
@@ -29,12 +30,12 @@ class UNet(nn.Module):
     def __init__(self, config: NetworkConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config = config
-        self.shape = _checked(shape, len(config.channels))
+        self.shape = _checked(shape, config)
         diffusers = require("diffusers", extra="train", purpose="a network of kind 'unet'")
         flags = config.attention_levels
-        channels = self.shape[0]
+        channels = self.shape[0] * config.patch**2
         self.unet: Any = diffusers.UNet2DModel(
-            sample_size=self.shape[1:],
+            sample_size=tuple(side // config.patch for side in self.shape[1:]),
             in_channels=channels * (1 + 2 * len(config.fourier)),
             out_channels=channels,
             block_out_channels=config.channels,
@@ -56,8 +57,9 @@ class UNet(nn.Module):
             class_labels = torch.full((len(x),), self.config.classes, device=x.device)
         elif class_labels is not None and not self.config.classes:
             raise LogsnrError("class_labels given to a network without classes: leave them out, or train with classes")
-        out: Tensor = self.unet(self._features(x), label, class_labels, return_dict=False)[0]
-        return out
+        patches = pixel_unshuffle(self._features(x), self.config.patch)
+        out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
+        return pixel_shuffle(out, self.config.patch)
 
     def _features(self, x: Tensor) -> Tensor:
         waves = [x]
@@ -76,14 +78,16 @@ def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> UNet:
     return UNet(config, shape)
 
 
-def _checked(shape: tuple[int, ...], levels: int) -> tuple[int, int, int]:
+def _checked(shape: tuple[int, ...], config: NetworkConfig) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise LogsnrError(f"shape {tuple(shape)} for a U-Net: give (channels, height, width)")
     channels, height, width = shape
-    factor = 2 ** (levels - 1)
+    levels = len(config.channels)
+    factor = config.patch * 2 ** (levels - 1)
     if height % factor or width % factor:
+        patches = f" and patches of {config.patch}" if config.patch > 1 else ""
         raise LogsnrError(
-            f"images of {height} x {width} with {levels} levels of channels: each level halves the image, so both "
-            f"sides must be multiples of {factor}; use fewer levels or resize the images"
+            f"images of {height} x {width} with {levels} levels of channels{patches}: each level halves the image, so "
+            f"both sides must be multiples of {factor}; use fewer levels or resize the images"
         )
     return channels, height, width

@@ -1,0 +1,33 @@
+"""The application: what every command shares, and the entry point.
+
+Bad input ends with one clear line on stderr and exit code 2; `--json` puts one JSON object on stdout for machines.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from logsnr.errors import one_line
+
+app = typer.Typer(
+    help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+
+
+def main() -> None:
+    """Entry point of the `logsnr` command: bad input is one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"logsnr: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
