@@ -1,13 +1,20 @@
-"""What calibration buys: a plan of 4 to 10 evaluations against every stock solver, from fresh noise.
+"""What calibration buys: plans of 4 to 10 evaluations against every stock solver, from fresh noise.
 
-    python benchmarks/few_step.py                                      an exact mixture in 8 dimensions
-    python benchmarks/few_step.py runs/digits --batch 64 --nfe 4,5,6   a trained model, its classes in turn
+    python benchmarks/few_step.py                                          the four models, as far as they are there
+    python benchmarks/few_step.py mixture runs/digits --nfe 5,8            these models, these numbers of evaluations
+    python benchmarks/few_step.py runs/fashion-classes@2 --nfe 5           with guidance 2: two evaluations a step
+    python benchmarks/few_step.py --table                                  what is done, as a table
 
-End-point RMSE against a teacher of the same noise, with twice the evaluations of the one that plans are fitted to.
-(a) stock: the best, on the very noise that is reported, of all solvers on log-linear and karras grids over the sampling
-range, with the last step to sigma 0 or none; (b) tuned: the best, on selection noise, of the leading solvers with their
-two ends tuned there, and of iPNDM on searched levels (GITS).  Targets: (a) at most .7 in geometric mean, (b) at most 1.
-With --screen K only the K stock peers that do best on a few of the selection noises take part.
+Each pair of a model and a number of evaluations is one file in --out and is not done twice, so the work can be cut
+into pieces.  End-point RMSE against a teacher of the same noise, finer than the one that plans are fitted to.
+
+(a) stock: the best, on the very noise that is reported, of all solvers on log-linear and Karras grids over the sampling
+    range, with the last step to sigma 0 or none; of the 92, the --screen likeliest by 16 other noises (0: all)
+(b) tuned: the best, on selection noise, of the --tune leading solvers with the two ends of their grids tuned there, of
+    iPNDM on searched levels (GITS), and of DPM++(2M) and UniPC-2 on the levels of least KL bound (Align Your Steps)
+
+Targets: (a) at most .7 in geometric mean over models, (b) at most 1 for each.  FD, where the model's data are at hand,
+is in the features of a classifier trained on them, of the reported samples (biased upwards alike for all).
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,18 +30,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from logsnr import guidance
 from logsnr.calibration import calibrate
-from logsnr.calibration.baselines import searched, tuned_ends
+from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import mean_square
-from logsnr.calibration.rollout import Batch, spread_cond
+from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError
+from logsnr.evaluation.metrics import bootstrap_counts
+from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
 from logsnr.load import load
-from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.sample import start
+from logsnr.training import load_data
+from logsnr.training.config import DataConfig
 
 SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     "DDIM": solvers.ddim,
@@ -57,6 +73,10 @@ GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
 }
 
 
+MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
+Cond = Mapping[str, Any]
+
+
 def mixture(d: int = 8, components: int = 6, seed: int = 0) -> GaussianMixture:
     g = torch.Generator().manual_seed(seed)
     means = torch.randn(components, d, generator=g)
@@ -70,83 +90,205 @@ def noises(denoiser: Denoiser, cond: Mapping[str, Any] | None, seed: int, n: int
     return Batch(noise=noise, cond=spread_cond(cond, 0, n), end=noise.new_empty(n, 0))
 
 
+def model(name: str, device: str) -> tuple[Denoiser, Cond | None, dict[str, Any] | None]:
+    """A model, its conditions and what it was trained on, of "mixture" or "FOLDER" or "zoo:NAME", and "@GUIDANCE"."""
+    if name == "mixture":
+        return mixture().to(device), None, None
+    source, _, scale = name.partition("@")
+    denoiser = load(source, device=device)
+    card = denoiser.card
+    classes = card.get("classes")
+    cond = {"class_labels": torch.arange(classes, device=device)} if classes else None
+    data = card.get("training", {}).get("data")
+    if not scale:
+        return denoiser, cond, data
+    if card.get("null_class") is None:
+        raise LogsnrError(f"{name}: the model has no null class to guide away from; leave out @{scale}")
+    null = {"class_labels": torch.tensor([card["null_class"]], device=device)}
+    return guidance.cfg(denoiser, float(scale), null), cond, data
+
+
+def judge(denoiser: Denoiser, data: dict[str, Any] | None, seed: int) -> FeatureSpace | None:
+    """Features of a classifier of the model's data, None where these are not at hand or have no labels."""
+    inner: Any = getattr(denoiser, "denoiser", denoiser)
+    if data is None:
+        return None
+    try:
+        config = DataConfig(**data)
+        return feature_space("classifier", inner.decode, load_data(config), source=Path(config.source).name, seed=seed)
+    except (LogsnrError, ValueError, OSError) as error:
+        print(f"no FD: {error}")
+        return None
+
+
+class Bench:
+    """One model with its noises: the same for every number of evaluations."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.options = name, options
+        self.denoiser, self.cond, data = model(name, options.device)
+        self.low, self.high = self.denoiser.sampling_range
+        self.chunk = options.chunk
+        seed, steps = options.seed, options.teacher
+        draw = partial(noises, self.denoiser, self.cond)
+        select = draw(2 * 10**6 + seed, options.select)
+        grid = teacher_grid(steps, self.low, self.high)
+        self.select, self.cache = remember(self.denoiser, select, grid, self.chunk, None)
+        grid = teacher_grid(3 * steps // 2, self.low, self.high)
+        self.report = teacher_ends(self.denoiser, draw(10**6 + seed, options.report), grid, self.chunk, None)
+        self.space = judge(self.denoiser, data, seed)
+
+    def error(self, plan: Plan, batch: Batch) -> float:
+        return math.sqrt(mean_square(self.denoiser, plan, batch, self.chunk, None))
+
+    def samples(self, plan: Plan) -> Tensor:
+        parts = range(0, len(self.report), self.chunk)
+        return torch.cat(
+            [
+                sample(
+                    self.denoiser,
+                    plan,
+                    noise=self.report.noise[i : i + self.chunk],
+                    cond=slice_cond(self.report.cond, slice(i, i + self.chunk)),
+                )
+                for i in parts
+            ]
+        )
+
+    def frechet(self, x: Tensor) -> list[float] | None:
+        """FD with its standard error; the same bootstrap for every set of samples."""
+        if self.space is None:
+            return None
+        counts = bootstrap_counts(len(x), 100, generator=torch.Generator().manual_seed(self.options.seed))
+        fd = self.space.distances(x, counts)[0]
+        return [fd.value, fd.stderr]
+
+    def run(self, n: int) -> dict[str, Any]:
+        options, low, high = self.options, self.low, self.high
+        peers = {(s, g): SOLVERS[s](GRIDS[g](n, high, low)) for s in SOLVERS for g in GRIDS}
+        few = self.select.first(16)
+        ranked = sorted(peers, key=lambda name: self.error(peers[name], few))
+        stock = {name: self.error(peers[name], self.report) for name in ranked[: options.screen or None]}
+        best = min(stock, key=stock.__getitem__)
+        tuned: dict[str, Plan] = {
+            "iPNDM-4, searched": searched(self.cache, n, self.denoiser.sigma_data),
+            "DPM++(2M), aligned": aligned(self.cache, n),
+            "UniPC-2, aligned": aligned(self.cache, n, solvers.unipc),
+        }
+        on_select = partial(self.error, batch=self.select)
+        for s, g in ranked[: options.tune]:
+            tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_select)[1]
+        winner = min(tuned, key=lambda name: on_select(tuned[name]))
+        began = time.perf_counter()
+        out = options.out / f"{file_name(self.name)}-{n}"
+        # the ledger keeps an interrupted calibration's measurements
+        settings = {"batch": options.batch, "rollouts": options.rollouts, "chunk": self.chunk}
+        ledger = out.with_suffix(".ledger")
+        plan = calibrate(self.denoiser, n, seed=options.seed, cond=self.cond, resume=ledger, **settings)
+        seconds = time.perf_counter() - began
+        if plan.meta["interrupted"]:
+            raise KeyboardInterrupt
+        plan.save(out.with_suffix(".plan.json"))
+        ledger.unlink(missing_ok=True)
+        fd = {"plan": self.samples(plan), "stock": self.samples(peers[best]), "teacher": self.report.end}
+        return {
+            "model": self.name,
+            "nfe": n,
+            "seed": options.seed,
+            "rmse": self.error(plan, self.report),
+            "stock": stock[best],
+            "stock_name": ", ".join(best),
+            "tuned": self.error(tuned[winner], self.report),
+            "tuned_name": winner,
+            "plan": {"basis": plan.basis, **plan.meta["found"]},
+            "evaluations": plan.meta["evaluations"],
+            "seconds": seconds,
+            "fd": None if self.space is None else {name: self.frechet(x) for name, x in fd.items()},
+            "features": None if self.space is None else self.space.name,
+            "sizes": {"fit": options.batch, "select": options.select, "report": options.report},
+            "machine": f"{platform.machine()}, {options.device}, {torch.get_num_threads()} threads",
+        }
+
+
+def file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.removeprefix("zoo:").rstrip("/").split("/")[-1])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every model and number of evaluations, then geometric means."""
+    lines = [
+        "| model | NFE | RMSE | (a) over best stock | (b) over best tuned | FD plan / stock / teacher | rollouts | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        fd = row["fd"] and " / ".join(
+            f"{v:.2f} ± {e:.2f}" for v, e in (row["fd"][k] for k in ("plan", "stock", "teacher"))
+        )
+        lines.append(
+            f"| {row['model']} | {row['nfe']} | {row['rmse']:.4f} "
+            f"| {row['rmse'] / row['stock']:.3f} ({row['stock_name']}) "
+            f"| {row['rmse'] / row['tuned']:.3f} ({row['tuned_name']}) | {fd or ''} "
+            f"| {row['evaluations']['rollouts']:.0f} | {row['seconds']:.0f} |"
+        )
+    lines.append("")
+    for n in sorted({row["nfe"] for row in rows}):
+        own = [row for row in rows if row["nfe"] == n]
+        a, b = ([row["rmse"] / row[peer] for row in own] for peer in ("stock", "tuned"))
+        mean = math.exp(sum(map(math.log, a)) / len(a))
+        said = "meets" if mean <= 0.7 and max(b) <= 1 else "misses"
+        lines.append(
+            f"NFE {n}, {len(own)} models: (a) geometric mean {mean:.3f}, (b) largest {max(b):.3f}: {said} .7 and 1"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="folder of a run; without it an exact mixture")
-    parser.add_argument("--nfe", default="4,5,6,8,10")
-    parser.add_argument("--batch", type=int, default=128, help="noises to fit to, and to select by")
-    parser.add_argument("--report", type=int, default=512, help="fresh noises to report on")
-    parser.add_argument("--teacher", type=int, default=96, help="evaluations of the calibration's teacher")
-    parser.add_argument("--rollouts", type=int, default=100)
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--tune", type=int, default=8, help="how many of the best stock peers get their ends tuned")
     parser.add_argument(
-        "--screen", type=int, metavar="K", help="for slow models: measure only the K likeliest stock peers"
+        "models", nargs="*", default=MODELS, help="mixture, folder of a run, zoo:NAME; each [@GUIDANCE]"
     )
+    parser.add_argument("--nfe", default="4,5,6,8,10")
+    parser.add_argument("--batch", type=int, default=96, help="noises to fit to")
+    parser.add_argument("--select", type=int, default=96, help="noises to tune the peers on")
+    parser.add_argument("--report", type=int, default=512, help="fresh noises to report on")
+    parser.add_argument(
+        "--teacher", type=int, default=64, help="evaluations of the teacher; the report's has half more"
+    )
+    parser.add_argument("--rollouts", type=int, help="budget of calibrate; its own default if left out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tune", type=int, default=8, help="how many of the leading stock peers get their ends tuned")
+    parser.add_argument("--screen", type=int, default=12, help="stock peers measured on the report noise; 0 for all")
+    parser.add_argument("--chunk", type=int, default=96, help="samples per call")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/few-step"))
+    parser.add_argument("--table", action="store_true", help="only print what is done")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    denoiser: Denoiser = mixture() if options.run is None else load(options.run)
-    denoiser = denoiser.to(options.device)
-    classes = None if options.run is None else denoiser.card.get("classes")
-    cond = {"class_labels": torch.arange(classes, device=options.device)} if classes else None
-    low, high = denoiser.sampling_range
-    grid = teacher_grid(options.teacher, low, high)
-    chunk = 512 if options.device == "cpu" else 4096
-    print(f"{options.run or 'exact mixture'}: {options.batch} fit, {options.batch} select, {options.report} report")
-    print(f"{'nfe':>3} {'seed':>4} {'RMSE':>8} {'a':>6} {'b':>6} {'spent':>6} {'s':>6}  best stock / best tuned / plan")
-    ratios: dict[int, list[tuple[float, float]]] = {}
-    rows = []
-    for seed in map(int, options.seeds.split(",")):
-        fresh = noises(denoiser, cond, 10**6 + seed, options.report)
-        report = teacher_ends(denoiser, fresh, teacher_grid(2 * options.teacher, low, high), chunk, None)
-        select, cache = remember(denoiser, noises(denoiser, cond, 2 * 10**6 + seed, options.batch), grid, chunk, None)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in () if options.table else options.models:
+        todo = [n for n in map(int, options.nfe.split(",")) if not result(options.out, name, n).exists()]
+        try:
+            bench = Bench(name, options) if todo else None
+        except LogsnrError as error:
+            print(f"{name}: {error}")
+            continue
+        for n in todo:
+            assert bench is not None
+            with torch.no_grad():
+                row = bench.run(n)
+            result(options.out, name, n).write_text(json.dumps(row, indent=1) + "\n")
+            print(table([row]).splitlines()[2], flush=True)
+    rows = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.result.json"))]
+    if rows:
+        rows.sort(key=lambda row: (row["model"], row["nfe"]))
+        (options.out / "few-step.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (options.out / "few-step.md").write_text(table(rows) + "\n")
+        print(table(rows))
 
-        def error(plan: Plan, batch: Batch) -> float:
-            return math.sqrt(mean_square(denoiser, plan, batch, chunk, None))
 
-        for n in map(int, options.nfe.split(",")):
-            peers = {(s, g): SOLVERS[s](GRIDS[g](n, high, low)) for s in SOLVERS for g in GRIDS}
-            few = select.first(options.screen or len(select))
-            ranked = sorted(peers, key=lambda name: error(peers[name], few))
-            stock = {name: error(peers[name], report) for name in ranked[: options.screen]}
-            best = min(stock, key=stock.__getitem__)
-            tuned: dict[str, tuple[float, Plan]] = {}
-            plan = searched(cache, n, denoiser.sigma_data)
-            tuned["iPNDM-4, searched"] = error(plan, select), plan
-            for s, g in ranked[: options.tune]:
-                on_select = partial(error, batch=select)
-                tuned[f"{s}, {g}"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_select)
-            winner = min(tuned, key=lambda name: tuned[name][0])
-            best_tuned = error(tuned[winner][1], report)
-            began = time.perf_counter()
-            plan = calibrate(
-                denoiser,
-                n,
-                batch=options.batch,
-                seed=seed,
-                cond=cond,
-                teacher=options.teacher,
-                rollouts=options.rollouts,
-            )
-            seconds, own = time.perf_counter() - began, error(plan, report)
-            a, b = own / stock[best], own / best_tuned
-            ratios.setdefault(n, []).append((a, b))
-            spent = plan.meta["evaluations"]["rollouts"]
-            found = " ".join(f"{key}={value}" for key, value in plan.meta["found"].items())
-            print(
-                f"{n:3d} {seed:4d} {own:8.4f} {a:6.3f} {b:6.3f} {spent:6.1f} {seconds:6.1f}  "
-                f"{', '.join(best)} {stock[best]:.4f} / {winner} {best_tuned:.4f} / {plan.basis} {found}",
-                flush=True,
-            )
-            rows.append({"nfe": n, "seed": seed, "rmse": own, "stock": stock[best], "tuned": best_tuned})
-    for n, values in ratios.items():
-        a, b = (math.exp(sum(math.log(v[i]) for v in values) / len(values)) for i in range(2))
-        print(f"NFE {n}: geometric mean over seeds of (a) {a:.3f}, (b) {b:.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+def result(folder: Path, name: str, n: int) -> Path:
+    return folder / f"{file_name(name)}-{n}.result.json"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,29 @@ def options(what: str, out: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def training_options(what: str, steps: int) -> argparse.Namespace:
+    """The command line that the training examples share."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--tiny", action="store_true", help="a tiny network on drawn pictures instead of real ones")
+    parser.add_argument("--data", help="pictures: an .npy file of uint8 [N, height, width, 3]")
+    parser.add_argument("--steps", type=int, default=steps)
+    return parser.parse_args()
+
+
+def pictures(path: str | None, count: int = 256, size: int = 8) -> torch.Tensor:
+    """Pictures in [-1, 1], `[N, 3, height, width]`: a file's, or disks of random place and colour."""
+    if path is not None:
+        import numpy as np
+
+        return torch.from_numpy(np.load(path)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    generator = torch.Generator().manual_seed(0)
+    x, y, radius = (torch.rand(3, count, 1, 1, generator=generator) * size).unbind()
+    grid = torch.arange(size) + 0.5
+    inside = (grid - x).square() + (grid[:, None] - y).square() < (1 + radius / 3).square()
+    colour = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
+    return torch.where(inside[:, None], colour, torch.full_like(colour, -0.8))
+
+
 def stable_diffusion(**scheduler: Any) -> Any:
     """`StableDiffusionPipeline`, 16 x 16 pixels."""
     import diffusers

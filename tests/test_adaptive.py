@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr.adaptive import Adaptive
-from logsnr.exact import Gaussian
+from logsnr.adaptive import IMPORTANCES, Adaptive, Importance
+from logsnr.exact import Gaussian, GaussianMixture
 from logsnr.objective import WeightedELBO
 from logsnr.schedule import Cosine, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule
 from logsnr.weighting import EDM, ELBO, EDMMonotonic, EpsCosine, Sigmoid, V, Weighting
@@ -82,7 +82,7 @@ def test_converges_to_the_best_density_and_stays_unbiased(weighting: Weighting) 
 
     eps_hat - eps of the exact denoiser is N(0, r I): E = r chi^2_64, drawn as such.  Started from a uniform density.
     """
-    dim, steps = 64, 6000
+    dim, steps = 64, 3000
     schedule = Adaptive(Linear(LO, HI), weighting, decay=0.99, dim=dim)
     generator, losses = rng(5), []
     for _ in range(steps):
@@ -178,40 +178,139 @@ def test_non_finite_errors_are_left_out() -> None:
     assert torch.equal(schedule.state_dict()["error"], other.state_dict()["error"])
 
 
-def test_state_is_restored_bit_for_bit() -> None:
-    schedule, copy = lumpy(Sigmoid(2.0)), Adaptive((LO, HI), Sigmoid(2.0), decay=0.5)
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_state_is_restored_bit_for_bit(importance: Importance) -> None:
+    schedule, copy = (Adaptive((LO, HI), Sigmoid(2.0), decay=0.5, importance=importance) for _ in range(2))
+
+    def learn(each: Adaptive, x: Tensor, step: int) -> None:
+        each.update(x, torch.sigmoid(x) * (1 + step), torch.sigmoid(x - step))
+        each.correct(x[:5], torch.sigmoid(x[:5]), torch.sigmoid(x[:5] + 1))
+
+    learn(schedule, Linear(LO, HI).sample(300, generator=rng(7)), 1)
+    copy.sample(3, generator=rng())  # what it drew before is forgotten
     copy.load_state_dict(schedule.state_dict())
     for step in range(3):
         x, y = (each.sample(64, generator=rng(step)) for each in (schedule, copy))
         assert torch.equal(x, y)
         for each in (schedule, copy):
-            each.update(x, torch.sigmoid(x) * (1 + step))
-    assert torch.equal(schedule.state_dict()["error"], copy.state_dict()["error"])
-    assert torch.equal(schedule.state_dict()["visits"], copy.state_dict()["visits"])
+            learn(each, x, step)
+    first, second = schedule.state_dict(), copy.state_dict()
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        assert not torch.equal(value, Adaptive((LO, HI), Sigmoid(2.0)).state_dict()[name]), name
 
 
-def test_ranks_that_add_their_sums_hold_the_same_density(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_error_and_visits_is_enough_for_the_error() -> None:
+    """What an earlier version saved draws on as it did."""
+    schedule, copy = lumpy(Sigmoid(2.0)), Adaptive((LO, HI), Sigmoid(2.0), decay=0.5)
+    copy.load_state_dict({name: schedule.state_dict()[name] for name in ("error", "visits")})
+    x = schedule.sample(64, generator=rng())
+    assert torch.equal(x, copy.sample(64, generator=rng()))
+    for each in (schedule, copy):
+        each.update(x, torch.sigmoid(x))
+    assert torch.equal(schedule.probabilities(), copy.probabilities())
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_two_ranks_cover_the_strata_of_the_whole_batch(importance: Importance) -> None:
+    """In quantiles of p, each of the 2 n strata holds exactly one draw of the two ranks together."""
+    schedule, n = Adaptive((LO, HI), Sigmoid(2.0), importance=importance), 50
+    x = Linear(LO, HI).sample(500, generator=rng(1))
+    schedule.update(x, 3 + torch.sin(x), 2 + torch.cos(3 * x))
+    draws = torch.cat([schedule.sample(n, generator=rng(10 + rank), rank=rank, world=2) for rank in range(2)])
+    strata = (2 * n * schedule.time(draws)).floor().long()
+    assert sorted(strata.tolist()) == list(range(2 * n))
+    assert (strata[:n] % 2 == 0).all()
+
+
+@pytest.mark.parametrize("schedule", [lumpy(Sigmoid(2.0)), Cosine().truncate(LO, HI), Cosine()], ids=repr)
+def test_mass_is_the_integral_of_the_density(schedule: Schedule) -> None:
+    edges = torch.tensor([-12.0, -9.3, -1.0, -0.95, 4.0, 9.99, 10.0, 11.0, 30.0], dtype=torch.float64)
+    for mass, lo, hi in zip(schedule.mass(edges), edges[:-1], edges[1:], strict=True):
+        x = torch.linspace(float(lo), float(hi), 200001, dtype=torch.float64)
+        integral = schedule.log_density(0.5 * (x[1:] + x[:-1])).exp().mean() * (hi - lo)
+        assert float(mass) == pytest.approx(float(integral), rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_mass_keeps_its_digits_in_either_tail(sign: int) -> None:
+    """Cosine: t = (2/pi) atan e^(-lambda/2), and c the same of -lambda."""
+    edges = sign * torch.tensor([70.0, 80.0], dtype=torch.float64)
+    expected = 2 / math.pi * (math.atan(math.exp(-35)) - math.atan(math.exp(-40)))
+    assert float(Cosine().mass(edges.sort().values)) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize(
+    "weighting", [ELBO(), EpsCosine(), Sigmoid(2.0), EDMMonotonic()], ids=lambda w: w.__class__.__name__
+)
+def test_adapted_leaves_a_tenth_of_the_best_fixed_schedules_variance(weighting: Weighting) -> None:
+    """Between noise levels, on an exact mixture, after 100 batches of 256, against the best of five in hindsight.
+
+    Var E[l | lambda]/L^2 = int (w m)^2/p / (int w m)^2 - 1, with m on 200 levels from the same 1000 draws.
+    """
+    dim = 2
+    means = torch.tensor([[-0.9, 0.2], [0.5, 0.7], [0.6, -0.8]], dtype=torch.float64)
+    model = GaussianMixture(
+        torch.tensor([0.5, 0.3, 0.2]).double(), means, 0.01 * torch.eye(dim).double().expand(3, 2, 2)
+    )
+    generator = rng(8)
+
+    def data(n: int) -> Tensor:
+        of = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), n, replacement=True, generator=generator)
+        return means[of] + 0.1 * torch.randn(n, dim, generator=generator, dtype=torch.float64)
+
+    schedule = Adaptive((LO, HI), weighting, sigma_data=0.7, dim=dim)
+    objective = WeightedELBO(weighting, schedule)
+    for _ in range(100):
+        objective.update(objective(model, data(256), generator=generator))
+
+    x = torch.linspace(LO, HI, 201, dtype=torch.float64)
+    x, width = 0.5 * (x[1:] + x[:-1]), (HI - LO) / 200
+    held, eps = (
+        data(1000).repeat(200, 1),
+        torch.randn(1000, dim, generator=generator, dtype=torch.float64).repeat(200, 1),
+    )
+    m = model.eps_error(held, eps, (-0.5 * x).exp().repeat_interleave(1000)).view(200, 1000).mean(1)
+    loss = weighting(x) * m
+
+    def between(p: Schedule) -> float:
+        return float((loss**2 / p.log_density(x).exp()).sum() / loss.sum() ** 2 / width) - 1
+
+    assert between(schedule) < 0.1 * min(map(between, FIXED))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_ranks_that_add_their_sums_hold_the_same_density(
+    monkeypatch: pytest.MonkeyPatch, importance: Importance
+) -> None:
     """Two ranks with half a batch each, all_reduce replaced by the true sum, equal one rank with the whole batch."""
     x = Linear(LO, HI).sample(64, generator=rng(3))
-    error = torch.sigmoid(x) * 5
-    whole = Adaptive((LO, HI), Sigmoid(2.0))
-    whole.update(x, error)
+    error, gradient = torch.sigmoid(x) * 5, torch.sigmoid(x) ** 2 * 7
+
+    def fresh() -> Adaptive:
+        return Adaptive((LO, HI), Sigmoid(2.0), importance=importance)
+
+    whole = fresh()
+    whole.update(x, error, gradient)
     sums: list[Tensor] = []
-    recorder, ranks = Adaptive((LO, HI), Sigmoid(2.0)), []
-    dist = "logsnr.adaptive.dist"
+    recorder, ranks = fresh(), []
+    dist = "logsnr.adaptive.histogram.dist"
     monkeypatch.setattr(f"{dist}.is_available", lambda: True)
     monkeypatch.setattr(f"{dist}.is_initialized", lambda: True)
     monkeypatch.setattr(f"{dist}.all_reduce", lambda t: sums.append(t.clone()), raising=False)
     for half in (slice(0, 32), slice(32, 64)):
-        recorder.update(x[half], error[half])
+        recorder.update(x[half], error[half], gradient[half])
     total = sums[0] + sums[1]
     monkeypatch.setattr(f"{dist}.all_reduce", lambda t: t.copy_(total))
     for half in (slice(0, 32), slice(32, 64)):
-        rank = Adaptive((LO, HI), Sigmoid(2.0))
-        rank.update(x[half], error[half])
-        ranks.append(rank.state_dict()["error"])
-    assert torch.equal(ranks[0], ranks[1])
-    torch.testing.assert_close(ranks[0], whole.state_dict()["error"], rtol=1e-14, atol=0)
+        rank = fresh()
+        rank.update(x[half], error[half], gradient[half])
+        ranks.append(rank)
+    assert torch.equal(ranks[0].probabilities(), ranks[1].probabilities())
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(ranks[0].state_dict()[name], value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(ranks[0].probabilities(), whole.probabilities(), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +319,7 @@ def test_ranks_that_add_their_sums_hold_the_same_density(monkeypatch: pytest.Mon
         (Cosine(), {}, "truncate"),
         ((5.0, -5.0), {}, "increase"),
         ((LO, HI), {"bins": 0}, "bins = 0"),
+        ((LO, HI), {"importance": "loss"}, "'loss' is not one of error, rms, gradient"),
         ((LO, HI), {"decay": 1.0}, r"decay = 1\.0"),
         ((LO, HI), {"floor": 0.0}, r"floor = 0\.0"),
         ((LO, HI), {"sigma_data": -1.0}, r"sigma_data = -1\.0"),

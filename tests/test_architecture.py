@@ -16,10 +16,10 @@ FLOORS = [
     ["weighting", "denoiser"],
     ["projection"],
     ["exact", "guidance", "objective", "adaptive", "sampling"],
-    ["likelihood", "endpoint", "models", "schedules"],
-    ["evaluation", "adapters", "calibration"],
+    ["likelihood", "endpoint", "models", "schedules", "uncertainty"],
+    ["evaluation", "adapters", "calibration", "zoo"],
     ["load", "training", "report"],
-    ["describe"],
+    ["describe", "compare"],
     ["demo"],
     ["cli"],
 ]
@@ -52,6 +52,12 @@ def imports(path):
 
 def test_every_room_has_a_floor():
     assert {room(p) for p in modules()} == set(FLOOR)
+
+
+def test_the_guide_for_contributors_shows_these_floors():
+    guide = (ROOT.parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for level, rooms in enumerate(FLOORS):
+        assert f"| {level} | {' '.join(f'`{room}`' for room in rooms)} |" in guide
 
 
 def test_no_upward_imports():

@@ -19,7 +19,7 @@ from logsnr.calibration.ledger import Meter, fingerprint
 from logsnr.calibration.rollout import Batch, Rollout, spread_cond
 from logsnr.calibration.rows import fit_rows, prior_rows
 from logsnr.calibration.schedule import MIN_STEP, best_levels, local_errors
-from logsnr.calibration.search import _Search
+from logsnr.calibration.search import LEADERS, _Search
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.endpoint import rmse
@@ -320,9 +320,10 @@ def test_meta_holds_provenance_and_errors(monkeypatch: pytest.MonkeyPatch) -> No
     report = teacher_ends(MIXTURE, drawn[2], teacher_grid(32, lo, hi), 24, None)
     everyone = alternatives(4, lo, hi)
     assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
-    assert set(meta["report"]["alternatives"]) == set(everyone)
-    for name, other in everyone.items():
-        x = sample(MIXTURE, other, noise=report.noise)
+    assert len(meta["report"]["alternatives"]) == LEADERS
+    assert meta["selection"]["best_alternative"] in meta["report"]["alternatives"]
+    for name in meta["report"]["alternatives"]:
+        x = sample(MIXTURE, everyone[name], noise=report.noise)
         assert meta["report"]["alternatives"][name] == pytest.approx(rmse(x, report.end), rel=1e-4)
     own = rmse(sample(MIXTURE, plan, noise=report.noise), report.end)
     assert meta["report"]["rmse"] == pytest.approx(own, rel=1e-4)
@@ -379,7 +380,7 @@ def test_the_budget_holds(n: int, rollouts: int) -> None:
     assert used["rollouts"] == pytest.approx((model.samples - teacher) / (n * 16))
 
 
-@pytest.mark.parametrize("after", [4000, 9000])
+@pytest.mark.parametrize("after", [5500, 9000])
 def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tmp_path) -> None:
     teacher = 2 * 24 * 32
     path = tmp_path / "ledger.json"
@@ -407,7 +408,8 @@ def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tm
 
 
 def test_an_alternative_that_wins_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Search, "screen", lambda self, cache: [])
+    monkeypatch.setattr(_Search, "starts", lambda self, cache: [])
+    monkeypatch.setattr(_Search, "refine", lambda self, starts: None)
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     assert plan.meta["found"]["from"] == "alternative"
     assert plan.meta["solver"] == plan.meta["selection"]["best_alternative"]
@@ -460,7 +462,7 @@ def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
     plan = calibrate(MIXTURE, 4, seed=1, batch=96, rollouts=120, metric=first_coordinate)
     lo, hi = MIXTURE.sampling_range
-    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(96, lo, hi), 96, first_coordinate)
+    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(64, lo, hi), 64, first_coordinate)
     x = sample(MIXTURE, plan, noise=report.noise)
     assert plan.meta["report"]["rmse"] == pytest.approx(rmse(x[:, :1], report.end), rel=1e-4)
     assert plan.meta["report"]["rmse"] < 0.7 * min(plan.meta["report"]["alternatives"].values())

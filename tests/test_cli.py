@@ -11,6 +11,7 @@ from PIL import Image
 
 import logsnr as ls
 from logsnr.cli import main
+from logsnr.errors import LogsnrError
 
 TINY = ["steps=3", "max_seconds=null", "optimizer.decay=constant", "samples.every=0", "batch=8", "device=cpu"]
 TINY += ["network.channels=[8]", "network.layers_per_block=1", "network.mid_attention=false", "network.norm_groups=4"]
@@ -121,6 +122,27 @@ def test_sample_runs_a_plan_file_and_draws_a_picture(run, tiny, tmp_path):
     assert "9 images, 3 evaluations each" in out
     with Image.open(tmp_path / "new" / "x.png") as picture:
         assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)
+
+
+def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(run, tiny, tmp_path):
+    model = tmp_path / "run"
+    shutil.copytree(tiny, model)
+    own = ls.solvers.deis(ls.grids.karras(3, 20.0, 0.02))
+    (model / "plans.json").write_text(json.dumps({"3": own.to_dict()}))
+    assert ls.load_plans(model) == {3: own}
+
+    def meta(*options):
+        code, out, _ = run("sample", model, *options, "-n", 2, "--out", tmp_path / "x.npy", "--json")
+        assert code == 0
+        return json.loads(out)["plan"]
+
+    assert meta("--nfe", 3) == own.meta
+    ge = meta("--nfe", 4)  # there is no own plan of four
+    assert ge["solver"] == "ge"
+    assert meta("--nfe", 3, "--solver", "ge")["solver"] == "ge"
+    assert meta("--nfe", 3, "--sigma-max", 19)["solver"] == "ge"
+    with pytest.raises(LogsnrError, match=r"has no plans \(.*plans.json is missing\): make one with logsnr calibrate"):
+        ls.load_plans(tiny)
 
 
 def test_calibrate_writes_a_plan_that_sample_runs(run, tiny, tmp_path):

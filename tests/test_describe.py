@@ -140,6 +140,52 @@ def test_sd3_schemes_of_the_table():
     )
 
 
+def test_flux_scripts_train_the_velocity():
+    """No preconditioning, times not shifted, the guidance a condition: plain flow matching unless a scheme is given."""
+    flux = flags("--guidance_scale 3.5")
+    assert same_weighting(flux.weighting, weightings.Flow())
+    assert any("a condition, not another weighting" in note for note in flux.notes)
+    logit = flags("--guidance_scale 1 --weighting_scheme logit_normal")
+    assert same_weighting(logit.weighting, weightings.LogitNormalFlow())
+    assert same_weighting(logit.weighting, flags("--weighting_scheme logit_normal --precondition_outputs 0").weighting)
+    assert describe(logit).presets[0][0] == "sd3"
+
+
+def test_edm_style_training_is_eps_mse_whatever_the_network_predicts():
+    """sigma^-2 ||x_hat - x||^2 is ||eps_hat - eps||^2."""
+    plain = flags("--prediction_type epsilon")
+    for kind in ("epsilon", "v_prediction"):
+        trained = flags(f"--do_edm_style_training --prediction_type {kind}")
+        assert same_weighting(trained.weighting, plain.weighting)
+    assert any("not plain v-MSE" in note for note in trained.notes)
+    for flag in ("--noise_offset 0.1", "--input_perturbation 0.1", "--dream_training"):
+        trained = flags(f"{flag} --snr_gamma 5")
+        assert same_weighting(trained.weighting, flags("--snr_gamma 5").weighting)
+        assert "not another weighting" in trained.notes[0]
+
+
+def test_known_inconsistencies_are_stated():
+    """Every one of the fact sheet's, where it applies."""
+    for words, text in (
+        ("vdm++/sigmoid", "omit 1/p"),
+        ("vdm++/sigmoid", "right for x alone"),
+        ("vdm++/edm-monotonic", "order of the batch"),
+        ("vdm++/edm-monotonic", "does not define"),
+        ("v-cosine", "shifted cosine"),
+        ("v-shifted-cosine", "(resolution/64)^2"),
+        ("edm", "wrong sign"),
+        ("edm2", "learned exp(u)"),
+        ("soft-min-snr", "its own density"),
+        ("debiased", "v branch"),
+        ("--debiased_estimation_loss", "two objectives"),
+        ("--v_parameterization --scale_v_pred_loss_like_noise_pred", "undone"),
+        ("--weighting_scheme sigma_sqrt", "despite its name"),
+        ("--weighting_scheme cosmap", "a factor on uniform times"),
+        ("--weighting_scheme logit_normal --logit_mean 1", "opposite"),
+    ):
+        assert any(text in note for note in flags(words).notes), words
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -200,6 +246,10 @@ def test_edm_and_k_diffusion_configurations():
         (["--snr_gamma", "5", "--v_parameterization"], "give one family"),
         (["--logit_mean", "1"], "--weighting_scheme"),
         (["--weighting_scheme", "mode", "--mode_scale", "3"], "-1 ... 1.75"),
+        (["--guidance_scale", "1", "--precondition_outputs", "1"], "Flux"),
+        (["--guidance_scale", "1", "--snr_gamma", "5"], "--guidance_scale"),
+        (["--do_edm_style_training", "--snr_gamma", "5"], "not offered"),
+        (["--do_edm_style_training", "--prediction_type", "sample"], "epsilon or v_prediction"),
         (["--scale_v_pred_loss_like_noise_pred"], "needs --v_parameterization"),
         (["--min_timestep", "900", "--max_timestep", "100"], "min_timestep < max_timestep"),
         (["missing.json"], "cannot be read"),

@@ -21,7 +21,7 @@ from logsnr.errors import LogsnrError
 from logsnr.models import NetworkConfig, build_network
 from logsnr.noise import sigma_from_flow_time
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V, label_edm
 from logsnr.timesteps import TimestepTable
 
 diffusers = pytest.importorskip("diffusers")
@@ -41,14 +41,17 @@ def denoiser(prediction: Prediction, trained_range=(5e-4, math.inf), **config) -
     return out.eval().requires_grad_(False)
 
 
-def run_pipeline(folder, n: int, scheduler=None, **changes):
+def run_pipeline(folder, n: int, scheduler=None, classes=None, **changes):
     """(images, the pipeline) of stock diffusers, as anyone would call it."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder))
-    assert type(pipe) is diffusers.DDPMPipeline
+    edm = "sigma_data" in pipe.scheduler.config
+    assert type(pipe) is (diffusers.ConsistencyModelPipeline if edm else diffusers.DDPMPipeline)
     pipe.set_progress_bar_config(disable=True)
     if scheduler is not None or changes:
         pipe.scheduler = (scheduler or type(pipe.scheduler)).from_config(pipe.scheduler.config, **changes)
-    images = pipe(2, torch.Generator().manual_seed(0), num_inference_steps=n, output_type="np").images
+    call = {} if classes is None else {"class_labels": classes}
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(batch_size=2, generator=generator, num_inference_steps=n, output_type="np", **call).images
     return torch.from_numpy(images).permute(0, 3, 1, 2), pipe
 
 
@@ -65,6 +68,8 @@ def levels(pipe, prediction: Prediction) -> list[float]:
         "cosine": TimestepTable.cosine(),
     }.get(prediction.label, prediction.label)
     steps = pipe.scheduler.timesteps.tolist()
+    if isinstance(prediction, EDM) and prediction.label in ("edm", label_edm):
+        return [*(math.exp(4 * t) for t in steps), 0.0]
     if isinstance(table, TimestepTable):
         return [*(table.sigma(float(t)) for t in steps), 0.0]
     return [*(sigma_from_flow_time(t / 1000) for t in steps), 0.0]
@@ -88,6 +93,8 @@ def assert_close(a, b, tolerance=2e-5):
         X0(label="flow"),
         EDM(sigma_data=1.0, label="ddpm"),
         EDM(sigma_data=1.0, label="flow"),
+        EDM(sigma_data=0.7, label="edm"),
+        EDM(sigma_data=2.5, label=label_edm),
     ],
     ids=lambda p: f"{p.name}-{p.label if isinstance(p.label, str) else 'table'}",
 )
@@ -127,7 +134,9 @@ def test_a_table_that_ends_at_inf_is_sampled_by_ddim(tmp_path):
     assert_close(theirs, images_of(model, ls.solvers.ddim(levels(pipe, prediction))))
 
 
-@pytest.mark.parametrize("prediction", [V(label="ddpm"), V(label="flow"), Flow()], ids=lambda p: f"{p.name}-{p.label}")
+@pytest.mark.parametrize(
+    "prediction", [V(label="ddpm"), V(label="flow"), Flow(), EDM(sigma_data=0.7)], ids=lambda p: f"{p.name}-{p.label}"
+)
 @pytest.mark.parametrize("gamma", [1.0, 2.0])
 def test_our_scheduler_takes_it_from_there(prediction, gamma, tmp_path):
     from logsnr.adapters import GradientEstimationScheduler
@@ -170,6 +179,31 @@ def test_a_class_goes_into_a_bias(tmp_path):
         assert_close(theirs, other)
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["stock", "our scheduler"])
+def test_edm_pipelines_keep_their_classes(ours, tmp_path):
+    """ConsistencyModelPipeline takes classes; stock second order there is the published DPM-Solver++."""
+    from logsnr.adapters import GradientEstimationScheduler
+
+    prediction = EDM(sigma_data=0.7)
+    model = denoiser(prediction, trained_range=(0.02, 55.0), classes=3)
+    export_diffusers(model, tmp_path / "out", keep_classes=True)
+    scheduler = GradientEstimationScheduler if ours else None
+    theirs, pipe = run_pipeline(tmp_path / "out", 6, scheduler, classes=[1, 3])
+    grid = levels(pipe, prediction)
+    assert grid[0] == pytest.approx(55.0, rel=1e-5)
+    assert grid[-2] == pytest.approx(0.02, rel=1e-5)
+    plan = pipe.scheduler.plan if ours else ls.solvers.dpmpp(grid, 2, form="published", final="ramp")
+    assert_close(theirs, images_of(model, plan, class_labels=torch.tensor([1, 3])))
+    # bound to one class, it is the same images without being told
+    export_diffusers(model, tmp_path / "one", class_label=1)
+    bound, pipe = run_pipeline(tmp_path / "one", 6)
+    assert pipe.unet.config.num_class_embeds is None
+    assert_close(
+        bound,
+        images_of(model, ls.solvers.dpmpp(grid, 2, form="published", final="ramp"), class_labels=torch.tensor([1, 1])),
+    )
+
+
 def test_the_folder_needs_nothing_of_ours(tmp_path):
     """Another process, without logsnr, loads it."""
     export_diffusers(denoiser(V(label="flow")), tmp_path / "out")
@@ -188,7 +222,7 @@ def test_the_folder_needs_nothing_of_ours(tmp_path):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (lambda: denoiser(EDM(sigma_data=0.5, label="flow")), ["'edm'", "sigma_data 0.5", "{name: v, label: ddpm}"]),
+        (lambda: denoiser(EDM(sigma_data=0.5, label="flow")), ["'edm'", "sigma_data 0.5", "{name: edm, label: edm}"]),
         (lambda: denoiser(V(label="logsnr")), ["'v' (label 'logsnr')", "{name: v, label: ddpm}"]),
         (lambda: denoiser(Score(label="ddpm")), ["'score'"]),
         (lambda: denoiser(Eps(label="ddpm", path="ve")), ["'eps'", "VP path"]),
@@ -197,7 +231,7 @@ def test_the_folder_needs_nothing_of_ours(tmp_path):
         (lambda: denoiser(V(label="ddpm"), fourier=(2, 3)), ["Fourier features", "network.fourier: []"]),
         (
             lambda: denoiser(EDM(label="flow"), fourier=(2,)),
-            ["Fourier", "'edm'", "network.fourier: [], prediction: {name: v, label: ddpm}"],
+            ["Fourier", "'edm'", "network.fourier: [], prediction: {name: edm, label: edm}"],
         ),
         (lambda: denoiser(V(label="ddpm"), trained_range=(1e-4, 1e-3)), ["sigma 0.001", "second level"]),
     ],
@@ -271,16 +305,19 @@ def test_the_command(run, tmp_path):
         assert run("train", "digits", "--out", tmp_path / name, *pieces)[0] == 0
         return tmp_path / name
 
-    fits = trained("fits", "network.fourier=[]", "prediction.name=v", "prediction.label=ddpm")
+    fits = trained("digits")  # the recipe as it is, on a tiny network
     code, out, _ = run("export", fits, "--to", "diffusers", "-o", tmp_path / "pipe", "--class", 3)
     assert code == 0
-    assert "DDPMPipeline with DPMSolverMultistepScheduler" in out
+    assert "ConsistencyModelPipeline with EDMDPMSolverMultistepScheduler" in out
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(tmp_path / "pipe"))
     pipe.set_progress_bar_config(disable=True)
     assert pipe(num_inference_steps=3).images[0].size == (8, 8)
     code, out, _ = run("export", fits, "-o", tmp_path / "again", "--json")
     assert code == 0
-    assert json.loads(out)["scheduler"] == "DPMSolverMultistepScheduler"
+    assert json.loads(out)["scheduler"] == "EDMDPMSolverMultistepScheduler"
+    code, out, _ = run("export", fits, "-o", tmp_path / "kept", "--keep-classes")
+    assert code == 0
+    assert "pipe(class_labels=[3], num_inference_steps=20).images[0]" in out
     # the folder's weights, not a random network of the same shape
     again = denoiser_from(diffusers.DiffusionPipeline.from_pretrained(str(tmp_path / "again")))
     z = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -291,7 +328,8 @@ def test_the_command(run, tmp_path):
     assert code == 0
     assert (tmp_path / "x.png").exists()
     bad = [
-        (["export", trained("digits"), "-o", tmp_path / "y"], ["Fourier", "prediction: {name: v, label: ddpm}"]),
+        (["export", trained("fourier", "network.fourier=[2]"), "-o", tmp_path / "y"], ["network.fourier: []"]),
+        (["export", fits, "-o", tmp_path / "y", "--class", 3, "--keep-classes"], ["class 3 with keep_classes"]),
         (["export", fits, "-o", tmp_path / "pipe"], ["already exists"]),
         (["export", fits, "-o", tmp_path / "y", "--to", "onnx"], ["'onnx'", "diffusers"]),
         (["export", fits, "-o", tmp_path / "y", "--class", 12], ["class 12", "0 ... 9"]),

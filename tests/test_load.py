@@ -69,9 +69,9 @@ def test_a_run_has_no_prompt(tmp_path):
         logsnr.load(tmp_path, guidance=2.0)
 
 
-def test_sources_to_come_say_so():
-    with pytest.raises(LogsnrError, match="'zoo:digits': published models are not available yet; train one"):
-        logsnr.load("zoo:digits")
+def test_a_model_that_is_not_in_the_zoo_says_so():
+    with pytest.raises(LogsnrError, match=r"zoo:nothing: .*the zoo has "):
+        logsnr.load("zoo:nothing")
 
 
 def test_a_broken_pipeline_says_so(tmp_path):

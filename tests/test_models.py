@@ -77,6 +77,16 @@ def test_fourier_features_are_vdms_waves_of_the_input():
             torch.testing.assert_close(part, wave(2**n * math.pi * x), rtol=0, atol=1e-5)
 
 
+def test_the_labels_frequencies_rise_to_what_is_asked():
+    """sin and cos of label * 4^(i/(half - 1)), i = 0 ... half - 1; without, of the usual 10000^(-i/half)."""
+    label = torch.tensor([-0.7, 0.3])
+    for asked, frequencies in ((4.0, 4.0 ** (torch.arange(16) / 15)), (None, 1e4 ** (-torch.arange(16) / 16))):
+        unet = built(tiny(channels=(32,), label_frequency=asked)).unet
+        phase = label[:, None] * frequencies
+        expected = torch.cat([phase.cos(), phase.sin()], 1)  # the shift is a whole number: 4 is 3.96 or so
+        torch.testing.assert_close(unet.time_proj(label), expected, rtol=0, atol=0.02)
+
+
 def test_building_is_deterministic_in_the_global_seed():
     first, again, other = (built(tiny(), seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.objective import objectives
-from logsnr.prediction import EDM, Eps, Flow, Prediction, V
+from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.timesteps import TimestepTable
 
 
@@ -168,6 +168,53 @@ def min_snr_5() -> Original:
     return V(), 0.05, logsnr, snr.clamp(max=5) / (snr + 1) * error.sum(1)
 
 
+def ncsn() -> Original:
+    """2011.13456, table 1 and eq. 7: sigma geometric in t, sigma^2 ||score + noise/sigma||^2 at x + sigma noise."""
+    x, noise, t = batch()
+    sigma = (50 * (0.01 / 50) ** (1 - t))[:, None]
+    score = call(Net(0.05), x + sigma * noise, -2 * sigma[:, 0].log())
+    return Score(path="ve"), 0.05, -2 * sigma[:, 0].log(), (sigma**2 * (score + noise / sigma) ** 2).sum(1)
+
+
+def vp_sde() -> Original:
+    """2011.13456, eq. 33: beta from .1 to 20, eps-MSE; times from 1e-5, here to log-SNR -10."""
+    x, eps, u = batch()
+    t = 1e-5 + (0.99 - 1e-5) * u
+    mean = (-0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1)[:, None]
+    std = (1 - (2 * mean).exp()).sqrt()
+    logsnr = 2 * (mean - std.log())[:, 0]
+    return Eps(), 0.05, logsnr, ((eps - call(Net(0.05), mean.exp() * x + std * eps, logsnr)) ** 2).mean(1)
+
+
+def p2() -> Original:
+    """2204.00227, eq. 8 with gamma = k = 1: eps-MSE over 1 + SNR."""
+    x, eps, u = batch()
+    t, logsnr, _ = cosine_time(u)
+    a, s = torch.cos(math.pi * t / 2)[:, None], torch.sin(math.pi * t / 2)[:, None]
+    error = (eps - call(Net(0.05), a * x + s * eps, logsnr)) ** 2
+    return Eps(), 0.05, logsnr, (error / (1 + (a / s) ** 2)).mean(1)
+
+
+def indi() -> Original:
+    """2303.11435, eq. 4: ||x - x_hat||^2 on the straight path from x to noise, t uniform."""
+    x, eps, u = batch()
+    t = (1e-4 + (1 - 2e-4) * u)[:, None]
+    out = call(Net(1e-3), (1 - t) * x + t * eps, 1000 * t)
+    return X0(path="flow", label="flow"), 1e-3, (2 * ((1 - t) / t).log())[:, 0], ((x.double() - out) ** 2).sum(1)
+
+
+def edm2() -> Original:
+    """2312.02696, loss of its code at the start (u = 0): EDM's with ln sigma ~ N(-.4, 1), sigma_data .5."""
+    x, n, u = batch()
+    sigma = (-0.4 + 1.0 * torch.special.ndtri(u))[:, None].exp()
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    denoised = c_skip * (x + sigma * n) + c_out * call(
+        Net(1.0), (x + sigma * n) / (0.25 + sigma**2).sqrt(), sigma.log() / 4
+    )
+    return EDM(), 1.0, -2 * sigma[:, 0].log(), (weight * (denoised - x) ** 2).sum(1)
+
+
 COSINE_KEPT = 1 - 4 / math.pi * math.atan(math.exp(-10))
 FLOW_KEPT = math.tanh(5)
 
@@ -183,6 +230,11 @@ ORIGINALS: dict[str, tuple[Callable[[], Original], float]] = {
     "vdm++/edm-monotonic": (vdm_edm_monotonic, 1.0),
     "sd3": (sd3, 1 / 2),
     "min-snr-5": (min_snr_5, math.pi * COSINE_KEPT),
+    "ncsn": (ncsn, math.log(50 / 0.01)),
+    "vp-sde": (vp_sde, D / 2),
+    "p2": (p2, D / 2 * 2 * math.pi * COSINE_KEPT),
+    "indi": (indi, 4 * FLOW_KEPT),
+    "edm2": (edm2, 1 / 8),
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from logsnr.exact import PointCloud
 from logsnr.projection import Flat, Points, Product, Sphere
 from logsnr.projection import points as points_module
+from logsnr.projection.screen import Screen
 from logsnr.sampling import grids, sample, solvers
 
 F64 = torch.float64
@@ -81,20 +82,76 @@ def test_both_ways_of_measuring_agree_and_sigma_may_differ_per_state(monkeypatch
     assert torch.equal(screened.index, plain.index)
 
 
-def test_screening_errs_within_its_bound_and_its_drift() -> None:
-    x, y = cloud(2000, 500), 5 + 3 * randn(50, 500, seed=3)
-    k = Points(x)
-    k.softmin(y.float(), 0.1)
-    screen = k._screen
-    assert screen is not None
-    offset = y - screen.centre
-    exact = (offset[:, None] - (x.double() - screen.centre)).square().sum(2) - offset.square().sum(1, keepdim=True)
-    error = screen.score(offset).double() - exact
-    length = offset.norm(dim=1, keepdim=True)
-    assert bool((error.abs() <= screen.slack(length) / 2).all())
-    # A random walk: some 1/5 of u |y| |p|, where `drift` takes 1 of each product, 2 of a score.
-    typical = 2 * 2**-24 * length * screen.squares.double().mean().sqrt()
-    assert float(error.square().mean().sqrt()) < float(typical.mean()) / 2
+def exact_scores(x: Tensor, offset: Tensor, centre: Tensor) -> Tensor:
+    """||p||^2 - 2 o.p in float64."""
+    p = x.double() - centre
+    return p.square().sum(1) - 2 * offset @ p.T
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_screening_errs_within_its_bound_and_its_noise(half: bool, scale: float) -> None:
+    x, y = cloud(2000, 500), 5 + scale * randn(50, 500, seed=3)
+    screen = Screen.of(x, F64, half=half)
+    probe = screen.probe(y, torch.full((50, 1), 2.0, dtype=F64))
+    error = screen.score(probe).double() - exact_scores(x, probe.offset, screen.centre)
+    assert bool((error.abs() <= screen.slack(probe) / 2).all())
+    # In log-weights, per unit of ||t||: the estimate is above the truth, and not far above.
+    tails = screen.risks[:, 1].double().mean().sqrt()
+    ratio = (error / 8).square().mean().sqrt() / (screen.noise(probe) * tails).square().mean().sqrt()
+    assert (0.5 if half else 0.05) < float(ratio) < (1 if half else 0.5)
+
+
+def test_axes_leave_little_and_the_parts_are_the_whole() -> None:
+    x = cloud(2000, 300)
+    screen = Screen.of(x, F64, half=True)
+    torch.testing.assert_close(screen.axes.T @ screen.axes, torch.eye(18, dtype=F64), rtol=0, atol=1e-12)
+    rest = screen.risks[:, 1].double().mean()
+    beyond = torch.linalg.eigvalsh((x.double() - screen.centre).T.cov(correction=0))[:-18].sum()
+    assert beyond * (1 - 1e-6) <= rest < 1.1 * beyond
+    whole = screen.head.double() @ screen.axes.T + screen.tail.double() + screen.centre
+    assert float((whole - x).norm(dim=1).max()) < 2**-8 * float(screen.reach)
+    share = randn(5, 2000, seed=3).softmax(1).float()
+    error = (screen.sum(share) - share.double() @ x.double()).norm(dim=1)
+    assert float(error.max()) < 2**-8 * float(rest.sqrt()) / 20  # 2000 roundings average out
+
+
+@pytest.mark.parametrize("sigma", [0.05, 2.0, 3.0, 5.0, 8.0, 60.0])
+def test_bfloat16_screens_answer_to_1e_5_in_eps(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = cloud(3000, 512)
+    k, scored = Points(x), Points._exact_scores
+    k._screen = Screen.of(x, F64, half=True)
+    again: list[int] = []
+    monkeypatch.setattr(k, "_exact_scores", lambda offset: again.append(len(offset)) or scored(k, offset))
+    y = (x[:40].double() + sigma * randn(40, 512, seed=9)).float()
+    mean, index, squared, extra = k._by_screening(y.double(), torch.full((40, 1), sigma, dtype=F64), False)
+    d2 = torch.cdist(y.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    exact = softmin(d2, sigma) @ x.double()
+    assert float(((mean - exact).norm(dim=1) / (y.double() - exact).norm(dim=1)).max()) < 1e-5
+    assert torch.equal(index, d2.argmin(1))
+    torch.testing.assert_close(squared, d2.amin(1), rtol=1e-12, atol=0)
+    log_sum = (-d2 / (2 * sigma**2)).logsumexp(1) + squared / (2 * sigma**2)
+    torch.testing.assert_close(extra, log_sum, rtol=1e-4, atol=1e-3)
+    assert sum(again) <= 10  # most states need no float64 product
+
+
+def test_scores_decide_only_where_their_rounding_stays_out_of_sight() -> None:
+    x, sigma = cloud(4000, 512), 4.0
+    screen = Screen.of(x, F64, half=True)
+    y = x[:40].double() + sigma * randn(40, 512, seed=9)
+    probe = screen.probe(y, torch.full((40, 1), sigma, dtype=F64))
+    score, exact = screen.score(probe), exact_scores(x, probe.offset, screen.centre)
+    moved = (softmin(score.double(), sigma) - softmin(exact, sigma)) @ x.double()
+    each, common = screen.doubt(probe)
+    weight = softmin(exact, sigma)
+    bound = ((weight.square() @ screen.risks.double()) * each).sum(1) + common.squeeze(1)
+    ratio = moved.norm(dim=1) / bound.sqrt()
+    assert 0.1 < float(ratio.mean()) < 1
+    assert float(ratio.max()) < 2
+
+
+def softmin(score: Tensor, sigma: float) -> Tensor:
+    return (-score / (2 * sigma**2)).softmax(1)
 
 
 def test_near_duplicates_in_float32() -> None:
@@ -111,7 +168,7 @@ def test_near_duplicates_in_float32() -> None:
 
 def test_many_equal_points_and_data_far_from_the_origin() -> None:
     x = cloud(2500, 64)
-    x[:600] = x[0]
+    x[:1200] = x[0]
     x += 1000
     y = (x[:30].double() + 0.01 * randn(30, 64, seed=2)).float()
     mean, d2, log_sum = direct(x, y, 0.01)

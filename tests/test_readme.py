@@ -58,11 +58,13 @@ def test_python_block(block, checkout):
 
 def test_command_lines(checkout):
     lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("logsnr")]
-    assert [shlex.split(line)[1] for line in lines] == ["train", "sample", "evaluate", "objective"]
+    commands = ["sample", "train", "evaluate", "passport", "compare", "calibrate", "objective", "export"]
+    assert [shlex.split(line)[1] for line in lines] == commands
     for line in lines:
         extra = " " + shlex.join(TINY) if " train " in line else ""
         command(line.split("#")[0] + extra, checkout)
-    assert (checkout / "samples.png").exists()
+    for file in ("samples.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
+        assert (checkout / file).exists()
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

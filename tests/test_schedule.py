@@ -36,6 +36,7 @@ ALL: dict[str, Schedule] = {
     "logit-normal": LogitNormal(0.5, 0.8),
     "linear": Linear(),
     "vp-linear": VPLinear(),
+    "vp-fit": VPLinear(0.0, 20.0, offset=1e-4),
     "interpolated": InterpolatedCosine(32, 256, 64),
     "interpolated-steep": InterpolatedCosine(256, 32, 64),
     "discrete-ddpm": Discrete(TimestepTable.ddpm()),
@@ -149,6 +150,12 @@ def test_landmarks_of_the_literature() -> None:
     p = VPLinear().log_density(x)
     assert x[p.argmax()].item() == pytest.approx(-0.922, abs=5e-4)
     assert p.max().exp().item() == pytest.approx(0.10115, abs=5e-6)
+    t = linspace(0, 1, 101)
+    fit = VPLinear(0, 20, offset=1e-4)  # VDM's: -log(expm1(1e-4 + 10 t^2)), DDPM's betas but for the first steps
+    torch.testing.assert_close(fit.logsnr(t), -torch.expm1(1e-4 + 10 * t**2).log(), rtol=0, atol=1e-11)
+    ddpm = -2 * TimestepTable.ddpm().sigmas.log()
+    assert fit.range == pytest.approx((-10.0, 9.2103), abs=1e-3)
+    assert float((fit.logsnr(linspace(0.1, 1, 10)) - ddpm[[*range(99, 1000, 100)]]).abs().max()) < 0.3
     assert Discrete(TimestepTable.ddpm()).range == pytest.approx((-10.118, 9.210), abs=5e-4)
     assert Discrete(TimestepTable.stable_diffusion()).range == pytest.approx((-5.364, 7.069), abs=5e-4)
     cosine = -2 * TimestepTable.cosine().sigmas.log()
@@ -272,6 +279,7 @@ def test_every_name_makes_a_schedule() -> None:
         (lambda: FlowUniform(-1), "shift = -1"),
         (lambda: CosMap(1.0), "Cosine"),
         (lambda: VPLinear(5, 1), "b0 <= b1"),
+        (lambda: VPLinear(offset=-1), "0 <= offset"),
         (lambda: InterpolatedCosine(2560, 32, 64), "rises with time"),
         (lambda: Cosine().sample(0, generator=draws()), "n = 0"),
         (lambda: Cosine().sample(4, generator=draws(), rank=2, world=2), "rank = 2"),

@@ -183,9 +183,7 @@ def test_every_number_of_steps_makes_as_many_and_corrupts_none(n: int, kind: str
 
 def test_all_stock_schedulers_convert() -> None:
     """Every table or flow scheduler's default config makes one of ours, with the same levels and prediction."""
-    names = [
-        e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers if "EDM" not in e.name and "SDE" not in e.name
-    ]
+    names = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers if "SDE" not in e.name]
     for name in [*names, "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]:
         stock = getattr(diffusers, name)()
         ours = Scheduler.from_config(stock.config)
@@ -656,7 +654,10 @@ def test_copies_go_on_from_where_they_were_made(kind: str, copied) -> None:
         ({"rescale_betas_zero_snr": True}, "zero terminal SNR.*rescale_betas_zero_snr=False"),
         ({"prediction_type": "v-prediction"}, "did you mean 'v_prediction'"),
         ({"beta_schedule": "quadratic"}, "trained_betas"),
-        ({"gamma": "auto"}, "give a number or a list"),
+        ({"gamma": "best"}, "give a number, a list with one number for each step that uses it, or 'auto'"),
+        ({"gamma": "auto", "grid": "karras", "mu": 0.5}, "gamma 'auto' with mu, grid: its plans fix that; drop it"),
+        ({"gamma": "auto", "solver": "dpmpp"}, "gamma 'auto' with solver 'dpmpp'"),
+        ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "an EDM network is 'epsilon'"),
         ({"solver": "dpmp"}, "did you mean 'dpmpp'"),
         ({"solver": "dpmpp", "gamma": 2.0}, "only 'ge' and 'unified'"),
         ({"mu": 1.0}, r"must be in \[0, 1\)"),
@@ -717,7 +718,7 @@ def test_calls_that_are_refused(options: dict[str, Any], call: dict[str, Any], m
 
 
 def test_models_of_another_kind_and_noise_twice_are_refused() -> None:
-    for name in ("EDMEulerScheduler", "LCMScheduler"):
+    for name in ("CMStochasticIterativeScheduler", "SCMScheduler", "LCMScheduler"):
         stock = getattr(diffusers, name)()
         stock.to_json_string()
         with pytest.raises(ValueError, match="keep its own scheduler"):

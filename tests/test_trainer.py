@@ -509,3 +509,107 @@ def test_training_learns_what_can_be_computed(tmp_path):
     trained = loss_of(load(tmp_path))
     assert 0.9 * optimum < trained < 1.6 * optimum
     assert trained < 0.35 * initial
+
+
+# Adaptive noise levels
+
+
+def adaptive(importance, **changes):
+    section = {"importance": importance, "true_every": 2, "true_samples": 2}
+    return recipe(
+        objective={"weighting": "elbo", "logsnr": [-8, 8], "adaptive": section},
+        steps=7,
+        log_every=5,
+        checkpoint_every=3,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("importance", "changes"),
+    [
+        ("error", {}),
+        ("rms", {}),
+        ("gradient", {}),
+        ("gradient", {"precision": "bf16", "network": {**NETWORK, "dropout": 0.2}}),
+    ],
+)
+def test_an_adaptive_run_resumes_exactly_by_every_importance(tmp_path, digits, importance, changes):
+    """Killed in the middle of a line of metrics, after true gradient norms: densities, sums and weights go on."""
+    plan = adaptive(importance, **changes)
+    train(plan, tmp_path / "whole", data=digits)
+    with pytest.raises(Killed):
+        train(plan, tmp_path / "cut", data=digits, callback=kill_at(4))
+    train(plan, tmp_path / "cut", resume=True, data=digits)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    (line,) = metrics(tmp_path / "whole")
+    assert line["gradient_excess"] >= 1
+    assert line["variance_within"] > 0
+    assert bool((tensors(tmp_path / "whole")["objective.true"] > 0).any()) == (importance == "gradient")
+
+
+def test_importances_draw_differently(tmp_path, digits):
+    losses = []
+    for importance in ("error", "rms", "gradient"):
+        train(adaptive(importance), tmp_path / importance, data=digits)
+        losses.append(metrics(tmp_path / importance)[0]["loss"])
+    assert len(set(losses)) == 3
+
+
+def test_a_state_that_knew_only_the_error_goes_on_bit_for_bit(tmp_path, digits):
+    """As runs were saved before: what decides the draws by error is there, and so are the options by their defaults."""
+    plain = recipe(steps=6, checkpoint_every=3)
+    train(plain, tmp_path / "whole", data=digits)
+    with pytest.raises(Killed):
+        train(plain, tmp_path / "cut", data=digits, callback=kill_at(4))
+    folder = tmp_path / "cut" / "state"
+    card, found = read_pair(folder, "state")
+    kept = {k: v for k, v in found.items() if not k.startswith(("objective.", "spread"))}
+    kept |= {k: found[k] for k in ("objective.error", "objective.visits")}
+    card["recipe"]["objective"]["adaptive"] = True
+    card.pop("weights")
+    files.write_pair(folder, "state", card, kept, step=card["step"], stem="state")
+    train(plain, tmp_path / "cut", resume=True, data=digits)
+    a, b = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert [k for k in a if k.startswith(("network.", "average.")) and not torch.equal(a[k], b[k])] == []
+    assert torch.equal(a["objective.error"], b["objective.error"])
+
+
+def test_the_logged_spread_is_that_of_the_windows_draws(fresh_run):
+    """Against sums written out, bin by bin."""
+    run = fresh_run(steps=4)
+    seen = []
+    learn = run.objective.update
+
+    def record(output, gradient):
+        seen.append((output.logsnr, output.loss.detach().double(), gradient.double()))
+        learn(output, gradient)
+
+    run.objective.update = record
+    for _ in range(3):
+        run.advance()
+    spread = run.adaptation.meter.read()
+    lo, hi = run.objective.schedule.range
+    logsnr, loss, norms = map(torch.cat, zip(*seen, strict=True))
+    groups = ((logsnr - lo) / (hi - lo) * 100).floor().long()
+    means = [loss[groups == b].mean().item() for b in groups]
+    repeated = [b for b in groups.unique() if (groups == b).sum() > 1]
+    pooled = sum((groups == b).sum() * loss[groups == b].var() for b in repeated) / sum(
+        (groups == b).sum() for b in repeated
+    )
+    variance = [loss[groups == b].var() if b in repeated else pooled for b in groups]
+    n, within = len(loss), float(sum(variance)) / len(loss)
+    total = sum((m - float(loss.mean())) ** 2 for m in means)
+    scatter = sum(
+        float(v) / int((groups == b).sum()) * (1 - int((groups == b).sum()) / n)
+        for v, b in zip(variance, groups, strict=True)
+    )
+    assert spread.within == pytest.approx(within / float(loss.mean()) ** 2, rel=1e-6)
+    assert spread.between == pytest.approx((total - scatter) / n / float(loss.mean()) ** 2, rel=1e-6)
+    least = sum(math.sqrt(norms[groups == b].mean().item()) for b in groups) / n
+    assert spread.gradient_excess == pytest.approx(float(norms.mean()) / least**2, rel=1e-6)
+
+
+def test_a_fixed_schedule_logs_no_spread(tmp_path, digits):
+    train(recipe(objective={"preset": "edm"}, steps=2), tmp_path, data=digits)
+    assert metrics(tmp_path)[0].keys() == {"step", "loss", "grad_norm", "lr"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from logsnr.adaptive import Adaptive
 from logsnr.errors import LogsnrError
@@ -113,7 +115,11 @@ def test_recipes_that_come_with_the_library_have_bare_names(tmp_path, monkeypatc
             },
             "sigmoid(bias=2) on [-10, 10], adaptive from cosine",
         ),
-        ({"preset": "vdm", "adaptive": True}, "vdm, adaptive from the preset's schedule"),
+        ({"preset": "vdm", "adaptive": True}, "vdm, adaptive"),
+        (
+            {"weighting": "elbo", "logsnr": (-9, 9), "adaptive": {"importance": "rms"}},
+            "elbo on [-9, 9], adaptive by rms",
+        ),
     ],
 )
 def test_an_objective_in_words(section, words):
@@ -160,7 +166,7 @@ def test_a_weighting_takes_the_datas_sigma_unless_told():
 
 
 def test_adaptive_starts_from_the_schedule():
-    built = objective(preset="vdm++/sigmoid", logsnr=(-10, 10), adaptive=True)
+    built = objective(preset="vdm++/sigmoid", schedule="cosine", logsnr=(-10, 10), adaptive=True)
     assert isinstance(built.schedule, Adaptive)
     assert built.schedule.range == (-10, 10)
     fixed = objective(preset="vdm++/sigmoid", logsnr=(-10, 10))
@@ -169,6 +175,27 @@ def test_adaptive_starts_from_the_schedule():
         assert float(built.schedule.log_density(logsnr)) == pytest.approx(
             float(fixed.schedule.log_density(logsnr)), abs=0.2
         )
+
+
+def test_adaptive_without_a_schedule_starts_from_the_closed_form():
+    """p ~ w q, q = sigmoid(lambda + 2 ln sd), squared inside and rooted outside for the gradient: the same start."""
+    for section in ({"preset": "vdm++/sigmoid"}, {"weighting": {"name": "sigmoid", "bias": 2.0}}):
+        for importance in ("error", "rms", "gradient"):
+            options = {"importance": importance, "floor": 1e-9, "bins": 50}
+            p = objective(**section, logsnr=(-6, 6), adaptive=options).schedule
+            x = torch.linspace(-5.88, 5.88, 50, dtype=torch.float64)
+            expected = torch.sigmoid(2 - x) * torch.sigmoid(x + 2 * math.log(0.3))
+            torch.testing.assert_close(p.probabilities(), expected / expected.sum(), rtol=1e-6, atol=0)
+
+
+def test_the_gradient_decides_for_the_elbo_unless_told():
+    def importance(**section):
+        return objective(schedule="linear", logsnr=(-9, 9), **section).schedule.importance
+
+    assert importance(weighting="elbo", adaptive=True) == "gradient"
+    assert importance(weighting={"name": "sigmoid", "bias": 1.0}, adaptive=True) == "error"
+    assert importance(weighting="elbo", adaptive={"importance": "error"}) == "error"
+    assert ObjectiveConfig(preset="edm", adaptive=False) == ObjectiveConfig(preset="edm")
 
 
 def test_the_central_range_is_the_schedules_quantiles():
@@ -209,3 +236,18 @@ def test_objectives_that_do_not_exist(section, message):
         return
     with pytest.raises(LogsnrError, match=re.escape(message)):
         objective(**section)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"weighting": "elbo", "adaptive": True}, "needs its range: set logsnr: [lo, hi]"),
+        ({"preset": "vdm", "adaptive": "yes"}, "'yes': give true, false or a mapping, e.g. {importance: gradient}"),
+        ({"preset": "vdm", "adaptive": {"importanse": "rms"}}, "did you mean 'objective.adaptive.importance'"),
+        ({"preset": "vdm", "adaptive": {"importance": "loss"}}, "objective.adaptive.importance = 'loss'"),
+        ({"preset": "vdm", "adaptive": {"floor": 0}}, "objective.adaptive.floor = 0"),
+    ],
+)
+def test_adaptive_sections_that_say_nothing_sensible(section, message):
+    with pytest.raises(LogsnrError, match=re.escape(message)):
+        recipe_from({"objective": section, "steps": 1})

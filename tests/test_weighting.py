@@ -285,7 +285,7 @@ def information(logsnr: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def curves() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Quadrature nodes and weights on [LO, HI] with panels that end at every kink, and the two curves there."""
-    x, weights = quadrature(LO, HI, PEAK, math.log(5), panels=24)
+    x, weights = quadrature(LO, HI, PEAK, math.log(5), math.log(1000), panels=24)
     return x, weights, *information(x)
 
 

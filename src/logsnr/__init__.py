@@ -18,7 +18,7 @@ from logsnr import prediction as predictions
 from logsnr import weighting as weightings
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.load import load
+from logsnr.load import load, load_plans
 from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
 from logsnr.pixels import Pixels
 from logsnr.sampling import (
@@ -35,12 +35,15 @@ from logsnr.sampling import (
     sample,
     solve,
     solvers,
+    universal_plan,
 )
 from logsnr.timesteps import TimestepTable
 
 if TYPE_CHECKING:
+    from logsnr.adapters.loops import LoopObjective
     from logsnr.calibration import calibrate
     from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
+    from logsnr.uncertainty import Uncertainty
 
 __version__ = "0.1.0.dev0"
 
@@ -50,6 +53,7 @@ __all__ = [
     "Estimate",
     "Likelihood",
     "LogsnrError",
+    "LoopObjective",
     "NetworkDenoiser",
     "NonFiniteError",
     "ObjectiveOutput",
@@ -57,6 +61,7 @@ __all__ = [
     "Plan",
     "Step",
     "TimestepTable",
+    "Uncertainty",
     "WeightedELBO",
     "augmented_elbo",
     "bits_per_dim",
@@ -69,6 +74,7 @@ __all__ = [
     "interpolate",
     "invert",
     "load",
+    "load_plans",
     "objectives",
     "ode_bits_per_dim",
     "ode_log_likelihood",
@@ -78,6 +84,7 @@ __all__ = [
     "schedules",
     "solve",
     "solvers",
+    "universal_plan",
     "weightings",
 ]
 
@@ -85,6 +92,8 @@ __all__ = [
 _LATER = {
     "calibrate": "logsnr.calibration",
     "Likelihood": "logsnr.likelihood",
+    "LoopObjective": "logsnr.adapters.loops",
+    "Uncertainty": "logsnr.uncertainty",
     "augmented_elbo": "logsnr.likelihood",
     "bits_per_dim": "logsnr.likelihood",
     "ode_bits_per_dim": "logsnr.likelihood",

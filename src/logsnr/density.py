@@ -108,27 +108,7 @@ class Schedule(ABC):
         Raises:
             ValueError: for a rank outside the world, an unknown method, or a lattice over ranks without `offset`.
         """
-        if n < 1 or not 0 <= rank < world:
-            raise ValueError(f"n = {n}, rank = {rank}, world = {world}: need n >= 1 and 0 <= rank < world")
-        if method not in ("stratified", "lattice", "iid"):
-            raise ValueError(f"method {method!r} is not one of stratified, lattice, iid")
-        device, total = generator.device, n * world
-
-        def uniform(count: int) -> Tensor:
-            return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
-
-        if method == "iid":
-            u = uniform(n)
-        else:
-            strata = rank + world * torch.randperm(n, generator=generator, device=device).to(torch.float64)
-            if method == "stratified":
-                u = (strata + uniform(n)) / total
-            elif offset is None and world > 1:
-                raise ValueError("a lattice over several ranks needs offset= in [0, 1), the same on every rank")
-            else:
-                u = (strata / total + (uniform(1) if offset is None else offset)) % 1.0
-        # Half an ulp away from the ends, where an untruncated schedule has infinite log-SNR.
-        u = u.clamp(2**-54, 1 - 2**-53)
+        u = uniforms(n, generator=generator, rank=rank, world=world, method=method, offset=offset)
         return self._quantile(u, 1 - u).clamp(*self.range)
 
     def grid(self, n: int) -> Tensor:
@@ -143,7 +123,15 @@ class Schedule(ABC):
             raise ValueError(f"{self!r} has infinite range {self.range}: truncate first, e.g. .truncate(-10, 10)")
         return sigma_from_logsnr(self.logsnr(torch.linspace(1, 0, n + 1, dtype=torch.float64)))
 
-    def update(self, logsnr: Tensor, eps_error: Tensor) -> None:
+    def mass(self, edges: Tensor) -> Tensor:
+        """P(edges[i] <= lambda <= edges[i + 1]) `[n]` for increasing `edges [n + 1]`; beyond the support there is none.
+
+        Summed over the cells around a discrete table's levels, this is what the density gives each of its timesteps.
+        """
+        t, c = self._tails(float64(edges).clamp(*self.range))
+        return torch.where(t[:-1] < c[:-1], t[:-1] - t[1:], c[1:] - c[:-1])
+
+    def update(self, logsnr: Tensor, eps_error: Tensor, gradient: Tensor | None = None) -> None:
         """Learn from the errors `[B]` of a batch drawn at `logsnr [B]`; fixed schedules do nothing."""
         return
 
@@ -154,6 +142,39 @@ class Schedule(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         return
+
+
+def uniforms(
+    n: int,
+    *,
+    generator: torch.Generator,
+    rank: int = 0,
+    world: int = 1,
+    method: Method = "stratified",
+    offset: float | None = None,
+) -> Tensor:
+    """Draw n quantiles in (0, 1) `[n]`, spread as `Schedule.sample` says: its arguments, its errors."""
+    if n < 1 or not 0 <= rank < world:
+        raise ValueError(f"n = {n}, rank = {rank}, world = {world}: need n >= 1 and 0 <= rank < world")
+    if method not in ("stratified", "lattice", "iid"):
+        raise ValueError(f"method {method!r} is not one of stratified, lattice, iid")
+    device, total = generator.device, n * world
+
+    def uniform(count: int) -> Tensor:
+        return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
+
+    if method == "iid":
+        u = uniform(n)
+    else:
+        strata = rank + world * torch.randperm(n, generator=generator, device=device).to(torch.float64)
+        if method == "stratified":
+            u = (strata + uniform(n)) / total
+        elif offset is None and world > 1:
+            raise ValueError("a lattice over several ranks needs offset= in [0, 1), the same on every rank")
+        else:
+            u = (strata / total + (uniform(1) if offset is None else offset)) % 1.0
+    # Half an ulp away from the ends, where an untruncated schedule has infinite log-SNR.
+    return u.clamp(2**-54, 1 - 2**-53)
 
 
 def float64(value: float | Tensor) -> Tensor:

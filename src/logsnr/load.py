@@ -1,4 +1,4 @@
-"""Load a denoiser by where it lives: the folder of a run, a diffusers pipeline, and later a published model."""
+"""Load a denoiser by where it lives: the zoo, the folder of a run, or a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from logsnr import zoo
 from logsnr.adapters.families import Prompt, Size
 from logsnr.adapters.pipelines import PipelineDenoiser, load_pipeline
+from logsnr.adapters.plans import load_plans as plans_from
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models.store import CARD, load_denoiser
+from logsnr.sampling import Plan
 
 Loaded = NetworkDenoiser | PipelineDenoiser
 
@@ -35,8 +38,8 @@ def load(
         denoiser = logsnr.load("owner/name", prompt="a cat", guidance=7.5)
 
     Args:
-        source: the folder of a run (it holds card.json and a safetensors file); the folder of a diffusers pipeline
-            (model_index.json), or its hub id.
+        source: "zoo:NAME", a model of `logsnr.zoo.names()`; the folder of a run (it holds card.json and a safetensors
+            file); the folder of a diffusers pipeline (model_index.json), or its hub id.
         prompt: of a pipeline, a text or several; of a class-conditional one, a class.
         negative_prompt: what guidance leads away from; None for the pipeline's own "no condition".
         guidance: diffusers' guidance_scale; None or 1 for none.
@@ -91,11 +94,35 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
 
 
 def _is_zoo(source: str) -> bool:
-    return source.startswith("zoo:")
+    return source.startswith(zoo.PREFIX)
 
 
 def _load_zoo(source: str, options: dict[str, Any]) -> NetworkDenoiser:
-    raise LogsnrError(f"{source!r}: published models are not available yet; train one with `logsnr train`")
+    return _load_run(str(zoo.folder(source)), options)
+
+
+def load_plans(source: str | Path) -> dict[int, Plan]:
+    """The plans of a model or a file, keyed by evaluations: what `logsnr calibrate` found for it.
+
+        plan = logsnr.load_plans("zoo:digits")[5]
+
+    Args:
+        source: "zoo:NAME", the folder of a run that holds plans.json, or a file of one plan or several.
+
+    Raises:
+        LogsnrError: if there are none.
+    """
+    file = plans_file(source)
+    if not file.is_file():
+        raise LogsnrError(f"{str(source)!r} has no plans ({file} is missing): make one with logsnr calibrate {source}")
+    return plans_from(file)
+
+
+def plans_file(source: str | Path) -> Path:
+    """Where the plans of a model lie, if it has any: plans.json in its folder; another file is itself."""
+    text = str(source)
+    path = zoo.folder(text) if _is_zoo(text) else Path(text).expanduser()
+    return path / zoo.PLANS if path.is_dir() else path
 
 
 def _is_pipeline(source: str) -> bool:

@@ -18,9 +18,15 @@ network predicts does not matter either: E = ||eps_hat - eps||^2 follows from it
 | vdm++/edm-monotonic | EDMMonotonic     | Cosine on [-20, 20]          | V                | 2303.00848         |
 | sd3                 | LogitNormalFlow  | LogitNormal(0, 1), [-20, 20] | Flow             | 2403.03206         |
 | min-snr-5           | MinSNR(5)        | Cosine on [-20, 20]          | V                | 2303.09556         |
+| ncsn                | ELBO             | Linear, sigma .01 ... 50     | Score, VE        | 2011.13456         |
+| vp-sde              | implied: w = p   | VPLinear on [-10, 20]        | Eps              | 2011.13456         |
+| p2                  | P2(1)            | Cosine on [-20, 20]          | Eps              | 2204.00227         |
+| indi                | InDI             | FlowUniform on [-20, 20]     | X0               | 2303.11435         |
+| edm2                | EDM(-0.4, 1)     | EDMTraining(-0.4, 1), +-20   | EDM              | 2312.02696         |
 
 Unbounded schedules are cut at log-SNR +-20, so that every objective has end points (the cosine law keeps .99994 of its
 mass, the normal ones all but 1e-12).  The vdm++ papers draw with `Adaptive`: WeightedELBO(w, Adaptive((lo, hi), w)).
+EDM2 also divides by a learned exp(u): `uncertainty.Uncertainty`.
 """
 
 from __future__ import annotations
@@ -37,14 +43,16 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.noise import sigma_from_logsnr
 from logsnr.prediction import Eps
-from logsnr.schedule import Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule
+from logsnr.schedule import Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
 from logsnr.timesteps import TimestepTable
 from logsnr.weighting import (
     EDM,
     ELBO,
+    P2,
     EDMMonotonic,
     EpsCosine,
     Flow,
+    InDI,
     LogitNormalFlow,
     MinSNR,
     Sigmoid,
@@ -62,11 +70,13 @@ class ObjectiveOutput:
         loss: `[B]`, 1/2 w/p ||eps_hat - eps||^2 in nats, summed over dimensions; carries the gradient.
         logsnr: `[B]`, float64, the noise levels.
         eps_error: `[B]`, ||eps_hat - eps||^2, detached.
+        ratio: `[B]`, float64, w/p at those levels: the loss is ratio/2 times the error.
     """
 
     loss: Tensor
     logsnr: Tensor
     eps_error: Tensor
+    ratio: Tensor
 
 
 class WeightedELBO:
@@ -123,10 +133,10 @@ class WeightedELBO:
         dtype = torch.promote_types(x.dtype, torch.float32)
         level = logsnr.to(torch.float64)
         sigma = sigma_from_logsnr(level).to(dtype).to(x.device)
-        ratio = 0.5 * (self.weighting.log(level) - self.schedule.log_density(level)).exp()
+        ratio = (self.weighting.log(level) - self.schedule.log_density(level)).exp()
         error = denoiser.eps_error(x.to(dtype), eps.to(dtype), sigma, **(cond or {}))
-        loss = ratio.to(error.dtype).to(error.device) * error
-        return ObjectiveOutput(loss=loss, logsnr=level, eps_error=error.detach())
+        loss = (0.5 * ratio).to(error.dtype).to(error.device) * error
+        return ObjectiveOutput(loss=loss, logsnr=level, eps_error=error.detach(), ratio=ratio)
 
     def scale(self, dim: int, sigma_data: float = 1.0) -> float:
         """What the loss is worth: divide by it before clipping gradients or comparing objectives in a log.
@@ -163,9 +173,16 @@ class WeightedELBO:
             raise ValueError(f"{self!r} has no finite scale on {self.schedule.range}: truncate its schedule")
         return total
 
-    def update(self, output: ObjectiveOutput) -> None:
-        """Let an adaptive schedule learn from a batch, after its loss was formed."""
-        self.schedule.update(output.logsnr, output.eps_error)
+    def update(self, output: ObjectiveOutput, gradient: Tensor | None = None) -> None:
+        """Let an adaptive schedule learn from a batch, after its loss was formed.
+
+        Args:
+            output: the batch.
+            gradient: `[B]`, ||d loss_i/dtheta||^2 of its losses, e.g. of the last layer (`adaptive.OutputLayer`).
+        """
+        if gradient is not None:
+            gradient = gradient.to(output.ratio) / output.ratio**2
+        self.schedule.update(output.logsnr, output.eps_error, gradient)
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of an adaptive schedule; empty for a fixed one."""
@@ -208,6 +225,11 @@ def _cosine(weighting: Weighting) -> tuple[Weighting, Schedule]:
     return weighting, Cosine().truncate(-20, 20)
 
 
+def _vp_sde() -> tuple[Weighting, Schedule]:
+    schedule = VPLinear().truncate(-10, 20)
+    return implied_by(schedule, Eps()), schedule
+
+
 objectives = Objectives(
     {
         "ddpm": _ddpm,
@@ -220,6 +242,11 @@ objectives = Objectives(
         "vdm++/edm-monotonic": lambda: _cosine(EDMMonotonic()),
         "sd3": lambda: (LogitNormalFlow(), LogitNormal().truncate(-20, 20)),
         "min-snr-5": lambda: _cosine(MinSNR(5)),
+        "ncsn": lambda: (ELBO(), Linear(-2 * math.log(50), -2 * math.log(0.01))),
+        "vp-sde": _vp_sde,
+        "p2": lambda: _cosine(P2()),
+        "indi": lambda: (InDI(), FlowUniform().truncate(-20, 20)),
+        "edm2": lambda: (EDM(-0.4, 1.0), EDMTraining(-0.4, 1.0).truncate(-20, 20)),
     }
 )
 """Published objectives: `objectives["edm"]`."""

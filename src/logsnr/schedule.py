@@ -8,7 +8,7 @@
 | LogitNormal        | -2 (m + s Phi^-1(t))                                   | N(-2 m, (2 s)^2)                |
 | Linear             | lambda_max + (lambda_min - lambda_max) t               | 1/(lambda_max - lambda_min)     |
 | EDMSampling        | -2 rho ln(max^(1/rho) + (1-t)(min^(1/rho)-max^(1/rho)))| ~ exp(-lambda/(2 rho))          |
-| VPLinear           | -ln(e^B - 1), B = b0 t + (b1 - b0) t^2/2               | sigmoid(-lambda)/beta(t)        |
+| VPLinear           | -ln(e^B - 1), B = offset + b0 t + (b1 - b0) t^2/2      | sigmoid(-lambda)/beta(t)        |
 | InterpolatedCosine | -2 ln tan(pi t/2) + (1 - t) s_high + t s_low           | numeric                         |
 | Discrete           | ln sigma linear between the levels of a table          | piecewise constant              |
 
@@ -232,26 +232,37 @@ class EDMSampling(Schedule):
 
 @dataclass(frozen=True)
 class VPLinear(Schedule):
-    """The VP-SDE with beta(t) = b0 + (b1 - b0) t: lambda = -ln(e^B - 1), B = b0 t + (b1 - b0) t^2/2 (2011.13456)."""
+    """The VP-SDE with beta(t) = b0 + (b1 - b0) t: lambda = -ln(e^B - 1), B = offset + b0 t + (b1 - b0) t^2/2.
+
+    (2011.13456.)  `VPLinear(0, 20, offset=1e-4)` is the fit of DDPM's betas that VDM and its descendants use.
+
+    Args:
+        b0: beta at t = 0.
+        b1: beta at t = 1.
+        offset: B at t = 0; the cleanest level is -ln(e^offset - 1).
+    """
 
     b0: float = 0.1
     b1: float = 20.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.b0 <= self.b1 < math.inf or self.b1 == 0:
-            raise ValueError(f"{self!r}: need 0 <= b0 <= b1 and 0 < b1 < inf")
+        if not 0 <= self.b0 <= self.b1 < math.inf or self.b1 == 0 or not 0 <= self.offset < math.inf:
+            raise ValueError(f"{self!r}: need 0 <= b0 <= b1, 0 < b1 < inf and 0 <= offset < inf")
 
     @cached_property
     def range(self) -> tuple[float, float]:
-        return float(self._quantile(float64(1.0), float64(0.0))), math.inf
+        ends = (float(self._quantile(float64(t), float64(1 - t))) for t in (1.0, 0.0))
+        return next(ends), next(ends) if self.offset > 0 else math.inf
 
     def _tails(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        B = F.softplus(-logsnr, threshold=1e6)
-        t = 2 * B / (self.b0 + (self.b0**2 + 2 * (self.b1 - self.b0) * B).sqrt())
+        B = (F.softplus(-logsnr, threshold=1e6) - self.offset).clamp(min=0)
+        root = (self.b0**2 + 2 * (self.b1 - self.b0) * B).sqrt()
+        t = torch.where(B > 0, 2 * B / (self.b0 + root), 0.0)
         return t.clamp(0, 1), (1 - t).clamp(0, 1)
 
     def _quantile(self, t: Tensor, c: Tensor) -> Tensor:
-        B = t * (self.b0 + 0.5 * (self.b1 - self.b0) * t)
+        B = self.offset + t * (self.b0 + 0.5 * (self.b1 - self.b0) * t)
         return -B - (-torch.expm1(-B)).log()
 
     def _log_density(self, logsnr: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The public shelf of noise schedules: the fixed ones of `schedule.py` and the one that learns, of `adaptive.py`."""
+"""The public shelf of noise schedules: the fixed ones of `schedule.py` and the one that learns, of `adaptive/`."""
 
 from logsnr.adaptive import Adaptive
 from logsnr.density import Schedule

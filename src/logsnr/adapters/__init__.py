@@ -1,6 +1,10 @@
 """Adapters: logsnr inside other libraries, and their models inside logsnr.
 
-    from logsnr.adapters import GradientEstimationScheduler
+    from logsnr.adapters import GradientEstimationScheduler        # any diffusers pipeline, any plan
+    from logsnr.adapters import load_pipeline, from_callable       # their models as denoisers
+    from logsnr.adapters import sample_gradient_estimation, as_kdiffusion
+    from logsnr.adapters import export_diffusers                   # our runs as stock pipelines
+    from logsnr.adapters import LoopObjective                      # our objectives in their training scripts
 
 Nothing heavy is imported before a name is asked for; a library that is missing or too old is one clear line.
 """
@@ -14,14 +18,46 @@ from typing import TYPE_CHECKING, Any
 from logsnr.errors import LogsnrError, require
 
 if TYPE_CHECKING:
+    from logsnr.adapters.export import export_diffusers as export_diffusers
+    from logsnr.adapters.kdiffusion import KDiffusionModel as KDiffusionModel
+    from logsnr.adapters.kdiffusion import as_kdiffusion as as_kdiffusion
+    from logsnr.adapters.kdiffusion import sample_gradient_estimation as sample_gradient_estimation
+    from logsnr.adapters.loops import LoopObjective as LoopObjective
+    from logsnr.adapters.pipelines import PipelineDenoiser as PipelineDenoiser
+    from logsnr.adapters.pipelines import denoiser_from as denoiser_from
+    from logsnr.adapters.pipelines import from_callable as from_callable
+    from logsnr.adapters.pipelines import load_pipeline as load_pipeline
     from logsnr.adapters.scheduler import GradientEstimationScheduler as GradientEstimationScheduler
 
 OLDEST_DIFFUSERS = (0, 31)
 
-_DIFFUSERS = {"GradientEstimationScheduler": "logsnr.adapters.scheduler"}
-"""Names that need diffusers, and the module each lives in."""
+_LATER = {
+    "GradientEstimationScheduler": "scheduler",
+    "KDiffusionModel": "kdiffusion",
+    "LoopObjective": "loops",
+    "PipelineDenoiser": "pipelines",
+    "as_kdiffusion": "kdiffusion",
+    "denoiser_from": "pipelines",
+    "export_diffusers": "export",
+    "from_callable": "pipelines",
+    "load_pipeline": "pipelines",
+    "sample_gradient_estimation": "kdiffusion",
+}
+"""Names, and the module each lives in.  The scheduler is a class of diffusers; others need that when called."""
 
-__all__ = ["GradientEstimationScheduler", "require_diffusers"]
+__all__ = [
+    "GradientEstimationScheduler",
+    "KDiffusionModel",
+    "LoopObjective",
+    "PipelineDenoiser",
+    "as_kdiffusion",
+    "denoiser_from",
+    "export_diffusers",
+    "from_callable",
+    "load_pipeline",
+    "require_diffusers",
+    "sample_gradient_estimation",
+]
 
 
 def require_diffusers(purpose: str) -> Any:
@@ -42,7 +78,15 @@ def require_diffusers(purpose: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _DIFFUSERS:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_diffusers(name)
-    return getattr(importlib.import_module(_DIFFUSERS[name]), name)
+    if name == "GradientEstimationScheduler":
+        require_diffusers(name)
+    value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    if name != "GradientEstimationScheduler":  # asked for again, it is checked again
+        globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,18 @@
 """A trained denoiser as a stock diffusers pipeline: `unet/`, `scheduler/`, `model_index.json`, nothing of ours.
 
-`DDPMPipeline` calls `unet(state, t)` and knows epsilon, v, sample and flow networks.  A model fits it exactly when the
-state it wants is the pipeline's, and the timesteps its scheduler counts are its labels:
+A model fits a stock pipeline exactly when the state that its network wants is the pipeline's, and the timesteps that
+the scheduler counts are its labels:
 
     prediction            scheduler            levels at timestep t
     eps, v, x0 (VP)       DPM-Solver           of the label's table, cut at the trained range
     ... label "flow"      DPM-Solver           sigma = t/(1000 - t), as trained_betas: the label is t
     EDM, sigma_data 1     DPM-Solver           x0 = alpha z + s F: v with the other sign, put into the last layer
     flow, label "flow"    FlowMatchEuler       sigma = t/(1000 - t), from pure noise
+    EDM, label "edm"      EDM DPM-Solver       sigma = exp(4 t), of any sigma_data
+
+All but the last are a `DDPMPipeline`, which calls `unet(state, t)`.  EDM's network wants the state over its standard
+deviation, and `ConsistencyModelPipeline` is the stock pixel pipeline that asks its scheduler for that
+(`scale_model_input`); its loop knows nothing else of consistency models, and it takes classes.
 
 DPM-Solver steps between the timesteps that it visits; DDIMScheduler steps to others unless their number divides the
 table's, and serves only tables that end at sigma inf, which DPM-Solver has not.
@@ -31,11 +36,12 @@ from logsnr.adapters import require_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.models import UNet
-from logsnr.prediction import EDM, LABELS, X0, Eps, Flow, Prediction, V
+from logsnr.prediction import EDM, LABELS, X0, Eps, Flow, Prediction, V, label_edm
 from logsnr.timesteps import TimestepTable
 
 STEPS = 1000
 RECIPE = "prediction: {name: v, label: ddpm}"
+EDM_RECIPE = "prediction: {name: edm, label: edm}"
 _BETAS: dict[str, dict[str, Any]] = {
     "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "stable-diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -43,15 +49,19 @@ _BETAS: dict[str, dict[str, Any]] = {
 }
 
 
-def export_diffusers(denoiser: NetworkDenoiser, folder: str | Path, *, class_label: int | None = None) -> Path:
+def export_diffusers(
+    denoiser: NetworkDenoiser, folder: str | Path, *, class_label: int | None = None, keep_classes: bool = False
+) -> Path:
     """Write a pipeline that `DiffusionPipeline.from_pretrained(folder)` samples from, all of it or nothing.
 
-        logsnr.adapters.export.export_diffusers(logsnr.load("runs/digits"), "pipeline")
+        logsnr.adapters.export_diffusers(logsnr.load("runs/digits"), "pipeline")
 
     Args:
         denoiser: of a run.
         folder: must not exist, or be empty.
         class_label: of a class-conditional model: the class that the pipeline draws; None for the null condition.
+        keep_classes: leave the class to the pipeline's caller, `pipe(class_labels=[3, 5])`, who draws classes by
+            chance if it is left out; only EDM models' pipeline can.
 
     Returns:
         The folder.
@@ -67,13 +77,17 @@ def export_diffusers(denoiser: NetworkDenoiser, folder: str | Path, *, class_lab
     network = denoiser.network
     if not isinstance(network, UNet):
         raise LogsnrError(f"a {type(network).__name__} cannot be exported: only networks that logsnr train made can")
-    _refuse(denoiser, class_label)
-    unet = _without_classes(network, class_label)
-    if _sign(denoiser.prediction) < 0:
+    _refuse(denoiser, class_label, keep_classes)
+    unet = copy.deepcopy(network.unet).cpu().eval().requires_grad_(False)
+    if network.config.classes and not keep_classes:
+        _bind_class(unet, network.config.classes if class_label is None else class_label)
+    if _is_edm(denoiser.prediction):
+        unet.register_to_config(sample_size=network.shape[1])  # that pipeline reads one side, of a square
+    elif _sign(denoiser.prediction) < 0:
         with torch.no_grad():
             unet.conv_out.weight.neg_()
             unet.conv_out.bias.neg_()
-    pipeline = diffusers.DDPMPipeline(unet=unet, scheduler=scheduler_for(denoiser))
+    pipeline = getattr(diffusers, pipeline_for(denoiser))(unet=unet, scheduler=scheduler_for(denoiser))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -93,6 +107,11 @@ def export_diffusers(denoiser: NetworkDenoiser, folder: str | Path, *, class_lab
     return target
 
 
+def pipeline_for(denoiser: NetworkDenoiser) -> str:
+    """The name of the stock pipeline whose loop fits the model."""
+    return "ConsistencyModelPipeline" if _is_edm(denoiser.prediction) else "DDPMPipeline"
+
+
 def scheduler_for(denoiser: NetworkDenoiser) -> Any:
     """The stock scheduler whose timesteps are the model's labels, over its trained range.
 
@@ -103,6 +122,9 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
     prediction = denoiser.prediction
     if isinstance(prediction, Flow):
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS, shift=1.0)
+    if isinstance(prediction, EDM) and _is_edm(prediction):
+        low, high = denoiser.sampling_range
+        return diffusers.EDMDPMSolverMultistepScheduler(sigma_min=low, sigma_max=high, sigma_data=prediction.sigma_data)
     kind, table = _kind(prediction), _table(prediction)
     if kind is None or table is None:
         raise LogsnrError(
@@ -124,7 +146,7 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
     return diffusers.DPMSolverMultistepScheduler(**common)
 
 
-def _refuse(denoiser: NetworkDenoiser, class_label: int | None) -> None:
+def _refuse(denoiser: NetworkDenoiser, class_label: int | None, keep_classes: bool) -> None:
     """Every reason why a model fits no stock pipeline, in one line."""
     prediction, network = denoiser.prediction, denoiser.network
     assert isinstance(network, UNet)
@@ -133,6 +155,10 @@ def _refuse(denoiser: NetworkDenoiser, class_label: int | None) -> None:
         raise LogsnrError(f"class {class_label}: this model is unconditional; leave the class out")
     if class_label is not None and not 0 <= class_label <= classes:
         raise LogsnrError(f"class {class_label}: give 0 ... {classes - 1}, or leave it out for the null condition")
+    if keep_classes and not classes:
+        raise LogsnrError("keep_classes: this model is unconditional; leave it out")
+    if keep_classes and class_label is not None:
+        raise LogsnrError(f"class {class_label} with keep_classes: bind one class, or keep them all")
     reasons, changes = [], []
     if network.config.fourier:
         reasons.append("its network takes Fourier features of the image, which UNet2DModel does not form")
@@ -151,15 +177,22 @@ def _refuse(denoiser: NetworkDenoiser, class_label: int | None) -> None:
                 f"{denoiser.trained_range[1]:.4g}"
             )
             changes.append("objective.logsnr: [-9.3, ...]")
+    elif _is_edm(prediction):
+        if network.shape[1] != network.shape[2]:
+            reasons.append(f"EDM's stock pipeline makes square images, not {network.shape[1]} x {network.shape[2]}")
+            changes.append(RECIPE)
     elif _kind(prediction) is None or _table(prediction) is None:
         what = f", sigma_data {prediction.sigma_data:.4g}" if isinstance(prediction, EDM) else ""
         reasons.append(
             f"prediction {prediction.name!r} (label {label!r}{what}) is none that stock schedulers know: they take "
-            "eps, v and x0 of the VP path with a label of timesteps, and flow with label flow"
+            "eps, v and x0 of the VP path with a label of timesteps, flow with label flow, and edm with label edm"
         )
-        changes.append(RECIPE)
+        changes.append(EDM_RECIPE if isinstance(prediction, EDM) else RECIPE)
+    if keep_classes and not _is_edm(prediction):
+        reasons.append("its stock pipeline takes no classes")
+        changes.append(f"{EDM_RECIPE}, or bind one class (--class 0)")
     trained = denoiser.card.get("training") or {}
-    if classes and class_label is None and trained.get("label_dropout") == 0:
+    if classes and class_label is None and not keep_classes and trained.get("label_dropout") == 0:
         reasons.append("it was trained without the null condition (label_dropout 0)")
         changes.append("label_dropout: 0.1, or name a class (--class 0)")
     if reasons:
@@ -167,6 +200,11 @@ def _refuse(denoiser: NetworkDenoiser, class_label: int | None) -> None:
             f"this model cannot be a stock diffusers pipeline: {'; '.join(reasons)}. Train with {', '.join(changes)} "
             "in the recipe, or sample it with logsnr"
         )
+
+
+def _is_edm(prediction: Prediction) -> bool:
+    """Whether a prediction is EDM's, labelled as EDM's schedulers do."""
+    return isinstance(prediction, EDM) and prediction.label in ("edm", label_edm)
 
 
 def _kind(prediction: Prediction) -> str | None:
@@ -204,14 +242,9 @@ def _betas(alphas_cumprod: torch.Tensor) -> list[float]:
     return betas
 
 
-def _without_classes(network: UNet, class_label: int | None) -> Any:
-    """A copy of the diffusers model that needs no class: its embedding of the class is in the time embedding's bias."""
-    unet = copy.deepcopy(network.unet).cpu().eval().requires_grad_(False)
-    if not network.config.classes:
-        return unet
-    chosen = network.config.classes if class_label is None else class_label
+def _bind_class(unet: Any, chosen: int) -> None:
+    """Let a diffusers model need no class: the embedding of the chosen one goes into the time embedding's bias."""
     with torch.no_grad():
         unet.time_embedding.linear_2.bias.add_(unet.class_embedding.weight[chosen])
     unet.class_embedding = None
     unet.register_to_config(num_class_embeds=None)
-    return unet

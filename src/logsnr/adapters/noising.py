@@ -5,9 +5,11 @@
     flow_prediction, FlowMatch* (SD3, Flux)     sigma = t/(1 - t)             T t                   z/(alpha + s)
     ... with invert_sigmas (Mochi)              the same                      T (1 - t), F reversed z/(alpha + s)
     timestep_type continuous (SVD)              sigma_min ... sigma_max       ln(sigma)/4           z
+    sigma_data (EDM schedulers)                 sigma_min ... sigma_max       ln(sigma)/4           z
 
 The state is what pipelines hold between steps.  It is z itself for everything trained on a variance-preserving path:
-`add_noise` returns z, pipelines start from z = noise, and `scale_model_input` has nothing to do.
+`add_noise` returns z, pipelines start from z = noise, and `scale_model_input` has nothing to do, except that EDM's
+networks get z over its standard deviation there.
 """
 
 from __future__ import annotations
@@ -23,11 +25,22 @@ from torch import Tensor
 
 from logsnr.errors import nearest
 from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
-from logsnr.prediction import X0, Eps, Flow, Prediction, V, label_edm
+from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, V, label_edm
 from logsnr.timesteps import TimestepTable
 
 PREDICTIONS: dict[str, type[Prediction]] = {"epsilon": Eps, "v_prediction": V, "sample": X0, "flow_prediction": Flow}
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+
+
+OTHER_MODELS = (
+    "LCM", "TCD", "CMStochastic", "Consistency", "FlowMatchLCM", "CosineDPM", "ScoreSde", "SCM", "VQDiffusion"
+)  # fmt: skip
+"""Beginnings of the names of schedulers whose networks are none of ours: consistency models, codes, ..."""
+
+
+def for_flow(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a stock scheduler of that name and config, which says no prediction type, is for flow networks."""
+    return name.startswith("FlowMatch") or ("shift" in config and "beta_start" not in config)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,11 @@ class Noising:
     inverted: bool
     sigma_range: tuple[float, float]
     _amplitudes: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def edm(self) -> bool:
+        """Whether the network is EDM's: fed with `c_in z`."""
+        return isinstance(self.prediction, EDM)
 
     def scale(self, sigma: float) -> float:
         """k with `state = k z`: 1, or 1/(alpha + s) for flows."""
@@ -124,6 +142,14 @@ def noising(config: Mapping[str, Any]) -> Noising:
             f"prediction_type {kind!r} is not one of {', '.join(PREDICTIONS)}"
             + (f": did you mean {guess!r}?" if guess else ": set it to what the network was trained to predict")
         )
+    if config.get("sigma_data") is not None:
+        if kind != "epsilon":
+            raise ValueError(
+                f"prediction_type {kind!r} with sigma_data = {config['sigma_data']}: an EDM network is 'epsilon', that "
+                "is F with x0 = c_skip y + c_out F; drop sigma_data, or keep the model's own scheduler"
+            )
+        low, high = (config[key] or default for key, default in (("sigma_min", 0.002), ("sigma_max", 80.0)))
+        return Noising(EDM(sigma_data=float(config["sigma_data"])), steps, None, False, False, (low, high))
     if kind == "flow_prediction" or config["use_flow_sigmas"]:
         inverted = bool(config["invert_sigmas"])
         label = _FlowLabel(steps, inverted)

@@ -27,7 +27,7 @@ from logsnr.adapters.latents import Latents
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.guidance import cfg
-from logsnr.prediction import LABELS, Prediction
+from logsnr.prediction import EDM, LABELS, Prediction
 from logsnr.timesteps import TimestepTable
 
 PIXEL_SIGMA_DATA, LATENT_SIGMA_DATA = 0.5, 1.0
@@ -74,6 +74,13 @@ class PipelineDenoiser(Denoiser):
         return self.plain.prediction
 
     @property
+    def told(self) -> str | None:
+        """What the model must be told: "a text", "a class" or None."""
+        if "class_labels" in self._family.needs:
+            return "a class"
+        return "a text" if self._family.needs else None
+
+    @property
     def finite_at_inf(self) -> bool:
         return self.plain.finite_at_inf
 
@@ -112,7 +119,7 @@ class PipelineDenoiser(Denoiser):
     def _all(self, z: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
         missing = [key for key in self._family.needs if key not in cond and key not in self.cond]
         if missing:
-            what = "a class" if missing == ["class_labels"] else "a prompt"
+            what = "a class" if self.told == "a class" else "a prompt"
             raise LogsnrError(
                 f"this model needs {what}: load it with prompt=..., or pass {', '.join(missing)} by keyword "
                 "(denoiser.conditions(prompt) makes them)"
@@ -158,7 +165,7 @@ def denoiser_from(
         family.network,
         model.prediction,
         shape=family.shape,
-        sigma_data=PIXEL_SIGMA_DATA if family.vae is None else LATENT_SIGMA_DATA,
+        sigma_data=_sigma_data(model.prediction, latent=family.vae is not None),
         trained_range=(low, high),
     )
     cond = {} if prompt is None else family.conditions(prompt, guidance)
@@ -233,6 +240,12 @@ def from_callable(
         trained_range = label.sigma_range if isinstance(label, TimestepTable) else (0.002, 157.0)
     network = function if isinstance(function, nn.Module) else _Function(function)
     return NetworkDenoiser(network, meaning, shape=shape, sigma_data=sigma_data, trained_range=trained_range)
+
+
+def _sigma_data(prediction: Prediction, *, latent: bool) -> float:
+    if isinstance(prediction, EDM):
+        return prediction.sigma_data
+    return LATENT_SIGMA_DATA if latent else PIXEL_SIGMA_DATA
 
 
 class _Function(nn.Module):

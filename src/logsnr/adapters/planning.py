@@ -1,6 +1,7 @@
 """From a scheduler's config and a `set_timesteps` call to one plan.
 
     a stored plan of n evaluations                       if the config has plans
+    the universal plan of n evaluations                  if gamma is "auto" and there is one; else gamma 2
     solver(grid of n evaluations)                        otherwise; the grid's name is the config's spacing, or `grid`
     solver(explicit timesteps or sigmas)                 used unchanged
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from logsnr.adapters.noising import Noising
 from logsnr.adapters.plans import load_plans, stored
 from logsnr.errors import nearest, require
 from logsnr.noise import sigma_from_flow_time
+from logsnr.prediction import EDM
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.sampling.plan import Grid
+from logsnr.sampling.universal import universal_plan, universal_sizes
 
 AYS: dict[str, grids.AYSModel] = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 SPACINGS: dict[str, grids.Spacing] = {"trailing": "trailing", "leading": "leading", "linspace": "linspace"}
@@ -80,6 +84,11 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
     plans = load_plans(config["plan"])
     shift = shift_of(config, asked.mu) if model.flow else 1.0
     if asked.timesteps is not None or asked.sigmas is not None:
+        if config["gamma"] == "auto":
+            raise ValueError(
+                "explicit timesteps or sigmas with gamma='auto', which has levels of its own: call "
+                "set_timesteps(num_inference_steps) alone, or give gamma as a number"
+            )
         if plans:
             raise ValueError(
                 "explicit timesteps or sigmas, but this scheduler has a plan, which has its own: "
@@ -91,9 +100,23 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
     elif asked.steps is None:
         raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas: give one of them")
     else:
-        plan = solve(config, model, named(config, model, asked.steps, shift))
+        own = universal(model, asked.steps, shift) if config["gamma"] == "auto" else None
+        plan = own or solve(config, model, named(config, model, asked.steps, shift))
     check_range(plan, model)
     return plan
+
+
+def universal(model: Noising, n: int, shift: float) -> Plan | None:
+    """The universal plan of n evaluations within the model's range, or None if there is none of that number.
+
+    Its levels are in units of sigma_data: an EDM model's own, else 1; a flow's `shift` multiplies them as it does every
+    grid.
+    """
+    if n not in universal_sizes():
+        return None
+    unit = model.prediction.sigma_data if isinstance(model.prediction, EDM) else shift
+    low, high = model.sigma_range
+    return universal_plan(n, max(low, unit / 250), min(high, 160 * unit), sigma_data=unit)
 
 
 def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
@@ -111,7 +134,7 @@ def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
         if name in ("ge", "unified"):
             if model.flow:
                 options.setdefault("basis", "velocity")
-            return solvers.unified(grid, 2.0 if gamma is None else gamma, config["mu"], **options)
+            return solvers.unified(grid, 2.0 if gamma in (None, "auto") else gamma, config["mu"], **options)
         solver: Callable[..., Plan] = getattr(solvers, name)
         return solver(grid, **options)
     except TypeError as error:
@@ -133,9 +156,15 @@ def check_solver(config: Mapping[str, Any]) -> None:
         hint = f": did you mean {guess!r}?" if guess else "; rows of your own are a plan: pass plan="
         raise ValueError(f"solver {name!r} is not one of {', '.join(known)}{hint}")
     if gamma == "auto":
-        raise ValueError("gamma 'auto' needs universal plans, which are not published yet: give a number or a list")
-    if not (gamma is None or isinstance(gamma, int | float | list | tuple)):
-        raise ValueError(f"gamma = {gamma!r}: give a number, or a list with one number for each step that uses it")
+        fixed = ("solver_options", "basis", "mu", "grid", "start", "end", "plan")
+        given = [key for key in fixed if config[key] not in (None, 0.0, {})]
+        if given or name != "ge":
+            what = ", ".join(given) or f"solver {name!r}"
+            raise ValueError(f"gamma 'auto' with {what}: its plans fix that; drop it, or give gamma as a number")
+    elif not (gamma is None or isinstance(gamma, int | float | list | tuple)):
+        raise ValueError(
+            f"gamma = {gamma!r}: give a number, a list with one number for each step that uses it, or 'auto'"
+        )
     if name not in ("ge", "unified") and (gamma is not None or mu):
         raise ValueError(
             f"solver {name!r} with gamma = {gamma}, mu = {mu}: only 'ge' and 'unified' take them; "
@@ -236,7 +265,11 @@ def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Gr
         return grids.ays(n, AYS[name], last)
     table = model.table
     if name in ("karras", "log-linear", "beta"):
-        spread: dict[str, Callable[..., Grid]] = {"karras": grids.karras, "log-linear": grids.log_linear, "beta": _beta}
+        spread: dict[str, Callable[..., Grid]] = {
+            "karras": partial(grids.karras, rho=float(config["rho"])),
+            "log-linear": grids.log_linear,
+            "beta": _beta,
+        }
         if not math.isinf(start):
             return spread[name](n, start, end, last=last)
         # zero terminal SNR: inf first, then the spacing from the table's largest finite level
@@ -265,6 +298,8 @@ def grid_name(config: Mapping[str, Any], model: Noising) -> str:
     name = config["grid"]
     if name is None:
         flags = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log-linear", "use_lu_lambdas": "log-linear"}
+        if config["sigma_data"] is not None and config["sigma_schedule"] == "exponential":
+            return "log-linear"
         on = [grid for flag, grid in {**flags, "use_beta_sigmas": "beta"}.items() if config[flag]]
         default = "flow" if model.flow else config["timestep_spacing"] if model.table is not None else "karras"
         name = on[0] if on else default

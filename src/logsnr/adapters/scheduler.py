@@ -12,7 +12,6 @@ answer for the last `set_timesteps` of the calling thread or task.
 
 from __future__ import annotations
 
-import inspect
 import json
 import weakref
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
@@ -31,14 +29,13 @@ from torch import Tensor
 from logsnr.adapters.noising import limit, noising
 from logsnr.adapters.planning import check_config, make_plan, request, shift_of
 from logsnr.adapters.plans import plans_to_config
+from logsnr.adapters.stock import converted
 from logsnr.adapters.trajectory import TRAJECTORIES, Draw, Registry, Trajectory, some
-from logsnr.noise import flow_time
+from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling import Plan
 
 _CURRENT: ContextVar[tuple[tuple[object, weakref.ref[Trajectory]], ...]] = ContextVar("logsnr_trajectory", default=())
 """The last trajectories of this thread or task, by scheduler."""
-
-_OTHER_MODELS = ("EDM", "LCM", "TCD", "CMStochastic", "ConsistencyDecoder", "FlowMatchLCM", "CosineDPM", "ScoreSde")
 
 _OWN_DEFAULTS = ("clip_sample", "timestep_spacing", "set_alpha_to_one")
 """Defaults that differ among stock schedulers: converted back, these get ours."""
@@ -58,13 +55,14 @@ class GradientEstimationSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
 
 
 class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """A scheduler for every pipeline with an epsilon, v, sample or flow model: gradient estimation, or any plan.
+    """A scheduler for every pipeline with an epsilon, v, sample, flow or EDM model: gradient estimation, or any plan.
 
     Build it with `from_config` of the scheduler it replaces.  Options of its own:
 
     Args:
         gamma: a number (2 if None; 1 is DDIM, for flows Euler), or one for each step that uses it: steps
-            1 ... n - 1, without the last one if that goes to noise level 0.
+            1 ... n - 1, without the last one if that goes to noise level 0.  "auto": the universal plan of as many
+            evaluations, levels and rows, within the model's range; 2 where there is none of that number.
         plan: a `Plan`, its JSON text, values or path, or several of them (a list, or keyed by evaluations).  Kept in
             the config, so it is saved and loaded with the pipeline.
         solver: any of `logsnr.solvers` by name.
@@ -110,6 +108,9 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         variance_type: str | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str = "karras",
+        rho: float = 7.0,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_lu_lambdas: bool = False,
@@ -162,25 +163,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         """
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
-        config = {key: value for key, value in config.items() if key != "_use_default_values"}
-        name = str(config.get("_class_name", ""))
-        if "sigma_data" in config or name.startswith(_OTHER_MODELS):
-            raise ValueError(
-                f"{name or 'this config'} is for a model that is not an epsilon, v, sample or flow network on a table "
-                "or a flow (EDM preconditioning, or a consistency model): keep its own scheduler, or wrap its network "
-                "in logsnr.NetworkDenoiser"
-            )
-        original = getattr(diffusers, name, None) if name and name != cls.__name__ else None
-        if original is not None:
-            ours = inspect.signature(cls.__init__).parameters
-            for key, parameter in inspect.signature(original.__init__).parameters.items():
-                if key in ours and parameter.default is not inspect.Parameter.empty:
-                    config.setdefault(key, parameter.default)
-        if "prediction_type" not in config and (
-            name.startswith("FlowMatch") or ("shift" in config and "beta_start" not in config)
-        ):
-            config["prediction_type"] = "flow_prediction"
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        return super().from_config(converted(config, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
         """The config as JSON, without options that are None: stock schedulers have no None there."""
@@ -215,8 +198,15 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         self._begin(Trajectory(make_plan(self.config, self.model, asked), self.model, device, limit(self.config)))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state itself: it is what the network is fed with."""
-        return sample
+        """What the network is fed with: the state, which EDM's networks want over its standard deviation.
+
+        Raises:
+            ValueError: if an EDM model's timestep is none of a trajectory's.
+        """
+        if not self.model.edm:
+            return sample
+        trajectory, index = self._find(timestep)
+        return sample * self.model.prediction.c_in(*alpha_s(trajectory.plan.sigmas[index]))
 
     def step(
         self,

@@ -19,11 +19,17 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     "UniPC-2": solvers.unipc,
 }
 
-GRIDS: dict[str, Callable[[int, float, float], Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
+GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
+    "log-linear": grids.log_linear,
+    "karras": grids.karras,
+    "log-linear, min": partial(grids.log_linear, last="min"),
+    "karras, min": partial(grids.karras, last="min"),
+}
+"""Ended by a plain denoise, or at the smallest level itself (one step of the grid more, and its noise stays)."""
 
 
 def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
-    """Every solver on every grid from `high` to `low` and 0, named "solver, grid"; plans that coincide appear once."""
+    """Every solver on every grid from `high` to `low`, and 0, named "solver, grid"; plans that coincide appear once."""
     found: dict[str, Plan] = {}
     for solver, plan_of in SOLVERS.items():
         for grid, levels_of in GRIDS.items():

@@ -2,12 +2,24 @@
 
 tuned_ends    the two ends of a grid, by coordinate search on measured errors
 searched      iPNDM on the levels of least summed local error (GITS, 2405.11326): no evaluation
+aligned       DPM-Solver++(2M) on the levels of least KL bound (Align Your Steps, 2404.14507): no evaluation
+
+The KL bound of Align Your Steps holds the denoiser's answer fixed over each step of a stochastic sampler,
+
+    sum_i  int from sigma_{i+1} to sigma_i of  E || x0(y, sigma) - x0(y_i, sigma_i) ||^2 / sigma^3  d sigma.
+
+Here y runs along the teacher's deterministic trajectories that the cache holds (the paper draws pairs from the forward
+process), the integral is the trapezoidal rule in 1/sigma^2 on the cache's levels, and all partitions with the cache's
+two ends are compared at once by dynamic programming (the paper descends from one).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+import torch
+from torch import Tensor
 
 from logsnr.calibration.schedule import best_levels
 from logsnr.calibration.teacher import Cache
@@ -64,3 +76,44 @@ def tuned_ends(
 def searched(cache: Cache, n: int, sigma_data: float, order: int = 4) -> Plan:
     """iPNDM on searched levels, which start where the teacher does."""
     return solvers.ipndm(best_levels(cache, n, sigma_data, 0, slack=0.0), order)
+
+
+def aligned(cache: Cache, n: int, solver: Callable[[Grid], Plan] = solvers.dpmpp) -> Plan:
+    """A solver on the levels of least KL bound, the last of them put to 0 as the published lists are used."""
+    return solver((*aligned_levels(cache, n)[:-1], 0.0))
+
+
+def aligned_levels(cache: Cache, n: int) -> Grid:
+    """The n + 1 levels, from the cache's largest to its smallest, of least KL bound.
+
+    Raises:
+        LogsnrError: if the cache has too few levels.
+    """
+    levels = len(cache.sigmas) - 1
+    if not 1 <= n < levels:
+        raise LogsnrError(f"n = {n}: must be in [1, {levels - 1}], the cache has {levels} levels above 0")
+    cost = step_divergences(cache)
+    best, back = cost[0], []
+    for _ in range(n - 1):
+        best, where = (best[:, None] + cost).min(0)
+        back.append(where)
+    path = [levels - 1]
+    for where in reversed(back):
+        path.append(int(where[path[-1]]))
+    return tuple(cache.sigmas[node] for node in (0, *reversed(path)))
+
+
+def step_divergences(cache: Cache) -> Tensor:
+    """The bound's part of a step from level j to level k, `[M, M]` per sample, inf where not j < k."""
+    m = len(cache.eps)
+    sigma = torch.tensor(cache.sigmas[:m], dtype=torch.float64)
+    y, e = cache.states[:m].flatten(1).double().cpu(), cache.eps.flatten(1).double().cpu()
+    x0 = y - sigma[:, None] * e
+    x0 = x0 - x0[-1]  # differences are all that counts: keep their digits
+    gram = x0 @ x0.T
+    apart = (gram.diagonal()[:, None] + gram.diagonal() - 2 * gram).clamp(min=0) / cache.eps.shape[1]
+    weight = (sigma[1:] ** -2 - sigma[:-1] ** -2) / 2  # of d sigma / sigma^3
+    parts = (apart[:, 1:] + apart[:, :-1]) / 2 * weight
+    parts = parts.masked_fill(torch.arange(m)[:, None] > torch.arange(m - 1), 0.0)
+    out = torch.cat([parts.new_zeros(m, 1), parts.cumsum(1)], 1)
+    return out.masked_fill(torch.arange(m)[:, None] >= torch.arange(m), math.inf)

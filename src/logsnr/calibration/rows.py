@@ -34,6 +34,11 @@ def prior_rows(sigmas: Grid, history: int, basis: Basis) -> Plan:
     return Plan(sigmas, tuple(pad(row, min(i, history) + 1) for i, row in enumerate(plan.rows)), basis)
 
 
+def lengthened(plan: Plan, history: int) -> Plan:
+    """The same plan, its rows with zeros up to a history."""
+    return replace(plan, rows=tuple(pad(row, max(len(row), min(i, history) + 1)) for i, row in enumerate(plan.rows)))
+
+
 def pad(row: Sequence[float], length: int) -> tuple[float, ...]:
     """A row with zeros up to a length."""
     return (*row, *(0.0,) * (length - len(row)))

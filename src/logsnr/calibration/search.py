@@ -11,13 +11,13 @@ the plan's hash is on record, used once).  The steps:
     rows         each step's coefficients by ridge least squares along the student's own rollout       (rows.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                  (descent.py)
 
+The universal plan is one more place to descend from.  Errors are compared as descent.py tempers them, reported plain.
 No gradient passes through the network; anything that answers as a Denoiser, guided ones too, can be calibrated.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -28,23 +28,30 @@ from typing import Any, Literal
 import torch
 
 from logsnr.calibration.alternatives import alternatives
-from logsnr.calibration.descent import Normal, Space, descend, mean_square, normal_equations
+from logsnr.calibration.arguments import check_arguments, digest_of
+from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, squares, tempered
 from logsnr.calibration.ledger import Ledger, Meter, fingerprint
 from logsnr.calibration.rollout import Batch, spread_cond
-from logsnr.calibration.rows import fit_rows, prior_rows, targets_at
-from logsnr.calibration.schedule import MIN_STEP, best_levels
+from logsnr.calibration.rows import fit_rows, lengthened, prior_rows, targets_at
+from logsnr.calibration.schedule import best_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser
-from logsnr.errors import LogsnrError
-from logsnr.sampling.plan import BASES, Basis, Plan
-from logsnr.sampling.sample import check_start, start
+from logsnr.sampling.plan import Basis, Plan
+from logsnr.sampling.sample import start
+from logsnr.sampling.universal import universal_plan, universal_sizes
 
-MOST_STEPS = 20
-HISTORIES = (1, 3)
-RIDGE = (1e-3, 1e-1)
-"""Strengths of the least-squares prior that are tried, relative to the error of the prior's own row."""
+EFFORT = 770
+"""Evaluations of the fitting batch that a search may take, unless told."""
+LONGEST = 2
+"""Past estimates that "auto" goes on to use, once rows of one are fitted."""
+RIDGE = 1e-3
+"""Strength of the least-squares prior, relative to the error of the prior's own row."""
 DESCENT = (1.0, 30.0)
 """Strengths of the descent's prior that are tried, in units of one sample."""
+FEW = 4
+"""All built-in solvers are ranked on one selection noise of so many."""
+LEADERS = 6
+"""Built-in solvers that are measured on all of them, and reported."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Progress:
     Attributes:
         stage: "teacher", "alternatives", "rows", "descent", "report" or "done".
         spent: share of the budget that is used, in [0, 1].
-        error: smallest RMSE on the selection noise so far (inf before the first).
+        error: smallest RMSE on the selection noise so far (inf before the first), outliers tempered as in descent.
     """
 
     stage: str
@@ -70,13 +77,13 @@ def calibrate(
     history: int | Literal["auto"] = "auto",
     basis: Basis | Literal["auto"] = "auto",
     sigma_range: tuple[float, float] | None = None,
-    batch: int = 128,
+    batch: int = 96,
     generator: torch.Generator | None = None,
     seed: int = 0,
     cond: Mapping[str, Any] | None = None,
     metric: Metric | None = None,
-    teacher: int = 96,
-    rollouts: int = 100,
+    teacher: int = 64,
+    rollouts: int | None = None,
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -93,14 +100,14 @@ def calibrate(
         basis: what rows combine, or "auto".
         sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; None is the denoiser's
             `sampling_range`.
-        batch: number of noises to fit to, as many to select by, as many to report on.
+        batch: number of noises to fit to; half as many to select by and to report on, or all of them up to 64.
         generator: source of the seed; or
         seed: the seed itself.
         cond: conditions by keyword; rows of tensors are used in turn.
         metric: features `[B, F]` of samples `[B, *shape]`, in which errors count; None for the samples themselves.
         teacher: evaluations of the teacher, at least 16 and 2 nfe.
         rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `batch` samples; each costs
-            `nfe` answers of the denoiser.
+            `nfe` answers of the denoiser.  None for 770 / nfe, so that every plan costs about the same.
         chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
         progress: called as the search goes on.
         resume: a file for measurements: read if it exists, written after each.
@@ -114,7 +121,9 @@ def calibrate(
             file is of another calibration.
         ValueError: if the denoiser moves the state (CFG++ has no trajectory).
     """
-    low, high = _check(denoiser, nfe, history, basis, sigma_range, batch, teacher, rollouts, chunk)
+    if rollouts is None:
+        rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
+    low, high = check_arguments(denoiser, nfe, history, basis, sigma_range, batch, teacher, rollouts, chunk)
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     chunk = chunk or max(1, min(batch, 2**25 // (denoiser.dim * (7 * nfe + 4))))
@@ -126,7 +135,7 @@ def calibrate(
         "sigma_range": [low, high],
         "batch": batch,
         "seed": seed,
-        "cond": _digest(cond),
+        "cond": digest_of(cond),
         "metric": None if metric is None else getattr(metric, "__qualname__", type(metric).__qualname__),
         "teacher": {"solver": "unipc-3", "evaluations": teacher, "grid": "log-linear"},
         "rollouts": rollouts,
@@ -178,8 +187,11 @@ class _Search:
         self.best: tuple[float, Plan, dict[str, Any]] | None = None
         self.stock: tuple[float, str] = (math.inf, "")
         self.reported: dict[str, Any] | None = None
+        self.leaders: dict[str, Plan] = {}
+        self.scale = math.inf
         # what the report needs is set aside
-        self.budget = (settings["rollouts"] - len(self.alternatives) - 1) * self.n * self.batch
+        self.fewer = max(min(self.batch, 64), self.batch // 2)
+        self.budget = settings["rollouts"] * self.n * self.batch - (LEADERS + 1) * self.n * self.fewer
 
     # Noise
 
@@ -187,9 +199,10 @@ class _Search:
         """The noise of a purpose, with its conditions; no two purposes share a draw."""
         word = hashlib.sha256(f"logsnr calibration {self.settings['seed']} {purpose}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(word[:8], "big") >> 1)
-        noise = start(self.meter.denoiser, None, self.batch, generator)
+        size = self.batch if purpose == "fit" else self.fewer
+        noise = start(self.meter.denoiser, None, size, generator)
         first = ("fit", "select", "report").index(purpose) * self.batch
-        return Batch(noise=noise, cond=spread_cond(self.cond, first, self.batch), end=noise.new_empty(len(noise), 0))
+        return Batch(noise=noise, cond=spread_cond(self.cond, first, size), end=noise.new_empty(size, 0))
 
     def taught(self, purpose: str) -> Batch:
         """That noise with the teacher's ends."""
@@ -206,26 +219,30 @@ class _Search:
             spent = self.ledger.answers / max(self.settings["rollouts"] * self.n * self.batch, 1)
             self.progress(Progress(stage, min(spent, 1.0), error))
 
-    def error(self, plan: Plan, purpose: str) -> float:
-        """Mean squared end-point error of a plan on one of the noises."""
-        batch = self.sets[purpose]
-        self.afford(self.n, purpose)
-        value = self.ledger.recall(
-            f"{purpose} {plan.hash}", lambda: _json(mean_square(self.meter, plan, batch, self.chunk, self.metric))
+    def squares(self, plan: Plan, purpose: str, few: int | None = None) -> torch.Tensor:
+        """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
+        batch = self.sets[purpose] if few is None else self.sets[purpose].first(few)
+        name = f"{purpose} {len(batch)} {plan.hash}"
+        if name not in self.ledger.counted:
+            self.afford(self.n * len(batch), purpose)
+        values = self.ledger.recall(
+            name,
+            lambda: [_json(v) for v in squares(self.meter, plan, batch, self.chunk, self.metric).tolist()],
         )
-        return float(value)
+        return torch.tensor([float(v) for v in values], dtype=torch.float64)
 
-    def afford(self, evaluations: int, purpose: str = "fit") -> None:
+    def afford(self, answers: int, purpose: str = "fit") -> None:
         """Refuse what the budget does not hold."""
-        if purpose != "report" and self.ledger.answers + evaluations * self.batch > self.budget:
+        if purpose != "report" and self.ledger.answers + answers > self.budget:
             raise _SpentError
 
     def offer(self, plan: Plan, found: dict[str, Any]) -> float:
-        """Measure a plan on the selection noise; keep it if it is the best."""
-        mse = self.error(plan, "select")
-        if self.best is None or mse < self.best[0]:
-            self.best = mse, plan, found
-        return mse
+        """Measure a plan on the selection noise; keep it if it is the best.  Its error is tempered, as in descent."""
+        q = self.squares(plan, "select")
+        error = tempered(q, self.scale)
+        if self.best is None or error < self.best[0]:
+            self.best = error, plan, found
+        return error
 
     # The search
 
@@ -236,46 +253,45 @@ class _Search:
         self.teacher_passes += self.meter.passes - before
         self.sets["select"] = self.taught("select")
         self.tell("alternatives")
-        for name, plan in self.alternatives.items():
-            mse = self.offer(plan, {"from": "alternative", "name": name})
-            self.stock = min(self.stock, (mse, name))
-        starts = self.screen(cache)
-        self.refine(starts)
+        self.rank()
+        self.refine(self.starts(cache))
 
-    def screen(self, cache: Cache) -> list[tuple[float, Plan]]:
-        """Levels from the cache, rows by least squares, best first.
+    def rank(self) -> None:
+        """The built-in solvers on a few of the selection noises; the leaders among them on all."""
+        few = max(len(self.sets["select"]) // FEW, 2)
+        found = {name: self.squares(plan, "select", few) for name, plan in self.alternatives.items()}
+        ranked = sorted(found, key=lambda name: float(found[name].log().mean()))
+        self.leaders = {name: self.alternatives[name] for name in ranked[:LEADERS]}
+        # one scale for all that is compared: that of the best of them
+        self.scale = min(TAIL * float(self.squares(plan, "select").mean()) for plan in self.leaders.values())
+        for name, plan in self.leaders.items():
+            error = self.offer(plan, {"from": "alternative", "name": name})
+            self.stock = min(self.stock, (error, name))
 
-        Every basis on the levels found without and with a past, under the longest history and the weak ridge; then the
-        best of them under every history and ridge.
-        """
-        wanted = self.settings["history"]
-        histories = sorted({min(h, self.n - 1) for h in (HISTORIES if wanted == "auto" else (wanted,))}, reverse=True)
+    def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
+        """Where to descend from, best first: the universal plan, and levels from the cache with fitted rows."""
         bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
         if self.settings["basis"] != "auto":
             bases = (self.settings["basis"],)
-        found: dict[str, tuple[float, Plan]] = {}
-        for past in sorted({0, min(1, histories[0])}):
-            levels = best_levels(cache, self.n, self.meter.sigma_data, past)
-            for basis in bases:
-                self.fit(prior_rows(levels, histories[0], basis), RIDGE[0], cache, found)
-        leader = min(found.values(), key=lambda entry: entry[0])[1]
-        for history in histories:
-            for ridge in RIDGE:
-                self.fit(prior_rows(leader.sigmas, history, leader.basis), ridge, cache, found)
-        return sorted(found.values(), key=lambda entry: entry[0])
-
-    def fit(self, prior: Plan, ridge: float, cache: Cache, found: dict[str, tuple[float, Plan]]) -> None:
-        """Fit a prior's rows and offer the plan."""
-        self.tell("rows")
-        plan = self.rows(prior, ridge, cache)
-        note = {"from": "rows", "history": max(map(len, plan.rows)) - 1, "ridge": ridge}
-        found[plan.hash] = self.offer(plan, note), plan
+        wanted = self.settings["history"]
+        history = min(1 if wanted == "auto" else wanted, self.n - 1)
+        found: list[tuple[float, Plan]] = []
+        levels = best_levels(cache, self.n, self.meter.sigma_data, min(1, history))
+        for basis in bases:
+            self.tell("rows")
+            plan = self.rows(prior_rows(levels, history, basis), RIDGE, cache)
+            found.append((self.offer(plan, {"from": "rows", "history": history}), plan))
+        if "eps" in bases and history and self.n in universal_sizes():
+            plan = universal_plan(self.n, self.low, self.high, sigma_data=self.meter.sigma_data)
+            plan = lengthened(replace(plan, meta={}), history)
+            found.append((self.offer(plan, {"from": "universal"}), plan))
+        return sorted(found, key=lambda entry: entry[0])
 
     def rows(self, prior: Plan, ridge: float, cache: Cache) -> Plan:
         """The prior's levels with fitted rows."""
         batch = self.sets["fit"].first(cache.states.shape[1])
         targets = targets_at(prior.sigmas[1:], cache.sigmas, cache.states)
-        self.afford(self.n)
+        self.afford(self.n * len(batch))
         fitted = self.ledger.recall(
             f"rows {ridge} {prior.hash}",
             lambda: [list(r) for r in fit_rows(self.meter, prior, batch, targets, ridge, self.chunk).rows],
@@ -283,41 +299,48 @@ class _Search:
         return replace(prior, rows=tuple(tuple(row) for row in fitted))
 
     def refine(self, starts: list[tuple[float, Plan]]) -> None:
-        """Descend from the best start under each strength, then from the best of another basis, while it lasts."""
-        leaders = starts[:1]
-        leaders += [entry for entry in starts[1:] if entry[1].basis != starts[0][1].basis][:1]
-        jobs = [(leader, strength) for leader in leaders for strength in DESCENT]
-        for number, ((_, leader), strength) in enumerate(jobs):
-            share = (self.budget - self.ledger.answers) / (len(jobs) - number)
-            self.descent(leader, strength, self.ledger.answers + (share if number else 1.5 * share))
+        """One step from each of the two best starts, on from the better; then with longer rows, while it lasts."""
+        tried = [self.descent(plan, DESCENT[0], steps=1) for _, plan in starts[:2]]
+        _, leader = min(tried, key=lambda entry: entry[0])
+        _, leader = self.descent(leader, DESCENT[0])
+        longest = min(self.n - 1, LONGEST)
+        if self.settings["history"] == "auto" and max(map(len, leader.rows)) <= longest:
+            self.descent(lengthened(leader, longest), DESCENT[0])
+        for strength in DESCENT[1:]:
+            self.descent(starts[0][1], strength)
 
-    def descent(self, leader: Plan, strength: float, limit: float) -> None:
-        space = Space(template=leader, low=self.low, high=self.high)
-        note = {"from": "descent", "history": max(map(len, leader.rows)) - 1, "strength": strength}
-        worse = 0
-        lowest = math.inf
+    def descent(self, first: Plan, strength: float, steps: int | None = None) -> tuple[float, Plan]:
+        """Descend; the best plan on the way by its error on the selection noise."""
+        space = Space(template=first, low=self.low, high=self.high)
+        note = {"from": "descent", "history": max(map(len, first.rows)) - 1, "strength": strength}
+        best = self.offer(first, {"from": "start"}), first
+        taken = worse = 0
 
-        def fit_error(plan: Plan) -> float:
-            return self.error(plan, "fit")
+        def errors(plan: Plan) -> torch.Tensor:
+            return self.squares(plan, "fit")
 
-        def equations(p: torch.Tensor) -> Normal:
-            self.afford(space.cost())
+        def equations(p: torch.Tensor, scale: float) -> Normal:
+            batch = self.sets["fit"]
+            if steps is not None:
+                batch = batch.first((len(batch) + 1) // 2)
+            self.afford(space.cost() * len(batch))
             values = self.ledger.recall(
-                f"normal {space.plan(p).hash}",
-                lambda: normal_equations(self.meter, space, p, self.sets["fit"], self.chunk, self.metric).to_json(),
+                f"normal {len(batch)} {space.plan(p).hash}",
+                lambda: normal_equations(self.meter, space, p, batch, self.chunk, self.metric, scale).to_json(),
             )
             return Normal.from_json(values)
 
         def accept(plan: Plan) -> bool:
-            nonlocal worse, lowest
+            nonlocal best, taken, worse
             self.tell("descent")
-            mse = self.offer(plan, note)
-            worse = 0 if mse < lowest else worse + 1
-            lowest = min(lowest, mse)
-            return worse < 3 and self.ledger.answers + space.cost() * self.batch <= limit
+            error = self.offer(plan, note)
+            worse = 0 if error < best[0] else worse + 1
+            best = min(best, (error, plan), key=lambda entry: entry[0])
+            taken += 1
+            return taken != steps and worse < 3
 
-        if self.ledger.answers + space.cost() * self.batch <= limit:
-            descend(space, leader, len(self.sets["fit"]), strength, equations, fit_error, accept)
+        descend(space, first, len(self.sets["fit"]), strength, equations, errors, accept)
+        return best
 
     # The report
 
@@ -328,13 +351,16 @@ class _Search:
         self.ledger.settle(plan.hash)
         self.tell("report")
         self.sets["report"] = self.taught("report")
-        own = math.sqrt(self.error(plan, "report"))
-        others = {name: math.sqrt(self.error(p, "report")) for name, p in self.alternatives.items()}
-        self.reported = {"rmse": _json(own), "alternatives": {name: _json(value) for name, value in others.items()}}
+        others = {name: _json(self.rmse(other, "report")) for name, other in self.leaders.items()}
+        self.reported = {"rmse": _json(self.rmse(plan, "report")), "alternatives": others}
+
+    def rmse(self, plan: Plan, purpose: str) -> float:
+        """RMSE of a plan on one of the noises."""
+        return math.sqrt(float(self.squares(plan, purpose).mean()))
 
     def finish(self, *, interrupted: bool) -> Plan:
         assert self.best is not None
-        mse, plan, found = self.best
+        _, plan, found = self.best
         meta: dict[str, Any] = {
             "solver": "calibrated" if found["from"] != "alternative" else found["name"],
             "found": found,
@@ -342,9 +368,9 @@ class _Search:
             **self.settings,
             "interrupted": interrupted,
             "selection": {
-                "rmse": _json(math.sqrt(mse)),
+                "rmse": _json(self.rmse(plan, "select")),
                 "best_alternative": self.stock[1],
-                "best_alternative_rmse": _json(math.sqrt(self.stock[0])),
+                "best_alternative_rmse": _json(self.rmse(self.alternatives[self.stock[1]], "select")),
             },
             "report": self.reported,
             "evaluations": {
@@ -355,61 +381,6 @@ class _Search:
         }
         self.tell("done")
         return replace(plan, meta=meta)
-
-
-def _check(
-    denoiser: Denoiser,
-    nfe: int,
-    history: int | str,
-    basis: str,
-    sigma_range: tuple[float, float] | None,
-    batch: int,
-    teacher: int,
-    rollouts: int,
-    chunk: int | None,
-) -> tuple[float, float]:
-    """The range of levels, once everything is in order."""
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or not 1 <= nfe <= MOST_STEPS:
-        raise LogsnrError(f"nfe = {nfe}: must be an integer in [1, {MOST_STEPS}]; with more, use a built-in solver")
-    if history != "auto" and (isinstance(history, bool) or history not in range(4)):
-        raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
-    if basis not in ("auto", *BASES):
-        raise LogsnrError(f"basis {basis!r} is not one of auto, {', '.join(BASES)}")
-    for name, value, least, most in (
-        ("batch", batch, 2, 1_000_000),
-        ("teacher", teacher, max(16, 2 * nfe), 1000),
-        ("rollouts", rollouts, 40, 200),
-        ("chunk", 1 if chunk is None else chunk, 1, 1_000_000),
-    ):
-        if not least <= value <= most:
-            raise LogsnrError(f"{name} = {value}: must be in [{least}, {most}]")
-    low, high = denoiser.sampling_range if sigma_range is None else sigma_range
-    inside = denoiser.trained_range
-    if not 0 < low < high < math.inf:
-        raise LogsnrError(f"sigma_range = ({low}, {high}): needs 0 < smallest < largest < inf")
-    if low < 0.99 * inside[0] or high > 1.01 * inside[1]:
-        raise LogsnrError(
-            f"sigma_range = ({low:.6g}, {high:.6g}) leaves [{inside[0]:.6g}, {inside[1]:.6g}], where the denoiser was "
-            "trained: narrow it, or leave it out for denoiser.sampling_range"
-        )
-    if math.log(high / low) < 2 * nfe * MIN_STEP:
-        raise LogsnrError(
-            f"sigma_range = ({low:.6g}, {high:.6g}) is too narrow for {nfe} steps: needs largest/smallest >= "
-            f"{math.exp(2 * nfe * MIN_STEP):.3g}, or fewer steps"
-        )
-    check_start(denoiser, high)
-    return float(low), float(high)
-
-
-def _digest(cond: Mapping[str, Any] | None) -> str | None:
-    """Identity of the conditions."""
-    if cond is None:
-        return None
-    parts = {
-        name: [list(v.shape), v.detach().cpu().tolist()] if isinstance(v, torch.Tensor) else repr(v)
-        for name, v in cond.items()
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _json(value: float) -> float | str:

@@ -59,11 +59,21 @@ def train(
         print(f"{folder}: {summary}")
 
 
+STOCK = ("auto", 2.0, None, "log-linear", None, None, 1.0)
+"""solver, gamma, order, grid, sigma_max, sigma_min and guidance of `sample` where nothing was asked for."""
+
+
 @app.command()
 def sample(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1)] = 10,
-    solver: Annotated[str, typer.Option(help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp or unipc.")] = "ge",
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp or unipc "
+            "[default: the model's own plan of that many evaluations where it has one, else ge]."
+        ),
+    ] = "auto",
     gamma: Annotated[float, typer.Option(help="Gradient estimation's gamma; 1 is DDIM.")] = 2.0,
     order: Annotated[int | None, typer.Option(help="Order of a multistep solver [default: its own].")] = None,
     spacing: Annotated[
@@ -76,51 +86,69 @@ def sample(
     plan: Annotated[Path | None, typer.Option(help="A plan file (JSON) instead of solver, nfe and gamma.")] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="How many images.", min=1)] = 64,
     label: Annotated[int | None, typer.Option("--class", help="Class of a class-conditional model.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Of a diffusers pipeline: a text, or a class's name.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    guidance: Annotated[
+        float,
+        typer.Option(help="Classifier-free guidance in diffusers' scale; 1 is none, else two evaluations a step."),
+    ] = 1.0,
+    null_class: Annotated[
+        int | None, typer.Option(help="Of a class-conditional pixel pipeline: the class that stands for none.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npy grey levels.")] = Path("samples.png"),
     json_: Json = False,
 ) -> None:
-    """Sample images from a trained model.
+    """Sample images from a trained model: a run, or a diffusers pipeline.
 
-    Example: logsnr sample runs/digits --nfe 5 --solver ge -n 64 --out samples.png
+    Example: logsnr sample zoo:digits --nfe 5 -n 64 --out samples.png
+
+    Example: logsnr sample pipelines/sd --prompt "a red fox" --guidance 5 -n 4 --out fox.png
     """
     import torch
 
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
-    from logsnr.load import load
     from logsnr.sampling import Plan
     from logsnr.sampling import sample as run
 
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
-    denoiser = load(model)
+    denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
+    # A model's own plans were made for it as it is: any wish about the sampler, or guidance, is another sampler.
+    stock = (solver, gamma, order, spacing, sigma_max, sigma_min, guidance) != STOCK
     chosen = (
         Plan.load(plan)
         if plan
-        else support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
+        else support.own_plan(model, nfe, stock=stock)
+        or support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
-    cond = support.condition(denoiser, label, n)
+    cond = support.sampled_condition(denoiser, label, prompt, n)
     start = time.perf_counter()
-    parts = [
-        run(
-            denoiser,
-            chosen,
-            noise=noise[i : i + batch],
-            generator=generator,
-            cond={k: v[i : i + batch] for k, v in cond.items()},
-        )
-        for i in range(0, n, batch)
-    ]
+    with support.step_bar(chosen.nfe * -(-n // batch), quiet=json_) as step:
+        parts = [
+            run(
+                guided,
+                chosen,
+                noise=noise[i : i + batch],
+                generator=generator,
+                cond={k: v[i : i + batch] for k, v in cond.items()},
+                callback=step,
+            )
+            for i in range(0, n, batch)
+        ]
     seconds = time.perf_counter() - start
+    evaluations = sum(guided.cost(sigma) for sigma in chosen.sigmas[:-1])
     support.write_images(torch.cat(parts), denoiser, out)
     facts = {
         "out": str(out),
         "images": n,
         "nfe": chosen.nfe,
+        "evaluations": evaluations,
+        "guidance": guidance,
         "plan": chosen.meta,
         "sigmas": [chosen.sigmas[0], chosen.sigmas[-2]],
         "seed": seed,
@@ -129,7 +157,7 @@ def sample(
     if json_:
         support.print_json(facts)
     else:
-        print(f"{out}: {n} images, {chosen.nfe} evaluations each, {seconds / n * 1e3:.1f} ms per image")
+        print(f"{out}: {n} images, {evaluations} evaluations each, {seconds / n * 1e3:.1f} ms per image")
 
 
 @app.command()
@@ -137,9 +165,12 @@ def calibrate(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image, 1 to 20.")] = 6,
     out: Annotated[Path, typer.Option(help="Where the plan is written (JSON).")] = Path("plan.json"),
-    batch: Annotated[int, typer.Option(help="Noises to fit to; as many to select by and to report on.")] = 64,
-    rollouts: Annotated[int, typer.Option(help="Budget in rollouts of that batch, 40 to 200.")] = 100,
+    batch: Annotated[int, typer.Option(help="Noises to fit to; others select and report.")] = 96,
+    rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 of that batch; else 770/NFE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps measurements, to go on after Ctrl-C.")] = None,
+    passport: Annotated[
+        Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
+    ] = None,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -149,7 +180,12 @@ def calibrate(
     """
     from logsnr.cli import support
 
-    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_)
+    usable = None
+    if passport is not None:
+        from logsnr.evaluation.passport import Passport
+
+        usable = Passport.load(passport).sampling_range
+    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_, sigma_range=usable)
     plan.save(out)
     report = plan.meta["report"]
     if json_:
@@ -233,25 +269,30 @@ def export(
     label: Annotated[
         int | None, typer.Option("--class", help="Class that the pipeline draws [default: the null condition].")
     ] = None,
+    keep_classes: Annotated[
+        bool, typer.Option("--keep-classes", help="Leave the class to whoever calls the pipeline.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write a trained model as a stock diffusers pipeline, for DiffusionPipeline.from_pretrained.
 
     Example: logsnr export runs/digits --to diffusers -o pipelines/digits
     """
-    from logsnr.adapters.export import export_diffusers, scheduler_for
+    from logsnr.adapters.export import export_diffusers, pipeline_for, scheduler_for
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
 
     if to != "diffusers":
         raise LogsnrError(f"--to {to!r}: the one format is diffusers")
     denoiser = support.run_denoiser(model)
-    folder = export_diffusers(denoiser, out, class_label=label)
-    scheduler = type(scheduler_for(denoiser)).__name__
+    folder = export_diffusers(denoiser, out, class_label=label, keep_classes=keep_classes)
+    pipeline, scheduler = pipeline_for(denoiser), type(scheduler_for(denoiser)).__name__
     if json_:
-        support.print_json({"out": str(folder), "pipeline": "DDPMPipeline", "scheduler": scheduler, "class": label})
-    else:
-        print(f"{folder}: DDPMPipeline with {scheduler}; diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})")
+        support.print_json({"out": str(folder), "pipeline": pipeline, "scheduler": scheduler, "class": label})
+        return
+    call = "class_labels=[3], num_inference_steps=20" if keep_classes else "num_inference_steps=20"
+    print(f"{folder}: {pipeline} with {scheduler}")
+    print(f"pipe = diffusers.DiffusionPipeline.from_pretrained({str(folder)!r}); pipe({call}).images[0]")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

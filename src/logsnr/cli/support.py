@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from logsnr.adapters import require_diffusers
+from logsnr.adapters.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
-from logsnr.denoiser import NetworkDenoiser
+from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
+from logsnr.guidance import cfg
 from logsnr.images import png, tile
-from logsnr.load import Loaded, is_pipeline, load
+from logsnr.load import Loaded, is_pipeline, load, load_plans, plans_file
 from logsnr.pixels import Pixels
-from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling import Plan, Step, grids, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
@@ -35,6 +41,11 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     if not isinstance(denoiser, NetworkDenoiser):
         raise LogsnrError(f"{model} is a diffusers pipeline: this command takes the folder of a run, e.g. runs/digits")
     return denoiser
+
+
+def own_plan(model: str, nfe: int, *, stock: bool) -> Plan | None:
+    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one, or if stock is wanted."""
+    return None if stock or not plans_file(model).is_file() else load_plans(model).get(nfe)
 
 
 def solver_plan(
@@ -60,6 +71,7 @@ def solver_plan(
     }
     if spacing not in spacings:
         raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
+    solver = "ge" if solver == "auto" else solver
     if solver not in {"ge", *plain, *multistep}:
         raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}")
     if order is not None and solver not in multistep:
@@ -73,7 +85,17 @@ def solver_plan(
     return multistep[solver](grid) if order is None else multistep[solver](grid, order)
 
 
-def calibrated(model: str, nfe: int, batch: int, rollouts: int, resume: Path | None, seed: int, *, quiet: bool) -> Plan:
+def calibrated(
+    model: str,
+    nfe: int,
+    batch: int,
+    rollouts: int | None,
+    resume: Path | None,
+    seed: int,
+    *,
+    quiet: bool,
+    sigma_range: tuple[float, float] | None = None,
+) -> Plan:
     """The calibrated plan of a run's model, with a bar on a terminal; classes are taken in turn."""
     denoiser = run_denoiser(model)
     console = Console(stderr=True)
@@ -89,6 +111,7 @@ def calibrated(model: str, nfe: int, batch: int, rollouts: int, resume: Path | N
         return calibrate(
             denoiser,
             nfe,
+            sigma_range=sigma_range,
             batch=batch,
             rollouts=rollouts,
             cond=condition(denoiser, None, batch),
@@ -112,6 +135,86 @@ def condition(denoiser: Loaded, label: int | None, n: int) -> dict[str, Any]:
         none = "" if null is None else f", or {null} for the null condition"
         raise LogsnrError(f"--class {label}: give 0 ... {classes - 1}{none}")
     return {"class_labels": torch.full((n,), label)}
+
+
+def sampled_model(
+    model: str, prompt: str | None, negative_prompt: str | None, guidance: float, null_class: int | None
+) -> tuple[Loaded, Denoiser]:
+    """The model, and the denoiser that samples it: guided, if guidance is not 1.
+
+    Raises:
+        LogsnrError: if an option does not fit the model.
+    """
+    options = {"prompt": prompt, "negative_prompt": negative_prompt, "null_class": null_class}
+    given = {name: value for name, value in options.items() if value is not None}
+    if negative_prompt is not None and guidance == 1:
+        raise LogsnrError(f"--negative-prompt {negative_prompt!r} without guidance does nothing: give --guidance too")
+    if is_pipeline(model):
+        require_diffusers("a diffusers pipeline")
+        if not Console(stderr=True).is_terminal:
+            for library in ("diffusers", "transformers"):  # their "Loading ..." bars, on stderr
+                if find_spec(library) is not None:
+                    import_module(f"{library}.utils.logging").disable_progress_bar()
+        denoiser = load(model, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, null_class=null_class)
+        return denoiser, denoiser
+    for name, value in given.items():
+        raise LogsnrError(
+            f"--{name.replace('_', '-')} {value!r}: {model} is no diffusers pipeline; a class-conditional model takes "
+            "--class, and knows its null condition"
+        )
+    denoiser = load(model)
+    if guidance == 1:
+        return denoiser, denoiser
+    null, trained = denoiser.card.get("null_class"), denoiser.card.get("training") or {}
+    if null is None:
+        raise LogsnrError(f"--guidance {guidance:g}: this model is unconditional; leave --guidance out")
+    if trained.get("label_dropout") == 0:
+        raise LogsnrError(
+            f"--guidance {guidance:g}: this model was trained without the null condition (label_dropout 0): leave "
+            "--guidance out, or train with label_dropout: 0.1"
+        )
+    return denoiser, cfg(denoiser, guidance, {"class_labels": torch.tensor([null])})
+
+
+def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n: int) -> dict[str, Any]:
+    """The conditions of n images, beyond those of a prompt.
+
+    Raises:
+        LogsnrError: if the model takes none, or needs one.
+    """
+    if not isinstance(denoiser, PipelineDenoiser):
+        return condition(denoiser, label, n)
+    told = denoiser.told
+    if label is not None and (prompt is not None or told == "a text"):
+        raise LogsnrError(
+            f"--class {label} with --prompt: give one of them"
+            if prompt is not None
+            else f"--class {label}: this pipeline is told a text; give --prompt"
+        )
+    if told == "a text" and prompt is None:
+        raise LogsnrError("this pipeline is told a text: give --prompt, e.g. --prompt 'a red fox'")
+    return {} if prompt is not None else condition(denoiser, label, n)
+
+
+@contextmanager
+def step_bar(total: int, *, quiet: bool) -> Iterator[Callable[[Step], None]]:
+    """A bar of sampling steps on a terminal, as a callback of `sample`."""
+    console = Console(stderr=True)
+    with Bar(
+        TextColumn("sampling"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("sampling", total=total)
+
+        def tell(step: Step) -> None:
+            if step.estimate is not None:
+                bar.advance(task)
+
+        yield tell
 
 
 def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:

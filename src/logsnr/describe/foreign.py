@@ -2,6 +2,17 @@
 
 Every one of them is a density p, a target F and a factor omega on its squared error (training.py).
 
+diffusers' scripts
+
+| flags                                 | p, target and factor                                          |
+|---------------------------------------|---------------------------------------------------------------|
+| none of the following                 | uniform timesteps of --beta_schedule; target --prediction_type|
+| --snr_gamma G                         | times min(SNR, G)/SNR; v min(SNR, G)/(SNR + 1); x min(SNR, G) |
+| --do_edm_style_training               | x-MSE times sigma^-2: plain eps-MSE, with a v network as well |
+| --weighting_scheme S (SD3)            | flow times by S; MSE of x unless --precondition_outputs 0     |
+| --guidance_scale G (Flux)             | the same, MSE of the velocity; uniform times unless S         |
+| --noise_offset, --input_perturbation, --dream_training: other noise or inputs, not a weighting        |
+
 kohya's sd-scripts, target eps (or v with --v_parameterization), SNR clipped to 1000 where it divides:
 
 | option                                | what it does to w                                             |
@@ -46,6 +57,11 @@ FLAGS: dict[str, type | tuple[str, ...]] = {
     "mode_scale": float,
     "precondition_outputs": int,
     "shift": float,
+    "guidance_scale": float,
+    "do_edm_style_training": bool,
+    "noise_offset": float,
+    "input_perturbation": float,
+    "dream_training": bool,
 }
 """What is understood of diffusers' scripts (and of the scheduler they load), and its values."""
 
@@ -69,6 +85,9 @@ _OUTSIDE = {
     "noise_offset": "adds a constant per channel to the noise: other noise, not another weighting",
     "multires_noise_iterations": "adds low-frequency noise: other noise, not another weighting",
     "ip_noise_gamma": "perturbs the network's input but not its target: other data, not another weighting",
+    "input_perturbation": "perturbs the network's input but not its target: other data, not another weighting",
+    "dream_training": "moves input and target by the network's own error: other data, not another weighting",
+    "guidance_scale": "is an input of the guidance-distilled network: a condition, not another weighting",
 }
 
 
@@ -80,14 +99,19 @@ def from_flags(words: Sequence[str]) -> Trained:
     """
     flags = _parse(words)
     name = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items())
-    if any(key in KOHYA for key in flags):
-        mixed = [key for key in flags if key in FLAGS and key != "beta_schedule"]
+    if any(key in KOHYA and key not in FLAGS for key in flags):
+        mixed = [key for key in flags if key in FLAGS and key not in ("beta_schedule", "noise_offset")]
         if mixed:
             raise LogsnrError(f"--{mixed[0]} is a flag of diffusers' scripts, the others are kohya's: give one family")
         return _kohya(flags, name)
-    if "weighting_scheme" in flags:
+    if "weighting_scheme" in flags or "guidance_scale" in flags:
         return _sd3(flags, name)
     return _diffusers(flags, name)
+
+
+def _outside(flags: Mapping[str, Any]) -> list[str]:
+    """Notes on flags that are no weighting."""
+    return [f"--{key} {_OUTSIDE[key]}." for key in _OUTSIDE if key in flags]
 
 
 def _parse(words: Sequence[str]) -> dict[str, Any]:
@@ -158,7 +182,16 @@ def _diffusers(flags: Mapping[str, Any], name: str) -> Trained:
     kind, table = flags.get("prediction_type", "epsilon"), flags.get("beta_schedule", "scaled_linear")
     schedule = _table(table, flags.get("rescale_betas_zero_snr", False))
     predictions: dict[str, Prediction] = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
-    notes, factor = [], None
+    notes, factor = _outside(flags), None
+    if flags.get("do_edm_style_training"):
+        if "snr_gamma" in flags:
+            raise LogsnrError("--snr_gamma is not offered with --do_edm_style_training: leave one of them out")
+        if kind == "sample":
+            raise LogsnrError("--do_edm_style_training: --prediction_type must be epsilon or v_prediction")
+        if kind == "v_prediction":
+            notes.append("EDM-style training weights a v network's errors as an eps network's: not plain v-MSE.")
+        notes.append("With an EDM scheduler the same script leaves out sigma^-2, and trains plain MSE of x.")
+        kind = "epsilon"
     if "snr_gamma" in flags:
         factor = _min_snr(flags["snr_gamma"], kind)
         notes.append("Min-SNR in these scripts is min(SNR, gamma)/SNR for eps and /(SNR + 1) for v: one weighting.")
@@ -185,12 +218,18 @@ def _min_snr(gamma: float, kind: str) -> Log:
 
 
 def _sd3(flags: Mapping[str, Any], name: str) -> Trained:
-    clash = [key for key in ("snr_gamma", "prediction_type", "beta_schedule") if key in flags]
+    foreign = ("snr_gamma", "prediction_type", "beta_schedule", "do_edm_style_training")
+    clash = [key for key in foreign if key in flags]
     if clash:
-        raise LogsnrError(f"--{clash[0]} belongs to scripts without --weighting_scheme: leave one of them out")
-    scheme, shift = flags["weighting_scheme"], float(flags.get("shift", 1.0))
-    move, preconditioned = 2 * math.log(shift), bool(flags.get("precondition_outputs", 1))
-    notes: list[str] = []
+        raise LogsnrError(
+            f"--{clash[0]} belongs to scripts without --weighting_scheme and --guidance_scale: leave one of them out"
+        )
+    scheme, shift = flags.get("weighting_scheme", "none"), float(flags.get("shift", 1.0))
+    flux = "guidance_scale" in flags
+    if flux and flags.get("precondition_outputs"):
+        raise LogsnrError("--precondition_outputs is a flag of SD3's scripts, --guidance_scale of Flux's: give one")
+    move, preconditioned = 2 * math.log(shift), bool(flags.get("precondition_outputs", not flux))
+    notes = _outside(flags)
 
     def density(x: Tensor) -> Tensor:
         base = x + move
@@ -225,7 +264,12 @@ def _sd3(flags: Mapping[str, Any], name: str) -> Trained:
         )
     if preconditioned:
         notes.append("--precondition_outputs 1 (the SD3 scripts' default) is MSE of x, sigma^2 times that of velocity.")
-    notes.append("A scheduler with shift != 1 (SD3: 3) moves every level by -2 ln(shift): give --shift.")
+    if flux:
+        notes.append(
+            "FLUX.1-dev's scheduler shifts dynamically, that is in sampling: its training times are not shifted."
+        )
+    else:
+        notes.append("A scheduler with shift != 1 (SD3: 3) moves every level by -2 ln(shift): give --shift.")
     words = {"logit_normal": "logit-normal flow times", "mode": "flow times by mode sampling"}
     return Trained(
         name=name,
@@ -252,7 +296,7 @@ def _mode(x: Tensor, scale: float) -> Tensor:
 def _kohya(flags: Mapping[str, Any], name: str) -> Trained:
     v = flags.get("v_parameterization", False)
     schedule = _table(flags.get("beta_schedule", "scaled_linear"), flags.get("zero_terminal_snr", False))
-    notes = [f"--{key} {_OUTSIDE[key]}." for key in _OUTSIDE if key in flags]
+    notes = _outside(flags)
     p, factors = drawn_by(schedule), []
     if "min_snr_gamma" in flags:
         factors.append(_min_snr(flags["min_snr_gamma"], "v_prediction" if v else "epsilon"))

@@ -18,15 +18,24 @@ from logsnr.training.config import load_recipe
 from logsnr.training.objectives import build_objective
 from logsnr.weighting import WEIGHTINGS, Custom, Weighting
 
+_SIGMOID = (
+    "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid; others put "
+    "sigmoid(lambda - bias) on any target, which is right for x alone."
+)
+_SHIFTED = "2303.00848 does not define its '-shifted' weightings: shift(s) is w(lambda - s), s = 2 ln(64/resolution)."
+
 NOTES = {
     "v-cosine": "On a shifted cosine schedule plain v-MSE is not e^(-lambda/2), whatever the paper's table 3 says.",
     "v": "On a shifted cosine schedule plain v-MSE is not e^(-lambda/2), whatever the paper's table 3 says.",
     "flow": "The same weighting as v-MSE on the cosine schedule: they differ in how levels are drawn alone.",
-    "vdm++/sigmoid": "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid.",
-    "sigmoid": "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid.",
+    "vdm++/sigmoid": _SIGMOID,
+    "sigmoid": _SIGMOID,
     "edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
     "vdm++/edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
-    "edm": "EDM2's learned uncertainty divides by E[loss] on top of this: another objective, not another schedule.",
+    "edm2": "EDM2 divides by a learned exp(u) on top of this, which makes it p/E[error]: logsnr.Uncertainty.",
+    "edm": "2303.00848's table prints the quantiles of this schedule with the wrong sign: log-SNR has mean +2.4.",
+    "v-shifted-cosine": "Not e^(-lambda/2), whatever the paper's table 3 says: its ends differ by (resolution/64)^2.",
+    "debiased": "kohya's v branch puts 1/(SNR + 1) there, which is e^-lambda on eps errors: another objective.",
     "soft-min-snr": "k-diffusion multiplies this by its own density p; here p is the cosine schedule's.",
     "sd3": "SD3 shifts its noise levels at higher resolution, which shifts this weighting with them.",
 }
@@ -74,14 +83,15 @@ def _own(objective: WeightedELBO, name: str, sigma_data: float = 0.5, note: str 
     density = drawn_by(schedule)
     if name == "ddpm" and isinstance(schedule, Discrete):
         weighting = Custom(density, in_log=True)
-    notes = tuple(text for text in (note, NOTES.get(name, "")) if text)
+    shifted = _SHIFTED if name.startswith("vdm++") else ""
+    notes = tuple(text for text in (note, NOTES.get(name, ""), shifted) if text)
     if adaptive:
         notes = (*notes, "p adapts in training: shown is its start.")
     return Trained(
         name=name,
         weighting=weighting,
         log_density=density,
-        drawn="adaptive: p ~ w E[error]" if adaptive else repr(schedule),
+        drawn=f"adaptive: p ~ w q, q by {schedule.importance}" if isinstance(schedule, Adaptive) else repr(schedule),
         range=schedule.range,
         sigma_data=sigma_data,
         notes=notes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,9 +18,34 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.endpoint import Counted, rmse
 from logsnr.evaluation.features import Classifier
-from logsnr.evaluation.metrics import frechet_distance
+from logsnr.evaluation.metrics import Estimated, Reference
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpace:
+    """Features with a reference in them: FD and KID are said to be "(features: name)".
+
+    Attributes:
+        name: what the features are of.
+        of: samples x `[N, *shape]` -> features `[N, F]`.
+        reference: features of the data `[M, F]`.
+    """
+
+    name: str
+    of: Callable[[Tensor], Tensor]
+    reference: Tensor
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self.reference)
+
+    @torch.no_grad()
+    def distances(self, x: Tensor, counts: Tensor | None = None, *, batch: int = 256) -> tuple[Estimated, Estimated]:
+        """(FD, KID) of samples x, with errors from bootstrap weights `[R, N]` (`metrics.bootstrap_counts`)."""
+        features = torch.cat([self.of(part) for part in torch.split(x, batch)])
+        return self._reference.frechet(features, counts), self._reference.kernel(features, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +63,11 @@ class Judge:
     @torch.no_grad()
     def frechet(self, images: Tensor) -> float:
         """FD (features: the classifier's) between stored images uint8 and the reference."""
-        return frechet_distance(self.classifier.features(images), self.classifier.features(self.reference))
+        return self._reference.frechet(self.classifier.features(images)).value
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self.classifier.features(self.reference))
 
     @torch.no_grad()
     def confident_share(self, images: Tensor, threshold: float = 0.9) -> float:

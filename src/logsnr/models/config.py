@@ -26,6 +26,9 @@ class NetworkConfig(BaseModel):
             vision transformers): 2 makes every layer four times cheaper per channel.
         fourier: exponents n of VDM's input features sin(2^n pi x), cos(2^n pi x) (2107.00630, sec. 5.1), which let
             the network see fine detail at high log-SNR; 2^n around the number of grey levels / 4 and half of that.
+        label_frequency: highest frequency of the sinusoids that embed the label, from 1 up; None for those from 1 down
+            to 1e-4 that labels of the size 0 ... 1000 ("flow", "ddpm") want.  EDM's labels ln(sigma)/4 differ by 1 or 2
+            over a whole model: with None they all but look alike, 4 tells them apart.
         classes: number of classes, 0 for an unconditional network; index `classes` is the null condition.
     """
 
@@ -42,6 +45,7 @@ class NetworkConfig(BaseModel):
     scale_shift: bool = True
     patch: Positive = 1
     fourier: tuple[Annotated[int, Field(ge=0, le=12)], ...] = ()
+    label_frequency: Annotated[float, Field(gt=1)] | None = None
     classes: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

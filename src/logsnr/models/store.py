@@ -27,7 +27,13 @@ CARD = "card"
 
 
 def save_denoiser(
-    denoiser: NetworkDenoiser, folder: str | Path, *, step: int = 0, training: dict[str, Any] | None = None
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    *,
+    step: int = 0,
+    training: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write `denoiser` into `folder`, atomically: a crash or a full disk leaves the one saved before.
 
@@ -36,6 +42,8 @@ def save_denoiser(
         folder: created if needed.
         step: training steps behind the weights.
         training: the recipe, kept in the card for the record.
+        measured: what was measured on the model, kept in the card for the record.
+        dtype: of the weights in the file, e.g. torch.float16 for half its size; they load as float32.
 
     Returns:
         The path of the card.
@@ -62,7 +70,12 @@ def save_denoiser(
         "null_class": network.config.null_class,
         "training": training,
     }
-    return write_pair(Path(folder), CARD, card, network.state_dict(), step=step, stem="model")
+    if measured is not None:
+        card["measured"] = measured
+    weights = network.state_dict()
+    if dtype is not None:
+        weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
+    return write_pair(Path(folder), CARD, card, weights, step=step, stem="model")
 
 
 def load_denoiser(folder: str | Path) -> NetworkDenoiser:

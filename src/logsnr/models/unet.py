@@ -1,6 +1,7 @@
 """The U-Net: a thin wrapper over diffusers' `UNet2DModel` that starts as F = 0 and answers with a tensor.
 
-The timestep embedding of `UNet2DModel` resolves labels of the size 0 ... 1000: pair it with the label "flow" (1000 t).
+The timestep embedding of `UNet2DModel` resolves labels of the size 0 ... 1000: pair it with the label "flow" (1000 t),
+or give `label_frequency`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class UNet(nn.Module):
             norm_num_groups=config.norm_groups,
             resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
             num_class_embeds=config.classes + 1 if config.classes else None,
+            freq_shift=_freq_shift(config.channels[0] // 2, config.label_frequency),
         )
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
@@ -67,6 +69,13 @@ class UNet(nn.Module):
             phase = x * (2**n * math.pi)
             waves += [phase.sin(), phase.cos()]
         return torch.cat(waves, 1) if len(waves) > 1 else x
+
+
+def _freq_shift(count: int, highest: float | None) -> int:
+    """diffusers' `freq_shift`: frequency i of `count` is 10000^(i/(shift - count)), which rises from 1 to `highest`."""
+    if highest is None or count < 2:
+        return 0
+    return count + max(1, round((count - 1) * math.log(1e4) / math.log(highest)))
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> UNet:

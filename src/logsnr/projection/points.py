@@ -1,9 +1,9 @@
 """Finite sets: exact nearest neighbours and softmax means among up to 60,000 points of 3,072 numbers.
 
-A finite set is searched exactly, in two passes.  ||p||^2 - 2 y.p of centred float32 values, one matrix product, knows
-every squared distance to within a worst-case rounding bound; the points whose weight could matter within that bound
-are then measured again by differences in float64.  Where more than a few hundred points matter, sigma is large against
-rounding: the products' own distances decide, in float32 or float64 as their accuracy requires.
+A finite set is searched exactly, in two passes.  Scores from low-precision matrix products know every squared distance
+to within a worst-case rounding bound (`screen`); the points whose weight could matter within that bound are then
+measured again by differences in float64.  Where more than a few hundred points matter, sigma is large against rounding:
+as few of the best are measured as accuracy asks for, and the scores decide about the others (`crowd`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from logsnr.projection.crowd import EPS_ACCURACY, FEW, rank
+from logsnr.projection.screen import BLOCK, Screen
 from logsnr.projection.sets import ReferenceSet
 
-FEW = 192
-"""Up to so many points per query are measured again by differences."""
 SMALL = 2**17
 """Sets of so many numbers need no screening."""
-EPS_ACCURACY = 5e-6
-"""Relative accuracy of eps up to which float32 distances decide a softmax over many points."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,13 @@ class Softmin:
 class Points(ReferenceSet):
     """A finite set.
 
-    The first search of a large set stores its centred float32 copy beside it, which the screening needs.
+    The first search of a large set prepares its screening: a few seconds for 50,000 x 3,072 numbers, and 4 to 5 bytes
+    per number beside the points from then on.
 
     Args:
         points: `[M, *shape]`, kept as they are (not copied).
         chunk: points per step where distances come from differences alone (small sets, and states that require
-            gradients); None for what keeps a step near 64 MB.
+            gradients); None for what keeps a step near 2 MB.
 
     Raises:
         ValueError: if there are no points, or `chunk` is not positive.
@@ -68,7 +66,7 @@ class Points(ReferenceSet):
         self.chunk = chunk
         self.shape = tuple(points.shape[1:])
         self._flat = points.detach().flatten(1)
-        self._screen: _Screen | None = None
+        self._screen: Screen | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -111,12 +109,17 @@ class Points(ReferenceSet):
         mean, index, squared, log_sum = found
         return Softmin(mean.to(y.dtype).view_as(y), index, squared.to(y.dtype), log_sum.to(y.dtype))
 
-    def _by_differences(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every distance from differences, streamed with the nearest so far as running reference; differentiable."""
+    def _by_differences(
+        self, y: Tensor, sigma: Tensor, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distances from differences, to all or the chosen points, streamed with the nearest so far as reference.
+
+        Differentiable; every distance is good to the last digit.
+        """
         nearest = torch.full_like(y[:, :1], math.inf)
         index = torch.zeros(len(y), dtype=torch.long, device=y.device)
         total, mean = torch.zeros_like(nearest), torch.zeros_like(y)
-        for first, points in self._chunks(self.chunk or max(1, 2**23 // (len(y) + y.shape[1])), y):
+        for first, points in self._chunks(self.chunk or max(1, BLOCK // (len(y) + y.shape[1])), y, chosen):
             d2 = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist").square()
             least, where = d2.min(1, keepdim=True)
             index = torch.where(least < nearest, where + first, index.unsqueeze(1)).squeeze(1)
@@ -125,12 +128,13 @@ class Points(ReferenceSet):
             total = keep * total + weight.sum(1, keepdim=True)
             mean = keep * mean + weight @ points
             nearest = closest
+        index = index if chosen is None else chosen[index]
         return mean / total, index, nearest.squeeze(1), total.log().squeeze(1)
 
     @torch.no_grad()
     def _by_screening(self, y: Tensor, sigma: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._screen is None:
-            self._screen = _Screen.of(self._flat, _wide(y))
+            self._screen = Screen.of(self._flat, _wide(y))
         finite = y.isfinite().all(1, keepdim=True)
         y = torch.where(finite, y, 0)
         block = max(1, 2**23 // len(self))
@@ -141,179 +145,64 @@ class Points(ReferenceSet):
         lost = torch.where(finite, 0.0, math.nan).to(y)
         return mean + lost, index, squared + lost.squeeze(1), log_sum + lost.squeeze(1)
 
-    def _search(
-        self, y: Tensor, sigma: Tensor, screen: _Screen, precise: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Screening, then differences for the points that matter."""
-        offset = y - screen.centre
-        length = offset.norm(dim=1, keepdim=True)
-        score, slack = screen.score(offset), screen.slack(length)
+    def _search(self, y: Tensor, sigma: Tensor, screen: Screen, precise: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Screening, differences for the points that matter, and scores for a crowd that matters together."""
+        probe = screen.probe(y, sigma)
+        score = screen.score(probe)
+        values, top = score.topk(min(FEW, len(self)), largest=False)
         margin = math.log(len(self)) + (38 if precise else 20) + (screen.radius / sigma.clamp(min=1e-30)).log().clamp(0)
         # Beyond it, all points together weigh less than rounding.
-        reach = score.amin(1, keepdim=True) + slack + 2 * sigma * sigma * margin
-        inside = score <= reach.float()
-        crowd = (inside.sum(1) > FEW).nonzero().squeeze(1)
-        heavy, ranked = crowd, None
-        if len(crowd):
-            states = _States(offset[crowd], length[crowd], sigma[crowd], slack[crowd])
-            ranked = self._rank(score[crowd], states, screen, precise)
-            heavy = crowd[ranked.heavy]
-            inside[crowd] = torch.zeros_like(inside[crowd]).scatter_(1, ranked.top, True)
-        row, column = inside.nonzero(as_tuple=True)
-        d2 = torch.cat([(y[r] - p).square().sum(1) for r, p in self._pairs(row, column, y)])
-        squared = y.new_full((len(y),), math.inf).scatter_reduce(0, row, d2, "amin")
-        first = torch.where(d2 == squared[row], column, len(self))
-        index = torch.full((len(y),), len(self), device=y.device).scatter_reduce(0, row, first, "amin")
-        weight = _weight(d2 - squared[row], sigma[row, 0])
-        total = torch.zeros_like(squared).index_add_(0, row, weight)
-        mean = torch.zeros_like(y)
-        keep = weight > 1e-20
-        if ranked is not None and len(heavy):
-            here = torch.zeros_like(total, dtype=torch.bool).index_fill_(0, heavy, True)[row]
-            keep &= ~here
-            excess = squared[heavy, None] - length[heavy].square() - ranked.least
-            shift = torch.exp(-excess * (0.5 / sigma[heavy].square()))  # from the nearest to `ranked.least`
-            share = ranked.share.scatter_(
-                1, ranked.top[ranked.heavy], (weight[here].view(-1, FEW) * shift).to(ranked.share)
-            )
-            sums = share.sum(1, keepdim=True)
-            total[heavy] = (sums / shift).squeeze(1)
-            mean[heavy] = self._average(share.div_(sums), y)
-        row, column, weight = row[keep], column[keep], weight[keep] / total[row[keep]]
-        done = 0
-        for r, p in self._pairs(row, column, y):
-            mean.index_add_(0, r, p * weight[done : done + len(r), None])
-            done += len(r)
-        return mean, index, squared, total.log()
-
-    def _rank(self, score: Tensor, states: _States, screen: _Screen, precise: bool) -> _Ranked:
-        """For states near more than `FEW` points: better scores where needed, the best points, and who needs the rest.
-
-        The best points are measured by differences; rounding of the other scores moves x0 in proportion to their
-        share of the weight, which decides whether float32 scores do, or float64 ones are formed, or none are needed.
-        """
-        offset, length, sigma, slack = states
-        rough = torch.full_like(score[:, 0], precise, dtype=torch.bool)
-        rate = 0.5 / sigma.square()
-        while True:
-            if bool(rough.any()):
-                score = score.to(offset)
-                score[rough] = torch.cat(
-                    [(offset[rough] @ p.T).mul_(-2).add_(q) for _, p, q in self._centred(offset)], 1
-                )
-            values, top = score.topk(FEW, largest=False)
-            least = values[:, :1]
-            share = (least - score).mul_(rate.to(score)).exp_()
-            best = share.gather(1, top).sum(1, keepdim=True)
-            others = share.scatter_(1, top, 0).sum(1, keepdim=True)  # `_search` puts the measured weights there
-            rest = (others / (best + others)).to(offset)
-            if bool(rough.any()):
-                break
-            rest = rest * (slack * rate).clamp(max=60).exp()  # rounding may have shrunk it by that much
-            rough = (screen.drift(length, sigma) * rest > EPS_ACCURACY).squeeze(1)
-            rough |= values[:, -1] <= (least + slack).squeeze(1)
-            if not bool(rough.any()):
-                break
+        measured = values <= values[:, :1] + screen.slack(probe) + 2 * sigma * sigma * margin
+        rows = (measured.all(1) & (len(self) > FEW)).nonzero().squeeze(1)
         visible = 1e-15 if precise else EPS_ACCURACY / 50
-        heavy = (rest * screen.radius > visible * sigma * math.sqrt(offset.shape[1])).squeeze(1)
-        share = share[heavy] if precise else share[heavy].float()
-        return _Ranked(top.sort(1).values, heavy, share, least[heavy].to(offset))
+        crowds = []
+        if len(rows) and not precise:
+            crowd = rank(score if len(rows) == len(y) else score[rows], rows, probe.rows(rows), screen, visible)
+            crowds.append(crowd.only(crowd.settled))
+            rows = rows[~crowd.settled]
+        if len(rows):
+            few = probe.rows(rows)
+            crowds.append(rank(self._exact_scores(few.offset), rows, few, screen, visible))
+        for crowd in crowds:
+            top[crowd.rows], measured[crowd.rows] = crowd.top, crowd.measured
+        found = [
+            self._by_differences(y[i : i + 1], sigma[i : i + 1], top[i][measured[i]].sort().values)
+            for i in range(len(y))
+        ]
+        mean, index, squared, log_sum = (torch.cat(part) for part in zip(*found, strict=True))
+        for crowd in crowds:
+            rows, _, _, share, least, *_ = crowd = crowd.only(crowd.heavy)
+            excess = squared[rows, None] - probe.offset[rows].square().sum(1, keepdim=True) - least
+            shift = torch.exp(-excess * (0.5 / sigma[rows].square()))  # from the nearest to `least`
+            near = log_sum[rows, None].exp() * shift
+            total = near + share.sum(1, keepdim=True)
+            mean[rows] = (near * mean[rows] + self._sum(share, screen)) / total
+            log_sum[rows] = (total / shift).log().squeeze(1)
+        return mean, index, squared, log_sum
 
-    def _average(self, share: Tensor, like: Tensor) -> Tensor:
+    def _exact_scores(self, offset: Tensor) -> Tensor:
+        """||p||^2 - 2 o.p `[B, M]` in the dtype of the states."""
+        return torch.cat([(offset @ p.T).mul_(-2).add_(p.square().sum(1)) for _, p in self._centred(offset)], 1)
+
+    def _sum(self, share: Tensor, screen: Screen) -> Tensor:
         """sum_i share_i p_i over all points, in the precision of the shares."""
-        screen = self._screen
-        assert screen is not None
         if share.dtype == torch.float32:
-            return screen.centre + (share @ screen.points).to(like)
-        mean = screen.centre.expand(len(share), -1)
-        for first, p, _ in self._centred(like):
-            mean = mean + share[:, first : first + len(p)] @ p
-        return mean
+            return screen.sum(share)
+        total = share.sum(1, keepdim=True) * screen.centre
+        for first, p in self._centred(share):
+            total += share[:, first : first + len(p)] @ p
+        return total
 
-    def _chunks(self, size: int, like: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for first in range(0, len(self), size):
-            yield first, self._flat[first : first + size].to(like)
+    def _chunks(self, size: int, like: Tensor, chosen: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        for first in range(0, len(self) if chosen is None else len(chosen), size):
+            part = slice(first, first + size)
+            yield first, self._flat[part if chosen is None else chosen[part]].to(like)
 
-    def _centred(self, like: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Chunks of points minus the centre and their squared norms, in the dtype of the queries."""
+    def _centred(self, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Chunks of points minus the centre, in the dtype of the states."""
         assert self._screen is not None
-        for first, points in self._chunks(max(1, 2**23 // self._flat.shape[1]), like):
-            centred = points - self._screen.centre
-            yield first, centred, centred.square().sum(1)
-
-    def _pairs(self, row: Tensor, column: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of (rows, their points) for pairs; one empty block if there are none."""
-        size = max(1, 2**21 // self._flat.shape[1])
-        for i in range(0, max(len(row), 1), size):
-            yield row[i : i + size], self._flat[column[i : i + size]].to(like)
-
-
-class _States(NamedTuple):
-    """Queries minus the centre `[B, D]`, their norms, noise levels and screening bounds `[B, 1]`."""
-
-    offset: Tensor
-    length: Tensor
-    sigma: Tensor
-    slack: Tensor
-
-
-class _Ranked(NamedTuple):
-    """Of states near many points: the best points `[B, FEW]` by index, and which states need the others too `[B]`.
-
-    Of these: all weights exp(-(score - least) / (2 sigma^2)), and the score they are relative to.
-    """
-
-    top: Tensor
-    heavy: Tensor
-    share: Tensor
-    least: Tensor
-
-
-@dataclass(frozen=True)
-class _Screen:
-    """What the screening of a set needs: the centred float32 copy, its squared norms, and its rounding bounds."""
-
-    centre: Tensor
-    points: Tensor
-    squares: Tensor
-    radius: float
-
-    @classmethod
-    def of(cls, flat: Tensor, wide: torch.dtype) -> _Screen:
-        size = max(1, 2**23 // flat.shape[1])
-        sums = [flat[i : i + size].to(wide).sum(0) for i in range(0, len(flat), size)]
-        centre = (torch.stack(sums).sum(0) / len(flat)).float().to(wide)
-        points = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
-        squares = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
-        for i in range(0, len(flat), size):
-            points[i : i + size] = flat[i : i + size].to(wide) - centre
-            squares[i : i + size] = points[i : i + size].to(wide).square().sum(1)
-        return cls(centre, points, squares, math.sqrt(float(squares.max())))
-
-    def score(self, offset: Tensor) -> Tensor:
-        """||p||^2 - 2 y.p `[B, M]` of centred float32 values: squared distances, up to ||y||^2."""
-        return torch.addmm(self.squares, offset.float(), self.points.T, alpha=-2)
-
-    def slack(self, length: Tensor) -> Tensor:
-        """Worst-case error of the difference of two scores, in any order of summation `[B, 1]`.
-
-        gamma_D = D u / (1 - D u) for the product, and u each for the rounding of y, p, ||p||^2, the sum and the limit.
-        """
-        u = _roundoff()
-        n = (self.points.shape[1] + 8) * u
-        if n >= 1:
-            return torch.full_like(length, math.inf)
-        return 2 * (2 * n / (1 - n) * length * self.radius + 8 * u * self.radius**2)
-
-    def drift(self, length: Tensor, sigma: Tensor) -> Tensor:
-        """How far, relative to eps, x0 moves by the rounding of scores, if it moves every weight the same way `[B, 1]`.
-
-        The rounding of a product of centred values is a random walk of about u |y| |p| / 5 (Higham and Mary, SIAM J.
-        Sci. Comput. 42(5), 2020, on data of mean zero; tests measure it), where the worst case is D u |y| |p|.  Taken
-        here: u |y| |p|, hence 2 u |y| |p| / (2 sigma^2) in a log-weight, and 4 times that, times |p|, in x0.
-        """
-        spread = float(self.squares.mean())
-        return 4 * _roundoff() * length * spread / (sigma**3 * math.sqrt(self.points.shape[1]))
+        for first, points in self._chunks(max(1, BLOCK // self._flat.shape[1]), like):
+            yield first, points - self._screen.centre
 
 
 def _levels(sigma: float | Tensor, like: Tensor) -> Tensor:
@@ -337,8 +226,3 @@ def _weight(excess: Tensor, sigma: Tensor) -> Tensor:
 def _wide(like: Tensor) -> torch.dtype:
     """float64, where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64
-
-
-def _roundoff() -> float:
-    """Unit roundoff of a float32 matrix product: of TF32 or bfloat16 where PyTorch is allowed to use them."""
-    return {"highest": 2.0**-24, "high": 2.0**-11}.get(torch.get_float32_matmul_precision(), 2.0**-8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,3 +122,67 @@ def _few_ticks(axes: Any) -> None:
     axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def against_logsnr(
+    series: Mapping[str, Curve],
+    *,
+    ylabel: str,
+    log: bool = False,
+    shade: Sequence[tuple[float, float]] = (),
+    level: tuple[str, float] | None = None,
+    bottom: float | None = None,
+    top: float = 0.0,
+) -> str:
+    """Curves over noise levels, on one axis of log-SNR; what is not finite is left out.
+
+    Args:
+        series: name -> (sigmas, values).
+        ylabel: what the values are.
+        log: a logarithmic vertical axis.
+        shade: ranges of sigma to grey out.
+        level: a horizontal line and its name.
+        bottom: lower end of the vertical axis.
+        top: where the vertical axis ends at least.
+    """
+
+    def draw(axes: Any) -> None:
+        for (name, (sigmas, values)), colour in zip(series.items(), COLOURS, strict=False):
+            points = [(-2 * math.log(s), v) for s, v in zip(sigmas, values, strict=True) if math.isfinite(v)]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=colour, label=name)
+        left, right = axes.get_xlim()
+        for low, high in shade:
+            a, b = (-2 * math.log(s) if 0 < s < math.inf else 2000.0 * (1 if s == 0 else -1) for s in (high, low))
+            axes.axvspan(max(a, left), min(b, right), color="#dddddd", alpha=0.5, linewidth=0)
+        axes.set_xlim(left, right)
+        if level is not None:
+            axes.axhline(level[1], color="#999999", linestyle="--", label=level[0])
+        axes.set_ylim(top=max(top, axes.get_ylim()[1]))
+        if log:
+            axes.set_yscale("log")
+            _few_ticks(axes)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
+        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel=ylabel)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+
+    return _svg(draw)
+
+
+def against_factor(factors: Sequence[float], values: Sequence[float], best: float) -> str:
+    """Error of a model that is told k sigma, over its error at k = 1; a line marks the k of least error."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(factors, values, "o-", color=COLOURS[0], label="measured")
+        axes.axvline(1.0, color="#999999", linestyle="--", label="as labelled")
+        if math.isfinite(best):
+            axes.axvline(best, color=COLOURS[1], label=f"least error, k = {best:.3f}")
+        axes.set_xscale("log")
+        axes.set_xticks(factors, [f"{k:g}" for k in factors])
+        axes.minorticks_off()
+        axes.set(xlabel="told k sigma", ylabel="squared error, relative")
+        axes.legend()
+
+    return _svg(draw)

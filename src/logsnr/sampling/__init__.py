@@ -5,6 +5,7 @@ from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstr
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.reference import Churn, Solution, heun, solve
 from logsnr.sampling.sample import NonFiniteError, Step, evaluations, sample
+from logsnr.sampling.universal import universal_plan
 
 __all__ = [
     "Churn",
@@ -22,4 +23,5 @@ __all__ = [
     "sample",
     "solve",
     "solvers",
+    "universal_plan",
 ]

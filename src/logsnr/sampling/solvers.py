@@ -103,6 +103,11 @@ def unified(
     sigmas = check_sigmas(grid)
     if final not in ("denoise", "ge"):
         raise ValueError(f"final {final!r} is not one of denoise, ge")
+    if str(gamma) == "auto":
+        raise ValueError(
+            "gamma = 'auto': a grid of your own takes numbers; 'auto' means levels and gammas together, which is "
+            "logsnr.universal_plan(nfe, low, high, sigma_data=...)"
+        )
     n = len(sigmas) - 1
     plain_end = sigmas[-1] == 0 and final == "denoise"
     count = max(n - 2 if plain_end else n - 1, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from logsnr.errors import LogsnrError, nearest, one_line
 from logsnr.models.config import NetworkConfig
@@ -85,6 +85,28 @@ class PredictionConfig(_Section):
         return self
 
 
+class AdaptiveConfig(_Section):
+    """How the density of noise levels is learned (adaptive/).
+
+    Args:
+        importance: p ~ w times "error", "rms" or "gradient"; "auto" takes the gradient for the ELBO, where the error
+            stays large at levels that teach little, and the error otherwise.
+        bins: bins of log-SNR.
+        decay: memory per draw.
+        floor: share of uniform draws.
+        true_every: for the gradient, steps between measurements of true gradient norms over all parameters, which
+            mend the last layer's (0 = never).
+        true_samples: draws in each, per process.
+    """
+
+    importance: Literal["auto", "error", "rms", "gradient"] = "auto"
+    bins: Count = 100
+    decay: Probability = 0.999
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    true_every: Annotated[int, Field(ge=0)] = 50
+    true_samples: Count = 8
+
+
 class ObjectiveConfig(_Section):
     """What is minimised (objective.py): a preset by name, or a weighting and a schedule.
 
@@ -93,18 +115,31 @@ class ObjectiveConfig(_Section):
         weighting: name, or {name: sigmoid, bias: 2.0}; with `schedule`, in place of a preset.
         schedule: name, or {name: cosine, shift: 0}: the density of noise levels in training.
         logsnr: (lo, hi) to which noise levels are truncated.
-        adaptive: learn the density during training, from `schedule` as its start.
+        adaptive: true, or {importance: gradient, ...}: learn the density during training.  It starts from `schedule`
+            where one is named, else from what an untrained network is good for.
     """
 
     preset: str | None = None
     weighting: Part | None = None
     schedule: Part | None = None
     logsnr: tuple[Finite, Finite] | None = None
-    adaptive: bool = False
+    adaptive: AdaptiveConfig | None = None
+
+    @field_validator("adaptive", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if value is not None and not isinstance(value, (dict, AdaptiveConfig)):
+            raise ValueError(f"{value!r}: give true, false or a mapping, e.g. {{importance: gradient}}")
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> ObjectiveConfig:
-        if self.preset is None and (self.weighting is None or self.schedule is None):
+        if self.preset is None and self.weighting is not None and self.schedule is None and self.adaptive:
+            if self.logsnr is None:
+                raise ValueError("an adaptive density without a schedule needs its range: set logsnr: [lo, hi]")
+        elif self.preset is None and (self.weighting is None or self.schedule is None):
             raise ValueError("give a preset, or both a weighting and a schedule")
         if self.preset is not None and self.weighting is not None:
             raise ValueError(f"preset = {self.preset!r} brings its own weighting: give a preset or a weighting")
@@ -118,7 +153,9 @@ class ObjectiveConfig(_Section):
         where = "" if self.logsnr is None else f" on [{self.logsnr[0]:g}, {self.logsnr[1]:g}]"
         drawn = _words(self.schedule) if self.schedule is not None else "the preset's schedule"
         if self.adaptive:
-            return f"{name}{where}, adaptive from {drawn}"
+            by = "" if self.adaptive.importance == "auto" else f" by {self.adaptive.importance}"
+            start = "" if self.schedule is None else f" from {drawn}"
+            return f"{name}{where}, adaptive{by}{start}"
         return f"{name}{where}" if self.schedule is None else f"{name}{where}, drawn by {drawn}"
 
 
@@ -321,6 +358,7 @@ def _section(location: Sequence[str]) -> type[BaseModel]:
     model: type[BaseModel] = Recipe
     for part in location:
         inner = typing.cast("Any", model.model_fields[part].annotation) if part in model.model_fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        for kind in (inner, *typing.get_args(inner)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     return model

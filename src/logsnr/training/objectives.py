@@ -9,9 +9,9 @@ from typing import Any
 from logsnr.adaptive import Adaptive
 from logsnr.errors import LogsnrError, nearest, one_line
 from logsnr.objective import WeightedELBO, objectives
-from logsnr.schedule import SCHEDULES, Schedule
-from logsnr.training.config import ObjectiveConfig, Part
-from logsnr.weighting import WEIGHTINGS, Weighting
+from logsnr.schedule import SCHEDULES, Linear, Schedule
+from logsnr.training.config import AdaptiveConfig, ObjectiveConfig, Part
+from logsnr.weighting import ELBO, WEIGHTINGS, Weighting
 
 CENTRAL = 0.998
 """Share of a schedule's draws that a trained range covers."""
@@ -36,6 +36,8 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
         weighting, schedule, name = preset.weighting, preset.schedule, preset.name
     else:
         weighting, name = _weighting(config.weighting or {}, sigma_data), "custom"
+        # Without a schedule (and then adaptive), only the range is asked of it.
+        schedule = Linear(*(config.logsnr or (-10.0, 10.0)))
     if config.schedule is not None:
         schedule = _made(config.schedule, SCHEDULES, "objective.schedule", {})
     if config.logsnr is not None:
@@ -44,7 +46,8 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
         except ValueError as error:
             raise LogsnrError(f"objective.logsnr = {list(config.logsnr)}: {one_line(error)}") from error
     if config.adaptive:
-        schedule = _adaptive(schedule, weighting, dim, sigma_data)
+        start = schedule if config.schedule is not None else schedule.range
+        schedule = _adaptive(config.adaptive, start, weighting, dim, sigma_data)
     objective = WeightedELBO(weighting, schedule, name=name)
     try:
         objective.scale(dim, sigma_data)
@@ -63,9 +66,23 @@ def central_logsnr(config: ObjectiveConfig, objective: WeightedELBO) -> tuple[fl
     return float(schedule.logsnr(1 - tail)), float(schedule.logsnr(tail))
 
 
-def _adaptive(schedule: Schedule, weighting: Weighting, dim: int, sigma_data: float) -> Adaptive:
+def _adaptive(
+    config: AdaptiveConfig, start: Schedule | tuple[float, float], weighting: Weighting, dim: int, sigma_data: float
+) -> Adaptive:
+    importance = config.importance
+    if importance == "auto":
+        importance = "gradient" if isinstance(weighting, ELBO) else "error"
     try:
-        return Adaptive(schedule, weighting, dim=dim, sigma_data=sigma_data)
+        return Adaptive(
+            start,
+            weighting,
+            importance=importance,
+            bins=config.bins,
+            decay=config.decay,
+            floor=config.floor,
+            sigma_data=sigma_data,
+            dim=dim,
+        )
     except ValueError as error:
         raise LogsnrError(f"objective.adaptive: {one_line(error)}; set objective.logsnr: [lo, hi]") from error
 

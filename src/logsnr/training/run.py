@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line, require
-from logsnr.models.unet import build_network
+from logsnr.models.unet import UNet, build_network
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objective import WeightedELBO
 from logsnr.pixels import Pixels
 from logsnr.prediction import EDM, PREDICTIONS
+from logsnr.training.adaptation import Adaptation
 from logsnr.training.config import PredictionConfig, Recipe
 from logsnr.training.data import Dataset
 from logsnr.training.ema import EMA
@@ -36,6 +38,7 @@ class Run:
         average: the model with averaged weights, in eval mode: what is saved and sampled from.
         window: (loss in nats per dimension, gradient norm), summed on the device since the last line of metrics.
         window_steps: the number of steps in that sum.
+        adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
 
     Raises:
         LogsnrError: if the recipe does not fit the data or the machine.
@@ -84,6 +87,8 @@ class Run:
             fused=self.device.type in ("cpu", "cuda"),
         )
         # The prepared network is the raw one behind autocast and, over several processes, gradient averaging.
+        # `bare` shares its parts but not that wrapping: gradients of single samples want float32 and one process.
+        bare = copy.copy(self.network)
         self.denoiser.network, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         self.denoiser.train()
         self.parameters = list(self.network.parameters())
@@ -93,6 +98,7 @@ class Run:
         self.generator = torch.Generator("cpu" if self.device.type == "mps" else self.device)
         self.window = torch.zeros(2, device=self.device)
         self.window_steps = 0
+        self.adaptation = self._adaptation(bare)
 
     def advance(self) -> Tensor:
         """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
@@ -102,7 +108,13 @@ class Run:
             # Dropout layers draw from the global generator, whose state `train` puts back at the end.
             torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
         x, cond = self.draw()
-        output = self.objective(self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world)
+        adaptation = self.adaptation
+        with adaptation or nullcontext():
+            output = self.objective(
+                self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world
+            )
+        if adaptation:
+            adaptation.watch(output)
         loss = output.loss.mean()
         self.accelerator.backward(loss / self.scale)
         clip = recipe.optimizer.clip
@@ -112,8 +124,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.parameters, self.step)
-        if recipe.objective.adaptive:
-            self.objective.update(output)
+        if adaptation:
+            adaptation.learn(self.step, x, cond)
         self.step += 1
         per_dim = loss.detach() / self.denoiser.dim
         self.window += torch.stack([per_dim, norm.detach().to(per_dim.dtype)])
@@ -154,6 +166,8 @@ class Run:
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
         tensors["window"] = self.window
+        if self.adaptation:
+            tensors["spread"] = self.adaptation.meter.sums
         scaler = self.accelerator.scaler
         return {"window_steps": self.window_steps, "scaler": scaler.state_dict() if scaler else None}, tensors
 
@@ -174,10 +188,25 @@ class Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.window.copy_(tensors["window"])
+        if self.adaptation and "spread" in tensors:
+            self.adaptation.meter.sums.copy_(tensors["spread"])
         self.window_steps = int(values["window_steps"])
         if self.accelerator.scaler and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.step = step
+
+    def _adaptation(self, network: UNet) -> Adaptation | None:
+        config, wrapped = self.recipe.objective.adaptive, self.denoiser
+        if config is None:
+            return None
+        bare = NetworkDenoiser(
+            network,
+            wrapped.prediction,
+            shape=wrapped.shape,
+            sigma_data=wrapped.sigma_data,
+            trained_range=wrapped.trained_range,
+        )
+        return Adaptation(self.objective, bare, config, self.generator)
 
     def _conditions(self, data: Dataset) -> Tensor | None:
         if not self.recipe.conditional:

@@ -222,6 +222,8 @@ class _Loop:
         if run.world > 1:
             # From here on every process holds the mean, so the state that the first one saves is everybody's.
             run.window = run.accelerator.reduce(run.window, "mean")
+            if run.adaptation:
+                run.adaptation.meter.sums = run.accelerator.reduce(run.adaptation.meter.sums, "mean")
         loss, norm = (float(v) / max(run.window_steps, 1) for v in run.window.tolist())
         # Under fp16 an overflowing gradient is part of the game: the scaler skips that step.
         if not math.isfinite(loss) or (not math.isfinite(norm) and self.recipe.precision != "fp16"):
@@ -246,13 +248,28 @@ class _Loop:
             "lr": run.learning_rate(run.step - 1),
             "images_per_second": round(run.window_steps * self.recipe.batch / max(busy, 1e-9), 1),
             "seconds": round(self.seconds, 3),
+            **self.spread(),
         }
         run.window.zero_()
         run.window_steps = 0
+        if run.adaptation:
+            run.adaptation.meter.sums.zero_()
         self.line_at, self.line_aside = now, self.aside
         if run.rank == 0:
             with (self.out / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def spread(self) -> dict[str, float | None]:
+        """What an adaptive density leaves of the variance (adaptive/variance.py), from this line's draws."""
+        adaptation = self.run.adaptation
+        spread = adaptation.meter.read(self.run.world) if adaptation else None
+        if spread is None:
+            return {}
+        return {
+            "variance_between": spread.between,
+            "variance_within": spread.within,
+            "gradient_excess": spread.gradient_excess,
+        }
 
     def checkpoint(self) -> None:
         """Save, unless the weights have gone bad."""

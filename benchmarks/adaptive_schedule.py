@@ -1,0 +1,337 @@
+"""The adaptive schedule: steps to reach what a fixed cosine schedule reaches at the end.
+
+    python benchmarks/adaptive_schedule.py                            # digits: 84 runs, half a minute each on a core
+    python benchmarks/adaptive_schedule.py --data fashion_mnist.npz   # 28 x 28 images, pooled to 14 x 14
+    python benchmarks/adaptive_schedule.py --only elbo adaptive-gradient 0   # one run; --report prints what is there
+
+Runs of one seed are paired: equal initial weights, images, noise and quantiles u (stratified), the same learning rate
+(constant after warm-up, so that length changes nothing) and the same average of weights; no clipping.  Only the density
+differs.  The held-out loss is one fixed lattice of images, noise and 46 levels, on averaged weights:
+
+    1/2 sum_j w(lambda_j) mean ||eps_hat - eps||^2 dlambda / D                       nats per dimension
+
+A run has reached a loss when it stays below it from there to the end (linear between evaluations); its ratio is that
+step over the length of the cosine run that set the loss.  A ratio "never" says that it did not.
+
+For each final network the table also has, on the same lattice, under the run's own density: the variance of the loss
+between and within noise levels (over the mean squared) and the gradient's second moment (all parameters, per-sample)
+over the least that a density can reach.
+
+Each run writes one JSON into --out and is not run again while it lies there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from logsnr.adaptive import Adaptive, OutputLayer, gradient_norms
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.noise import sigma_from_logsnr
+from logsnr.objective import WeightedELBO
+from logsnr.pixels import Pixels
+from logsnr.prediction import EDM
+from logsnr.schedule import Cosine, EDMTraining, Linear, Schedule
+from logsnr.training import load_data
+from logsnr.training.config import DataConfig
+from logsnr.training.ema import EMA
+from logsnr.weighting import ELBO, EDMMonotonic, EpsCosine, Sigmoid, Weighting
+
+LO, HI, LEVELS = -10.0, 13.0, 46
+LENGTH, EVERY, BATCH, WIDTH, BLOCKS = 3000, 150, 64, 192, 3
+LR, WARMUP, DECAY = 1e-3, 100, 0.999
+IMAGES, PROBES, TRUE_EVERY, TRUE_SAMPLES = 128, 16, 50, 8
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "elbo": ELBO(),
+    "sech": EpsCosine(),
+    "sigmoid": Sigmoid(2),
+    "edm-monotonic": EDMMonotonic(),
+}
+FIXED: dict[str, Schedule] = {
+    "cosine": Cosine().truncate(LO, HI),
+    "edm": EDMTraining().truncate(LO, HI),
+    "uniform": Linear(LO, HI),
+}
+ADAPTIVE = ("adaptive-error", "adaptive-rms", "adaptive-gradient", "adaptive-gradient-true")
+SCHEDULES = (*FIXED, *ADAPTIVE)
+GOALS = {"elbo": 0.5, "sech": 0.8}
+
+
+class Block(nn.Module):
+    """h + W2 silu(FiLM(W1 norm(h)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.film = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.film(level).chunk(2, 1)
+        return h + self.second(nn.functional.silu(self.first(self.norm(h)) * (1 + scale) + shift))
+
+
+class MLP(nn.Module):
+    """A residual network on flat images, told the log-SNR; F = 0 at the start."""
+
+    def __init__(self, shape: tuple[int, ...], sigma_data: float, waves: tuple[int, ...]) -> None:
+        super().__init__()
+        dim = math.prod(shape)
+        self.shape, self.sigma_data, self.waves = shape, sigma_data, waves
+        self.enter = nn.Linear(dim * (1 + 2 * len(waves)), WIDTH)
+        self.level = nn.Sequential(nn.Linear(32, WIDTH), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(WIDTH) for _ in range(BLOCKS))
+        self.norm, self.leave = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, dim)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        flat = z.flatten(1)
+        features = [flat]
+        for n in self.waves:
+            phase = flat * (self.sigma_data * 2**n * math.pi)
+            features += [phase.sin(), phase.cos()]
+        phase = logsnr[:, None] * torch.logspace(-1.5, 0.5, 16, device=z.device)
+        level = self.level(torch.cat([phase.sin(), phase.cos()], 1))
+        h = self.enter(torch.cat(features, 1))
+        for block in self.blocks:
+            h = block(h, level)
+        return self.leave(self.norm(h)).view(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training and held-out samples in [-1, 1], and the frequencies that resolve their grey levels."""
+
+    train: Tensor
+    test: Tensor
+    waves: tuple[int, ...]
+    name: str
+
+
+def images_of(source: str) -> Images:
+    data = load_data(DataConfig(source=source))
+    if source == "digits":
+        pixels = Pixels(data.levels)
+        return Images(pixels.encode(data.train_images), pixels.encode(data.test_images), (3, 4), "digits")
+    pooled = [
+        nn.functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) if part.shape[-1] > 16 else part
+        for part in (data.train_images, data.test_images)
+    ]
+    train, test = (Pixels(256).encode(part) for part in pooled)
+    return Images(train, test, (), Path(source).stem)
+
+
+class Lattice:
+    """Held-out images, noise and levels, all fixed."""
+
+    def __init__(self, images: Tensor) -> None:
+        generator = torch.Generator().manual_seed(1234)
+        self.x = images[:IMAGES]
+        self.edges = torch.linspace(LO, HI, LEVELS + 1, dtype=torch.float64)
+        self.levels, self.width = 0.5 * (self.edges[1:] + self.edges[:-1]), (HI - LO) / LEVELS
+        self.eps = torch.randn(LEVELS, *self.x.shape, generator=generator)
+
+    @torch.no_grad()
+    def errors(self, denoiser: NetworkDenoiser) -> Tensor:
+        """||eps_hat - eps||^2 `[levels, images]`."""
+        sigma = sigma_from_logsnr(self.levels).float()
+        return torch.stack(
+            [denoiser.eps_error(self.x, e, s.expand(len(self.x))) for s, e in zip(sigma, self.eps, strict=True)]
+        ).double()
+
+    def loss(self, errors: Tensor, weighting: Weighting) -> float:
+        per_level = weighting(self.levels) * errors.mean(1)
+        return float(0.5 * self.width * per_level.sum() / self.x[0].numel())
+
+    def judge(self, denoiser: NetworkDenoiser, x: Tensor, weighting: Weighting) -> dict[str, list[float]]:
+        """Per level: w m, w^2 E m^2 on held-out images and w^2 E||grad||^2 on training images."""
+        errors, w = self.errors(denoiser), weighting(self.levels)
+        norms = torch.stack(
+            [
+                gradient_norms(denoiser, x[:PROBES], e[:PROBES], sigma_from_logsnr(level).float().expand(PROBES)).mean()
+                for level, e in zip(self.levels, self.eps, strict=True)
+            ]
+        )
+        return {
+            "mean": (w * errors.mean(1)).tolist(),
+            "square": (w**2 * errors.square().mean(1)).tolist(),
+            "gradient": (w**2 * norms).tolist(),
+        }
+
+
+def schedule_of(name: str, weighting: Weighting, sigma_data: float, dim: int, options: dict[str, float]) -> Schedule:
+    if name in FIXED:
+        return FIXED[name]
+    importance = name.removeprefix("adaptive-").removesuffix("-true")
+    return Adaptive((LO, HI), weighting, importance=importance, sigma_data=sigma_data, dim=dim, **options)  # type: ignore[arg-type]
+
+
+def train(
+    images: Images, weighting: Weighting, name: str, seed: int, args: argparse.Namespace, show: bool
+) -> dict[str, object]:
+    """One run: its curve, and what its last density leaves of the variance."""
+    x, shape = images.train, tuple(images.train.shape[1:])
+    dim, sigma_data = math.prod(shape), float(x.std())
+    torch.manual_seed(seed)
+    network = MLP(shape, sigma_data, images.waves)
+    denoiser = NetworkDenoiser(network, EDM(sigma_data=sigma_data, label="logsnr"), shape=shape)
+    average = copy.deepcopy(denoiser).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ema = EMA(average.parameters(), decay=DECAY)
+    schedule = schedule_of(name, weighting, sigma_data, dim, args.options)
+    objective = WeightedELBO(weighting, schedule)
+    scale, layer, lattice = objective.scale(dim, sigma_data), OutputLayer(network), Lattice(images.test)
+    generator, curve, began = torch.Generator(), [], time.perf_counter()
+    for step in range(args.steps):
+        generator.manual_seed(1_000_003 * seed + step)
+        batch = x[torch.randint(len(x), (BATCH,), generator=generator)]
+        with layer:
+            output = objective(denoiser, batch, generator=generator)
+        wanted = isinstance(schedule, Adaptive) and schedule.importance == "gradient"
+        norms = layer.squared_norms(output.loss) if wanted else None
+        (output.loss.mean() / scale).backward()
+        if args.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), args.clip)
+        optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / WARMUP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(network.parameters(), step)
+        if isinstance(schedule, Adaptive):
+            objective.update(output, norms)
+            if name.endswith("-true") and step % TRUE_EVERY == 0:
+                mend(schedule, objective, denoiser, layer, batch[:TRUE_SAMPLES], generator)
+        if (step + 1) % EVERY == 0:
+            curve.append((step + 1, lattice.loss(lattice.errors(average), weighting)))
+            if show:
+                print(f"  {name} seed {seed} step {step + 1} loss {curve[-1][1]:.5f}", flush=True)
+    return {
+        "curve": curve,
+        "mass": schedule.mass(lattice.edges).tolist(),
+        "seconds": round(time.perf_counter() - began, 1),
+        **lattice.judge(average.requires_grad_(True), x, weighting),
+    }
+
+
+def mend(
+    schedule: Adaptive,
+    objective: WeightedELBO,
+    denoiser: NetworkDenoiser,
+    layer: OutputLayer,
+    x: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """True gradient norms of a few fresh draws, beside their proxies."""
+    logsnr = schedule.sample(len(x), generator=generator)
+    eps = torch.randn(x.shape, generator=generator)
+    with layer:
+        output = objective.loss_at(denoiser, x, eps, logsnr)
+    proxy = layer.squared_norms(output.loss) / output.ratio**2
+    schedule.correct(logsnr, gradient_norms(denoiser, x, eps, sigma_from_logsnr(logsnr).float()), proxy)
+
+
+def steps_to(curve: list[tuple[int, float]], target: float) -> float:
+    """The step from which the curve stays at or below `target`; inf if it does not end there."""
+    if curve[-1][1] > target:
+        return math.inf
+    above = [i for i, (_, loss) in enumerate(curve) if loss > target]
+    if not above:
+        return float(curve[0][0])
+    (s0, l0), (s1, l1) = curve[above[-1]], curve[above[-1] + 1]
+    return s0 + (s1 - s0) * (l0 - target) / (l0 - l1)
+
+
+def judged(run: dict[str, list[float]], mass: list[float]) -> tuple[float, float, float]:
+    """(between, within, gradient excess) of a density's cell masses on a run's final network."""
+    dl = (HI - LO) / LEVELS
+    p = np.maximum(np.array(mass) / dl, 1e-300)
+    mean, square, gradient = (np.array(run[key]) for key in ("mean", "square", "gradient"))
+    unit = (mean.sum() * dl) ** 2
+    between = (mean**2 / p).sum() * dl / unit - 1
+    within = ((square - mean**2) / p).sum() * dl / unit
+    excess = (gradient / p).sum() * dl / (np.sqrt(gradient).sum() * dl) ** 2
+    return float(between), float(within), float(excess)
+
+
+def report(folder: Path) -> None:
+    runs: dict[tuple[str, str, int], dict] = {}
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        runs[run["weighting"], run["schedule"], run["seed"]] = run
+    edges = torch.linspace(LO, HI, LEVELS + 1, dtype=torch.float64)
+    for weighting in dict.fromkeys(key[0] for key in runs):
+        print(f"\n{weighting} on {folder.name}: steps to the fixed-cosine run's final loss / its steps, each seed")
+        heads = f"{'median':>6} {'final':>9} {'sd':>7} {'between':>8} {'within':>7} {'excess':>7}"
+        print(f"{'schedule':24} {'ratio':28} {heads}")
+        names = dict.fromkeys(key[1] for key in runs if key[0] == weighting)
+        for name in sorted(names, key=lambda s: (s not in FIXED, s)):
+            mine = [run for key, run in sorted(runs.items()) if key[:2] == (weighting, name)]
+            ratios = []
+            for run in mine:
+                cosine = runs.get((weighting, "cosine", run["seed"]))
+                if cosine:
+                    ratios.append(steps_to(run["curve"], cosine["curve"][-1][1]) / cosine["curve"][-1][0])
+            median = statistics.median(ratios) if ratios else math.nan
+            shown = " ".join("never" if math.isinf(r) else f"{r:.3f}" for r in ratios)
+            last = [run["curve"][-1][1] for run in mine]
+            final, spread = statistics.mean(last), statistics.stdev(last) if len(last) > 1 else math.nan
+            split = [statistics.mean(part) for part in zip(*(judged(run, run["mass"]) for run in mine), strict=True)]
+            columns = " ".join(f"{value:{width}.3f}" for value, width in zip(split, (8, 7, 7), strict=True))
+            print(f"{name:24} {shown:28} {median:6.3f} {final:9.5f} {spread:7.5f} {columns}")
+        adaptive = [run for key, run in runs.items() if key[0] == weighting and key[1] in ADAPTIVE]
+        for name in sorted({run["schedule"] for run in adaptive}):
+            own = [run for run in adaptive if run["schedule"] == name]
+            best = [min(judged(run, s.mass(edges).tolist())[0] for s in FIXED.values()) for run in own]
+            part = [judged(run, run["mass"])[0] / least for run, least in zip(own, best, strict=True)]
+            print(f"  between levels over the best fixed schedule's, same network, {name}: {max(part):.4f} at worst")
+        if weighting in GOALS:
+            print(f"  goal: median ratio <= {GOALS[weighting]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", help="digits, or an .npz of uint8 images")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptive-schedule"), help="folder of the runs' JSON")
+    parser.add_argument("--weightings", nargs="+", default=list(WEIGHTINGS), choices=WEIGHTINGS)
+    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs=3, metavar=("WEIGHTING", "SCHEDULE", "SEED"), help="one run")
+    parser.add_argument("--steps", type=int, default=LENGTH, help="steps of a run")
+    parser.add_argument("--clip", type=float, help="largest gradient norm of the loss over its scale")
+    parser.add_argument("--options", type=json.loads, default={}, help="of Adaptive, e.g. '{\"decay\": 0.99}'")
+    parser.add_argument("--name", default="", help="suffix of the folder, to keep changed settings apart")
+    parser.add_argument("--report", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args()
+
+    images = None if args.report else images_of(args.data)
+    folder = args.out / (Path(args.data).stem + args.name)
+    wanted = [(w, s, seed) for seed in range(args.seeds) for w in args.weightings for s in args.schedules]
+    if args.only:
+        wanted = [(args.only[0], args.only[1], int(args.only[2]))]
+    for weighting, name, seed in [] if images is None else wanted:
+        path = folder / f"{weighting}-{name}-{seed}.json"
+        if path.exists():
+            continue
+        run = train(images, WEIGHTINGS[weighting], name, seed, args, args.verbose)
+        folder.mkdir(parents=True, exist_ok=True)
+        card = {"weighting": weighting, "schedule": name, "seed": seed, "clip": args.clip, "options": args.options}
+        path.with_suffix(".tmp").write_text(json.dumps({**card, **run}))
+        path.with_suffix(".tmp").rename(path)
+        print(f"{path.name}: {run['seconds']} s", flush=True)
+    report(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""`logsnr compare`: every sampler from the same noise, at counted evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from logsnr.cli.app import Json, Model, Seed, app
+
+if TYPE_CHECKING:
+    from logsnr.evaluation.quality import FeatureSpace
+    from logsnr.load import Loaded
+
+
+@app.command()
+def compare(
+    model: Model,
+    nfe: Annotated[str, typer.Option(help="Network evaluations per image, comma-separated.")] = "5,8",
+    plan: Annotated[
+        list[Path] | None, typer.Option("--plan", help="Plan files (JSON) that take part; may be repeated.")
+    ] = None,
+    solvers: Annotated[str, typer.Option(help="Keep solvers whose names start so: ge,dpm++,unipc.")] = "",
+    grids: Annotated[str, typer.Option(help="Keep grids whose names start so: karras,trailing.")] = "",
+    peers: Annotated[bool, typer.Option(help="Whether diffusers' schedulers take part.")] = True,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance; 1 is none, else two evaluations a step.")
+    ] = 1.0,
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class of a conditional model [default: all in turn].")
+    ] = None,
+    n: Annotated[int, typer.Option("--number", "-n", help="Images per sampler.", min=2)] = 512,
+    batch: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.", min=16)] = 100,
+    data: Annotated[
+        str | None, typer.Option(help="digits, or a .npz/.npy file or folder [default: the recipe's].")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of FD and KID: classifier, pixels, none, or module:function [default: what the data allow]."
+        ),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Replicates behind the standard errors of FD and KID.", min=2)] = 100,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every grid of a solver, not its best alone.")
+    ] = False,
+    passport: Annotated[
+        Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Compare samplers on a model: ours, diffusers' schedulers and plans, from the same noise.
+
+    Example: logsnr compare runs/digits --nfe 5,8 --plan plan.json --out comparison
+    """
+    from rich.console import Console
+
+    from logsnr.cli import support
+    from logsnr.compare import entries as samplers
+    from logsnr.compare import measure, table, write
+    from logsnr.compare import peers as theirs
+    from logsnr.compare.schedulers import FLOW_GRIDS, GRIDS, SCHEDULERS
+    from logsnr.errors import LogsnrError
+    from logsnr.evaluation.passport import Passport
+
+    budgets = _numbers(nfe)
+    words = {"solvers": _words(solvers), "grids": _words(grids)}
+    samplers.check_words("solver", words["solvers"], [*samplers.SOLVERS, *(SCHEDULERS if peers else ())])
+    samplers.check_words("grid", words["grids"], [*samplers.GRIDS, *((*GRIDS, *FLOW_GRIDS) if peers else ())])
+    found = samplers.read_plans(plan or [])
+    denoiser, guided = support.sampled_model(model, None, None, guidance, None)
+    if passport is not None:
+        guided.trained_range = Passport.load(passport).sampling_range
+    cond = support.condition(denoiser, label, n)
+    entries = [
+        *samplers.ours(guided, budgets, **words),
+        *(samplers.universal(guided, budgets) if not any(words.values()) else ()),
+        *(theirs(guided, budgets, **words) if peers else ()),
+        *samplers.plans(guided, found),
+    ]
+    if not entries:
+        raise LogsnrError(
+            f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
+        )
+    with _bar(quiet=json_) as tell:
+        tell(0, len(entries), "features")
+        space = _space(denoiser, data, features, label, seed)
+        result = measure(
+            guided, entries, samples=n, seed=seed, cond=cond, teacher_steps=teacher_steps, batch=batch, features=space,
+            replicates=bootstrap, about=_about(model, denoiser, guidance, label), progress=tell,
+        )  # fmt: skip
+    files = [] if out is None else write(result, out)
+    if json_:
+        support.print_json({**result.to_dict(), "files": [str(file) for file in files]})
+        return
+    Console().print(table(result, everything=everything))
+    if files:
+        print(f"{out}: {', '.join(file.name for file in files)}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers of at least 1, in increasing order."""
+    from logsnr.errors import LogsnrError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 1000 for part in parts):
+        raise LogsnrError(f"--nfe {text!r}: give whole numbers in 1 ... 1000, separated by commas: --nfe 4,5,6,8")
+    return sorted({int(part) for part in parts})
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | None, seed: int) -> FeatureSpace | None:
+    """The feature space asked for; without a wish, what the data allow."""
+    from logsnr.compare.spaces import feature_space
+    from logsnr.errors import LogsnrError
+    from logsnr.training import load_data
+    from logsnr.training.config import DataConfig
+
+    trained_on = (denoiser.card.get("training") or {}).get("data")
+    if name == "none" or (name is None and source is None and trained_on is None):
+        return None
+    if source is None and trained_on is None:
+        raise LogsnrError(f"--features {name}: this model does not say what it was trained on: give --data")
+    config = DataConfig(**trained_on) if trained_on else DataConfig()
+    if source is not None:
+        config = config.model_copy(update={"source": source})
+    try:
+        data = load_data(config)
+    except LogsnrError as error:
+        if name is None and source is None:  # the run may have moved away from its data
+            return None
+        raise LogsnrError(f"{error}; or --features none") from error
+    if data.shape != _image_shape(denoiser):
+        raise LogsnrError(f"{config.source} holds images of {data.shape}, the model makes {_image_shape(denoiser)}")
+    chosen = name or ("classifier" if data.train_labels is not None else "pixels")
+    return feature_space(
+        chosen, denoiser.decode, data, source=Path(config.source).stem, seed=seed,
+        label=None if label == denoiser.card.get("null_class") else label,
+    )  # fmt: skip
+
+
+def _image_shape(denoiser: Loaded) -> tuple[int, ...]:
+    import torch
+
+    with torch.no_grad():
+        return tuple(denoiser.decode(torch.zeros(1, *denoiser.shape)).shape[1:])
+
+
+def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"model": Path(model).name if Path(model).is_dir() else model}
+    if denoiser.card.get("classes"):
+        facts["classes"] = "all in turn" if label is None else label
+        facts["guidance"] = "none" if guidance == 1 else guidance
+    return facts
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar of samplers, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("features", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -1,0 +1,127 @@
+"""`logsnr passport`: a page and a JSON file about any denoiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from logsnr.cli.app import Json, Seed, app
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from logsnr.load import Loaded
+
+
+@app.command()
+def passport(
+    model: Annotated[str, typer.Argument(help="Folder of a run, or a diffusers folder or hub id.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, an .npz/.npy file or folder, or none [default: the recipe's, if it can be read]."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; the JSON file lies beside it [default: passport.html in the run].")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt or class of a pipeline.")] = None,
+    images: Annotated[int, typer.Option(help="Samples noised at every level.", min=1)] = 128,
+    trajectories: Annotated[int, typer.Option(help="Sampling trajectories.", min=1)] = 32,
+    sigma_max: Annotated[float | None, typer.Option(help="Largest noise level [default: the model's range].")] = None,
+    sigma_min: Annotated[float | None, typer.Option(help="Smallest noise level [default: the model's range].")] = None,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Examine a denoiser: what range is usable, what is wrong with it, and how many evaluations to use.
+
+    Example: logsnr passport runs/digits --out passport.html
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from logsnr.cli import support
+    from logsnr.errors import LogsnrError
+    from logsnr.evaluation.passport import examine
+    from logsnr.report.passport import write_passport
+
+    page = out or (Path(model) if Path(model).is_dir() else Path()) / "passport.html"
+    if page.suffix not in (".html", ".json"):
+        raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
+    page = page.with_suffix(".html")
+    denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
+    x, cond, note = _samples(denoiser, data, prompt)
+    low, high = denoiser.sampling_range
+    own = sigma_min is None and sigma_max is None
+    console = Console(stderr=True)
+    if note:
+        console.print(note, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=json_ or not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("passport", total=1.0)
+        found = examine(
+            denoiser,
+            x,
+            cond=cond,
+            name=model,
+            images=images,
+            trajectories=trajectories,
+            sigma_range=None
+            if own
+            else (low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max),
+            seed=seed,
+            progress=lambda part, share: bar.update(task, completed=share, description=part),
+        )
+    found.save(page.with_suffix(".json"))
+    write_passport(found, page)
+    if json_:
+        support.print_json({"out": str(page), **found.to_dict()})
+        return
+    for f in found.findings:
+        print(f"{ {'error': 'TROUBLE', 'warning': 'WARNING', 'info': 'note'}[f.severity]:8}{f.text}")
+    print(f"{page}: {found.cost:,} network evaluations; {page.with_suffix('.json')} for `calibrate --passport`")
+
+
+def _samples(
+    denoiser: Loaded, data: str | None, prompt: str | None
+) -> tuple[Tensor | None, dict[str, Tensor] | None, str]:
+    """Clean samples in the model's units, their conditions, and what to tell if the model has to draw them."""
+    import torch
+
+    from logsnr.cli import support
+    from logsnr.denoiser import NetworkDenoiser
+    from logsnr.errors import LogsnrError
+    from logsnr.training import load_data
+    from logsnr.training.config import DataConfig
+
+    drawn = support.sampled_condition(denoiser, None, prompt, 256) or None
+    if isinstance(denoiser, NetworkDenoiser):
+        if data == "none":
+            return None, drawn, ""
+        try:
+            images, _, cond = support.held_out_images(denoiser, data, None)
+        except LogsnrError as error:
+            if data is not None:
+                raise
+            return None, drawn, f"no data, so the model draws its own samples ({error}); give --data"
+        return denoiser.encode(images), cond, ""
+    if data is None or data == "none":
+        return None, drawn, ""
+    scale = 1 if denoiser.vae is None else getattr(denoiser.pipeline, "vae_scale_factor", 8)
+    side = denoiser.shape[-1] * scale
+    folder = Path(data).expanduser().is_dir()
+    config = DataConfig(source=data, size=side, channels=3) if folder else DataConfig(source=data)
+    loaded = load_data(config)
+    images = torch.cat([loaded.test_images, loaded.train_images])[:2048]
+    if drawn is not None and loaded.train_labels is None:
+        raise LogsnrError(f"{data} has no labels, which this class-conditional model needs: give --prompt CLASS")
+    labels = None
+    if drawn is not None and loaded.train_labels is not None and loaded.test_labels is not None:
+        labels = {"class_labels": torch.cat([loaded.test_labels, loaded.train_labels])[:2048]}
+    encoded = torch.cat([denoiser.encode(images[i : i + 64]) for i in range(0, len(images), 64)])
+    return encoded, labels, ""

@@ -1,0 +1,80 @@
+"""Pictures: what the model does to samples, for a person to look at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Estimate, noisy
+from logsnr.evaluation.passport.card import Pictures
+from logsnr.evaluation.passport.meter import Cond, Meter, Samples
+from logsnr.noise import alpha_s
+from logsnr.pixels import Pixels
+from logsnr.sampling import Step, grids, sample, solvers
+
+PICTURES = 8
+LEVELS = 8
+STEPS = 8
+ROWS = 4
+BETWEEN = (0.1, 20.0)
+"""Noise levels of the pictures over sigma_data: below nothing is to be seen, above nothing is left."""
+
+
+@torch.no_grad()
+def take_pictures(denoiser: Meter, samples: Samples, noise: Tensor, cond: Cond) -> Pictures | None:
+    """Denoised samples at eight noise levels, and x0 along sampling trajectories; None for what is no image."""
+    if show(denoiser, samples.x[:1]) is None:
+        return None
+    low, high = denoiser.sampling_range
+    bottom, top = max(low, BETWEEN[0] * denoiser.sigma_data), min(high, BETWEEN[1] * denoiser.sigma_data)
+    if bottom >= top:
+        bottom, top = low, high
+    rows, sigmas = [], tuple(top * (bottom / top) ** (i / (LEVELS - 1)) for i in range(LEVELS))
+    for sigma in sigmas:
+        z = noisy(samples.x, samples.eps, sigma)
+        estimate: Estimate = denoiser(z, sigma, **samples.cond)
+        alpha, _ = alpha_s(sigma)
+        # A noisy picture is shown as z scaled to the data's spread: y itself would leave the box.
+        spread = denoiser.sigma_data / (alpha**2 * denoiser.sigma_data**2 + 1 - alpha**2) ** 0.5
+        rows += [_shown(denoiser, z * spread), _shown(denoiser, estimate.x0)]
+    plan = solvers.ge(grids.log_linear(STEPS, high, low), gamma=2.0)
+    seen: list[Tensor] = []
+
+    def keep(step: Step) -> None:
+        if step.index < STEPS:
+            assert step.estimate is not None
+            seen.append(step.estimate.x0)
+
+    count = min(ROWS, len(noise))
+    given = {k: v[:count] for k, v in cond.items()}
+    end = sample(denoiser, plan, noise=noise[:count], cond=given, callback=keep, check=False)
+    frames = [_shown(denoiser, x) for x in (*seen, end)]
+    return Pictures(
+        sigmas=sigmas,
+        denoised=torch.cat(rows),
+        columns=len(samples),
+        trajectory=torch.stack(frames, 1).flatten(0, 1),
+        steps=plan.sigmas,
+    )
+
+
+def _shown(denoiser: Meter, x: Tensor) -> Tensor:
+    images = show(denoiser, x)
+    assert images is not None
+    return images
+
+
+def show(denoiser: Meter, x: Tensor) -> Tensor | None:
+    """Images uint8 `[N, 1 or 3, H, W]`, 0 ... 255, of samples; None if they are no images."""
+    model, safe = denoiser.denoiser, x.nan_to_num(0.0, 1e4, -1e4)
+    pixels = getattr(model, "pixels", None) or Pixels(256)
+    if getattr(model, "pixels", None) is not None or hasattr(model, "pipeline"):
+        decode = getattr(model, "decode")  # noqa: B009  (of runs and pipelines, not of every denoiser)
+        images: Tensor = decode(safe)
+    else:
+        images = safe
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        return None
+    if images.is_floating_point():
+        images = pixels.decode(images)
+    return pixels.display(images).cpu()

@@ -1,0 +1,150 @@
+"""Trajectories: what sampling makes of the model: where few steps end, how paths bend, what errors they carry.
+
+The teacher is UniPC-3 on many geometric steps from the same noise; half as many steps say how exact it is.  Curvature
+is the change of direction per unit of log noise level, RMS over samples and dimensions,
+
+    kappa(sigma) = ||d eps / d ln sigma|| / sqrt(D)      along the teacher's trajectory: 0 where one step is enough
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from logsnr.endpoint import rmse
+from logsnr.evaluation.gamma import error_covariance
+from logsnr.evaluation.passport.card import Bend, EndPoint, Gamma
+from logsnr.evaluation.passport.meter import Cond, Meter
+from logsnr.sampling import Plan, Step, grids, sample, solvers
+from logsnr.sampling.plan import Grid
+
+TEACHER = 80
+"""Steps of the teacher."""
+NFES = (4, 6, 8, 10, 14, 20)
+STUDENTS: dict[str, Callable[[Grid], Plan]] = {
+    "GE (gamma 2)": lambda grid: solvers.ge(grid, gamma=2.0),
+    "UniPC": lambda grid: solvers.unipc(grid, 2),
+}
+STRIDE = 4
+"""Steps of the teacher between two readings of the direction, for its curvature: closer ones are a network's jitter."""
+GAMMA_STEPS = 10
+DRAW_STEPS = 24
+"""Steps that draw clean samples from a model without data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """What was measured along trajectories; empty where the ends are not finite.
+
+    Attributes:
+        ends: the teacher's samples `[K, *shape]`, the finite ones.
+        lost: trajectories that ended with nan or inf.
+        teacher_error: RMSE against a teacher of half the steps, over sigma_data.
+        bends: curvature along the teacher's trajectories.
+        gammas: gamma* of DDIM's steps towards the teacher's ends.
+        end_points: few-step errors, over sigma_data.
+    """
+
+    ends: Tensor
+    lost: int
+    teacher_error: float
+    bends: tuple[Bend, ...]
+    gammas: tuple[Gamma, ...]
+    end_points: tuple[EndPoint, ...]
+
+
+def draw(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Tensor:
+    """Samples of the model from noise, with `DRAW_STEPS` steps."""
+    low, high = denoiser.sampling_range
+    return _run(denoiser, solvers.unipc(grids.log_linear(DRAW_STEPS, high, low), 3), noise, cond, chunk)
+
+
+@torch.no_grad()
+def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectories:
+    """Everything along trajectories from `noise`, over the model's declared range."""
+    low, high = denoiser.sampling_range
+    denoiser.part = "teacher"
+    bends = _Bends()
+    plan = solvers.unipc(grids.log_linear(TEACHER, high, low), 3)
+    ends = _run(denoiser, plan, noise, cond, chunk, bends.see)
+    finite = ends.flatten(1).isfinite().all(1)
+    lost = int((~finite).sum())
+    if int(finite.sum()) < 2:
+        return Trajectories(ends=ends[finite], lost=lost, teacher_error=math.nan, bends=(), gammas=(), end_points=())
+    noise, ends = noise[finite], ends[finite]
+    cond = {k: v[finite.to(v.device)] for k, v in cond.items()}
+    scale = denoiser.sigma_data
+    half = _run(denoiser, solvers.unipc(grids.log_linear(TEACHER // 2, high, low), 3), noise, cond, chunk)
+    denoiser.part = "few steps"
+    points = [
+        EndPoint(
+            solver=name,
+            nfe=n,
+            rmse=rmse(_run(denoiser, make(grids.log_linear(n, high, low)), noise, cond, chunk), ends) / scale,
+        )
+        for name, make in STUDENTS.items()
+        for n in NFES
+    ]
+    denoiser.part = "gamma"
+    ddim = solvers.ddim(grids.log_linear(GAMMA_STEPS, high, low, last="min"))
+    steps = error_covariance(denoiser, ends, ddim, noise=noise, batch=chunk, cond=cond)
+    return Trajectories(
+        ends=ends,
+        lost=lost,
+        teacher_error=rmse(half, ends) / scale,
+        bends=bends.found() if not lost else (),
+        gammas=tuple(Gamma(sigma=step.sigma, gamma=step.gamma) for step in steps),
+        end_points=tuple(points),
+    )
+
+
+def _run(
+    denoiser: Meter,
+    plan: Plan,
+    noise: Tensor,
+    cond: Cond,
+    chunk: int,
+    callback: Callable[[Step], None] | None = None,
+) -> Tensor:
+    ends = []
+    for i in range(0, len(noise), chunk):
+        given = {k: v[i : i + chunk] for k, v in cond.items()}
+        ends.append(sample(denoiser, plan, noise=noise[i : i + chunk], cond=given, callback=callback, check=False))
+    return torch.cat(ends)
+
+
+class _Bends:
+    """Sums of squared changes of eps between every fourth level of a plan, over all samples."""
+
+    def __init__(self) -> None:
+        self.before: Tensor | None = None
+        self.sums: dict[int, tuple[float, int]] = {}
+        self.sigmas: list[float] = []
+
+    def see(self, step: Step) -> None:
+        """A callback of `sample`."""
+        if step.estimate is None or step.index % STRIDE:
+            return
+        eps = step.estimate.eps.double()
+        if step.index == 0:
+            self.before = None
+            self.sigmas = []
+        if self.before is not None:
+            total, count = self.sums.get(step.index, (0.0, 0))
+            change = float((eps - self.before).square().sum())
+            self.sums[step.index] = (total + change, count + eps.numel())
+        self.before = eps
+        self.sigmas.append(step.sigma)
+
+    def found(self) -> tuple[Bend, ...]:
+        """Curvature at the geometric middle between readings."""
+        out = []
+        for i, (a, b) in enumerate(pairwise(self.sigmas), start=1):
+            total, count = self.sums[i * STRIDE]
+            out.append(Bend(sigma=math.sqrt(a * b), curvature=math.sqrt(total / count) / math.log(a / b)))
+        return tuple(out)

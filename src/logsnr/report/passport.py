@@ -1,0 +1,296 @@
+"""The passport's page: findings first, then pictures, then every curve with how to read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from logsnr.evaluation.passport import Finding, Passport
+from logsnr.evaluation.passport.findings import END_TARGET, LABEL_TOLERANCE, LINEAR_TOLERANCE
+from logsnr.images import tile
+from logsnr.report import figures
+from logsnr.report.page import Html, cards, chart, heading, markup, paragraph, picture, row, table, write_page
+
+COLOURS = {"error": "#b3261e", "warning": "#a86400", "info": "#3c8d5a"}
+WORDS = {"error": "trouble", "warning": "warning", "info": "note"}
+
+
+def write_passport(passport: Passport, path: Path) -> Path:
+    """Write the page, whole."""
+    return write_page(path, f"Passport of {passport.model}", passport_page(passport))
+
+
+def passport_page(passport: Passport) -> list[Html]:
+    """The parts of the page."""
+    return [
+        *_opening(passport),
+        *_findings(passport.findings),
+        *_pictures(passport),
+        *_loss(passport),
+        *_labels(passport),
+        *_projection(passport),
+        *_sampling(passport),
+        *_ends(passport),
+        *_numbers(passport),
+    ]
+
+
+def _opening(p: Passport) -> list[Html]:
+    low, high = p.sampling_range
+    source = {
+        "data": f"Measured on {p.samples} clean samples; {p.references} others stand for the data.",
+        "model": f"No data were given. The model drew {p.samples + p.references} samples itself, and everything below "
+        "is about those: whether they resemble anything, and whether the noise labels are right, cannot be told.",
+        "noise": "No data were given and the model's own samples are not finite: noise stands in for them, and only "
+        "what needs no data is judged.",
+    }[p.source]
+    size = f"{p.parameters / 1e6:.2f} M" if p.parameters else "none"
+    return [
+        paragraph(
+            f"{p.network}; samples of {' × '.join(map(str, p.shape))}. {source} {p.cost:,} network evaluations of "
+            f"single samples, seed {p.seed}.",
+            kind="lead",
+        ),
+        cards(
+            [
+                (str(len(p.troubles)), "findings of trouble"),
+                (f"{low:.3g} – {high:.3g}", "usable range of sigma"),
+                (_choice(p), "evaluations to choose"),
+                (size, "parameters"),
+            ]
+        ),
+    ]
+
+
+def _choice(p: Passport) -> str:
+    found = p.finding("nfe")
+    if found is None:
+        return "–"
+    return f"{found.value:.0f}" if math.isfinite(found.value) else f"> {max(e.nfe for e in p.end_points)}"
+
+
+def _findings(findings: Sequence[Finding]) -> list[Html]:
+    items = "".join(
+        f'<li style="margin:.5rem 0"><b style="color:{COLOURS[f.severity]}">{WORDS[f.severity]}</b> '
+        f"{markup(f.text)}</li>"
+        for f in findings
+    )
+    return [heading("Findings"), Html(f'<ul style="list-style:none;padding:0;max-width:80ch">{items}</ul>')]
+
+
+def _pictures(p: Passport) -> list[Html]:
+    if p.pictures is None:
+        return []
+    shown, width = p.pictures, p.pictures.denoised.shape[-1]
+    scale = max(1, 56 // width)
+    listed = ", ".join(f"{s:.3g}" for s in shown.sigmas)
+    steps = ", ".join(f"{s:.3g}" for s in shown.steps[:-1])
+    # One row per sample reads from noisy to clean: pairs (noisy, denoised) side by side.
+    kinds, images = 2 * len(shown.sigmas), shown.denoised
+    pairs = images.view(kinds, shown.columns, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
+    return [
+        heading("What it does to samples"),
+        picture(
+            tile(pairs, columns=2 * len(shown.sigmas), scale=scale, gap=2),
+            f"{'Held-out' if p.source == 'data' else 'Drawn'} samples, noisy and denoised in pairs; sigma = {listed}.",
+        ),
+        picture(
+            tile(shown.trajectory, columns=len(shown.steps), scale=scale, gap=2),
+            f"Sampling, {len(shown.steps) - 1} evaluations of gradient estimation: the estimate of x at "
+            f"sigma = {steps}, and the end.",
+        ),
+    ]
+
+
+def _loss(p: Passport) -> list[Html]:
+    sigmas = [level.sigma for level in p.levels]
+    shade = [(0.0, p.trained_range[0]), (p.trained_range[1], math.inf)]
+    return [
+        heading("Noise level by noise level"),
+        row(
+            chart(
+                figures.against_logsnr(
+                    {
+                        "the model": (sigmas, [level.loss for level in p.levels]),
+                        "linear denoiser": (sigmas, [level.linear for level in p.levels]),
+                    },
+                    ylabel="error of eps per dimension",
+                    shade=shade,
+                    bottom=0,
+                ),
+                "Squared error of the predicted noise. Grey: outside the range that the model says it was trained on.",
+            ),
+            chart(
+                figures.against_logsnr(
+                    {"the model": (sigmas, [level.ratio for level in p.levels])},
+                    ylabel="squared error / linear",
+                    shade=shade,
+                    level=(f"undertrained above {LINEAR_TOLERANCE:g}", LINEAR_TOLERANCE),
+                    bottom=0,
+                ),
+                "Against the linear denoiser fitted to other samples: a trained model is below 1.",
+            ),
+        ),
+        row(
+            chart(
+                figures.against_logsnr(
+                    {
+                        "the model": (sigmas, [level.eps_norm for level in p.levels]),
+                        "an ideal one of that error": (sigmas, [level.eps_norm_ideal for level in p.levels]),
+                    },
+                    ylabel="mean square of eps per dimension",
+                    shade=shade,
+                    bottom=0,
+                ),
+                "Calibration of the predicted noise: an ideal denoiser's error is orthogonal to its answer, so the "
+                "two curves meet.",
+            ),
+            chart(
+                figures.against_logsnr(
+                    {"||E x0 - E x||": (sigmas, [level.bias for level in p.levels])},
+                    ylabel="bias over sigma_data",
+                    shade=shade,
+                    bottom=0,
+                    top=0.1,
+                ),
+                "Bias: how far the mean of x0 is from the mean of the samples. At high noise x0 should be that mean.",
+            ),
+        ),
+    ]
+
+
+def _labels(p: Passport) -> list[Html]:
+    scan = p.labels
+    if scan is None:
+        return []
+    said = (
+        f"Labels count as wrong above {math.exp(LABEL_TOLERANCE) - 1:.1%} and three standard errors."
+        if math.isfinite(scan.factor)
+        else "Fewer than three levels could be judged, which is too few for a statement."
+    )
+    told = "its network's label is changed alone" if scan.way == "label" else "it is asked there as a whole"
+    return [
+        heading("Noise labels"),
+        row(
+            chart(
+                figures.against_factor(scan.factors, scan.curve, 1 / scan.factor),
+                f"Squared error when the model is told k sigma ({told}), over {len(scan.sigmas)} levels.",
+            ),
+            paragraph(
+                "A model whose labels are right errs least at k = 1. This one behaves as if sigma were ",
+                Html(f"<b>{scan.factor:.3f} sigma</b>"),
+                f" (standard error {scan.stderr:.3f}). {said}",
+            ),
+        ),
+    ]
+
+
+def _projection(p: Passport) -> list[Html]:
+    sigmas = [e.sigma for e in p.projection]
+    first = Html()
+    if p.source == "data":
+        first = chart(
+            figures.against_logsnr(
+                {
+                    "eta, median": (sigmas, [e.eta for e in p.projection]),
+                    "eta, 90 %": (sigmas, [e.eta_high for e in p.projection]),
+                    "nu, median": (sigmas, [e.nu for e in p.projection]),
+                },
+                ylabel="eta and nu",
+                bottom=0,
+            ),
+            f"As a projection on the {p.samples + p.references} samples: eta = error of x0 over the distance, nu = how "
+            "far sqrt(n) sigma is from that distance (2306.04848). The samples that were noised are part of the set.",
+        )
+    second = chart(
+        figures.against_logsnr(
+            {
+                "median": (sigmas, [e.change for e in p.projection]),
+                "90 %": (sigmas, [e.change_high for e in p.projection]),
+            },
+            ylabel="change of x0 over the distance",
+            bottom=0,
+        ),
+        "Idempotence: how far x0 moves when it is denoised again half way. 0 for a projection; a lower bound of eta.",
+    )
+    return [heading("The denoiser as a projection"), row(*([first] if first else []), second)]
+
+
+def _sampling(p: Passport) -> list[Html]:
+    charts = []
+    if p.bends:
+        charts.append(
+            chart(
+                figures.against_logsnr(
+                    {"exact trajectories": ([b.sigma for b in p.bends], [b.curvature for b in p.bends])},
+                    ylabel="d eps / d ln sigma, RMS",
+                    bottom=0,
+                ),
+                "Curvature: how fast the direction changes. Steps belong where it is large.",
+            )
+        )
+    if p.gammas:
+        charts.append(
+            chart(
+                figures.against_logsnr(
+                    {"gamma*": ([g.sigma for g in p.gammas], [g.gamma for g in p.gammas])},
+                    ylabel="gamma*",
+                    log=all(g.gamma > 0 for g in p.gammas),
+                    level=("the paper's 2", 2.0),
+                ),
+                f"The weight of the present direction against the one before, with the least error towards the end "
+                f"point, at each of {len(p.gammas) + 1} DDIM steps.",
+            )
+        )
+    return [heading("Trajectories"), row(*charts)] if charts else []
+
+
+def _ends(p: Passport) -> list[Html]:
+    if not p.end_points:
+        return []
+    names = list(dict.fromkeys(e.solver for e in p.end_points))
+    series = {
+        n: ([float(e.nfe) for e in p.end_points if e.solver == n], [e.rmse for e in p.end_points if e.solver == n])
+        for n in names
+    }
+    nfes = sorted({e.nfe for e in p.end_points})
+    found = {(e.solver, e.nfe): e.rmse for e in p.end_points}
+    return [
+        heading("What a few evaluations buy"),
+        chart(
+            figures.against_nfe(series, ylabel="end-point RMSE / sigma_data", floor=("enough", END_TARGET)),
+            f"{p.trajectories} trajectories against a many-step teacher from the same noise (itself known to "
+            f"{p.teacher_error:.4f}), on geometric levels over the declared range.",
+        ),
+        table(["sampler", *nfes], [[n, *(f"{found[n, k]:.4f}" for k in nfes)] for n in names]),
+    ]
+
+
+def _numbers(p: Passport) -> list[Html]:
+    parts = [heading("Numbers")]
+    rows = [["evaluations: " + part, f"{count:,}"] for part, count in p.evaluations.items()]
+    rows += [
+        ["declared sampling range", f"{p.declared_range[0]:.4g} – {p.declared_range[1]:.4g}"],
+        ["trained range", f"{p.trained_range[0]:.4g} – {p.trained_range[1]:.4g}"],
+        ["standard deviation of the data", f"{p.sigma_data:.4g}"],
+    ]
+    if p.start is not None:
+        rows += [
+            ["pure noise at the largest sigma: KL to the true states", f"{p.start.kl:.2g} nats"],
+            ["… mean left, in units of the noise", f"{p.start.mean_leak:.3f}"],
+            ["… largest variance left, of the noise's", f"{p.start.variance_leak:.2%}"],
+        ]
+    parts.append(table(["", ""], rows))
+    if p.half:
+        worst = {d: [h for h in p.half if h.dtype == d] for d in dict.fromkeys(h.dtype for h in p.half)}
+        body = [
+            [
+                d,
+                f"{max((h.excess for h in hs if math.isfinite(h.excess)), default=math.nan):.2%}",
+                sum(h.non_finite for h in hs),
+            ]
+            for d, hs in worst.items()
+        ]
+        parts.append(table(["half precision", "largest added squared error", "answers lost"], body))
+    return parts

@@ -1,0 +1,79 @@
+"""Universal plans: few-step plans for a model that nobody calibrated.
+
+    sigma_i = sigma_data u_i,     rows as they are
+
+In units of sigma_data all data have variance 1, and neither eps nor x0 rows know the unit: u_i and the rows were fitted
+once over several models (calibration/universal.py, benchmarks/universal.py) and are kept in universal.json, one plan
+per number of evaluations and range.  The *wide* ones use levels up to 80 sigma_data, where the first evaluation sees
+little but noise; models whose levels end earlier (Stable Diffusion's at 14.6) get the *narrow* ones, up to 14.  Levels
+that leave a model's range are drawn together, geometrically, until they fit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from logsnr.errors import LogsnrError
+from logsnr.sampling.plan import Plan
+
+FORMAT = 1
+WIDE = 40.0
+"""From this largest level on, in units of sigma_data, a model gets the wide plans."""
+
+
+def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0) -> Plan:
+    """The plan that serves most models best at `nfe` evaluations, without calibration.
+
+    Args:
+        nfe: number of evaluations.
+        low: smallest noise level the model may be asked at.
+        high: largest.
+        sigma_data: standard deviation of the data, in the units of x (about 1 for latents, .5 for images).
+
+    Raises:
+        LogsnrError: if there is no plan of `nfe` evaluations, or the range or sigma_data is none.
+    """
+    known = universal_sizes()
+    if isinstance(nfe, bool) or nfe not in known:
+        raise LogsnrError(
+            f"nfe = {nfe}: there are universal plans of {', '.join(map(str, known))} evaluations; for others use "
+            "solvers.unipc or solvers.ge on grids.log_linear, or calibrate"
+        )
+    if not 0 < low < high < math.inf:
+        raise LogsnrError(f"range of levels ({low}, {high}): needs 0 < low < high < inf")
+    if not 0 < sigma_data < math.inf:
+        raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
+    span = "wide" if high >= WIDE * sigma_data else "narrow"
+    return scaled(_stored()[span][nfe], sigma_data, low, high)
+
+
+def universal_sizes() -> tuple[int, ...]:
+    """Numbers of evaluations for which there are universal plans, in order."""
+    return tuple(sorted(_stored()["wide"]))
+
+
+def scaled(relative: Plan, sigma_data: float, low: float = 0.0, high: float = math.inf) -> Plan:
+    """A plan of relative levels in a model's units, drawn together where it leaves [low, high]."""
+    levels = [sigma_data * u for u in relative.sigmas[:-1]]
+    first, last = min(levels[0], high), max(levels[-1], low)
+    if not last < first:  # the whole plan lies beyond one end
+        first, last = high, low
+    if (first, last) != (levels[0], levels[-1]):
+        span = math.log(levels[0] / levels[-1])
+        levels = [first, *(last * (first / last) ** (math.log(s / levels[-1]) / span) for s in levels[1:-1]), last]
+    meta = {**relative.meta, "solver": "universal", "sigma_data": sigma_data}
+    return replace(relative, sigmas=(*levels, relative.sigmas[-1]), meta=meta)
+
+
+@cache
+def _stored() -> dict[str, dict[int, Plan]]:
+    """The plans of universal.json, by range and number of evaluations."""
+    data: dict[str, Any] = json.loads((files(__package__) / "universal.json").read_text(encoding="utf-8"))
+    if data.get("format") != FORMAT:
+        raise LogsnrError(f"universal.json has format {data.get('format')}: this version reads {FORMAT}; reinstall")
+    return {span: {int(n): Plan.from_dict(plan) for n, plan in of.items()} for span, of in data["plans"].items()}

@@ -1,0 +1,468 @@
+"""Comparisons: diffusers' schedulers end where our plans of the same method do, and every evaluation is counted."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import logsnr as ls
+from logsnr import guidance
+from logsnr.calibration.rollout import slice_cond
+from logsnr.compare import Comparison, compare, markdown, measure, ours, peers, plans, table, universal, write
+from logsnr.compare.entries import check_words, kept, largest, read_plans
+from logsnr.compare.levels import table_of
+from logsnr.compare.plot import plot
+from logsnr.compare.schedulers import SCHEDULERS
+from logsnr.denoiser import Denoiser, NetworkDenoiser
+from logsnr.endpoint import rmse
+from logsnr.errors import LogsnrError
+from logsnr.evaluation import FeatureSpace, frechet_distance
+from logsnr.exact import GaussianMixture
+from logsnr.prediction import EDM, V
+from logsnr.sampling import grids, solve, solvers
+from logsnr.sampling.universal import universal_plan
+from logsnr.timesteps import TimestepTable
+
+pytest.importorskip("diffusers")
+BUDGETS = (1, 2, 5, 8, 14)
+
+
+class Calls(Denoiser):
+    """An exact mixture that counts how many states it is asked about."""
+
+    finite_at_inf = True
+
+    def __init__(self, trained_range=(0.01, 50.0)):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        factors = torch.randn(4, 3, 3, generator=g) * 0.3
+        covs = factors @ factors.mT + 0.05 * torch.eye(3)
+        self.inner = GaussianMixture(torch.full((4,), 0.25), torch.randn(4, 3, generator=g), covs)
+        self.shape, self.sigma_data, self.trained_range = self.inner.shape, self.inner.sigma_data, trained_range
+        self.asked = 0
+
+    def forward(self, z, sigma, *, shift=None):
+        self.asked += len(z)
+        return self.inner(z, sigma)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Calls()
+
+
+@pytest.fixture(scope="module")
+def entries(model):
+    """Everything at several budgets: schedulers are slow to make."""
+    return [*ours(model, BUDGETS), *peers(model, BUDGETS)]
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def compared(model):
+    x = model.inner.sample(400, generator=torch.Generator().manual_seed(2))
+    space = FeatureSpace(name="x", of=lambda v: v, reference=x)
+    plan = solvers.ddim(grids.log_linear(4, 20.0, 0.02))
+    noisy = solvers.ddpm(grids.log_linear(4, 20.0, 0.02))
+    return compare(
+        model, [4, 7], found={"mine": plan, "noisy": noisy}, samples=64, features=space, replicates=5,
+        teacher_steps=60, about={"model": "mixture"},
+    )  # fmt: skip
+
+
+def run(entry, model, noise, cond=None):
+    return entry.run(model, noise.clone(), cond or {}, torch.Generator().manual_seed(0))
+
+
+def one(entries, solver, grid):
+    (found,) = [entry for entry in entries if (entry.solver, entry.grid) == (solver, grid)]
+    return found
+
+
+# Peers
+
+
+@pytest.mark.parametrize("budget", [5, 8])
+@pytest.mark.parametrize(
+    ("theirs", "same"),
+    [
+        ("DDIM, trailing", "DDIM, timesteps"),
+        ("Euler, trailing", "DDIM, timesteps"),
+        ("Euler, karras", "DDIM, karras"),
+        ("Euler, lu_lambdas", "DDIM, log-linear"),
+        ("FlowMatchEuler, default", "DDIM, flow"),
+        ("Heun, trailing", "Heun, timesteps"),
+        ("Heun, karras", "Heun, karras"),
+        ("Heun, lu_lambdas", "Heun, log-linear"),
+        ("DPM++(2M), trailing", "DPM++(2M), timesteps"),
+        ("DPM++(2M), karras", "DPM++(2M), karras"),
+        ("DPM++(2M), lu_lambdas", "DPM++(2M), log-linear"),
+        ("UniPC-2, trailing", "UniPC-2, timesteps"),
+        ("UniPC-2, karras", "UniPC-2, karras"),
+        ("UniPC-3, lu_lambdas", "UniPC-3 ramp, log-linear"),
+    ],
+)
+def test_their_scheduler_ends_where_our_plan_of_the_same_method_and_levels_does(
+    model, noise, entries, theirs, same, budget
+):
+    def ends(origin, name):
+        here = [entry for entry in entries if (entry.origin, entry.budget) == (origin, budget)]
+        return run(one(here, *name.split(", ")), model, noise)
+
+    x = ends("logsnr", same)
+    assert rmse(ends("diffusers", theirs), x) <= 1e-4 * float(x.square().mean().sqrt())
+
+
+def test_on_a_models_own_table_it_is_the_scheduler_of_its_pipeline(noise):
+    """Stable Diffusion's levels: DDIM at its trailing timesteps, in diffusers' float32 arithmetic."""
+    import diffusers
+
+    class Network(torch.nn.Module):
+        def forward(self, z, t):
+            return torch.tanh(0.5 * z + 0.1 * torch.sin(t / 100)[:, None])
+
+    sd = TimestepTable.stable_diffusion()
+    model = NetworkDenoiser(Network(), V(label="stable-diffusion"), shape=(3,), trained_range=sd.sigma_range)
+    assert torch.equal(table_of(model).alphas_cumprod, sd.alphas_cumprod)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type="v_prediction", timestep_spacing="trailing",
+    )  # fmt: skip
+    scheduler.set_timesteps(5)
+    x = noise.clone()
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.network(x, t.float().expand(len(x))), t, x).prev_sample
+    assert rmse(run(one(peers(model, [5]), "DDIM", "trailing"), model, noise), x) <= 1e-5 * float(x.std())
+
+
+def test_their_levels_span_the_models_range_to_the_last_digit():
+    """Betas in float32 would lose three digits of the smallest level."""
+
+    class Listening(Calls):
+        def forward(self, z, sigma):
+            levels.append(sigma)
+            return super().forward(z, sigma)
+
+    model = Listening((0.002, 50.0))
+    for entry in peers(model, [5], grids=["karras", "lu_lambdas"]):
+        levels: list[float] = []
+        run(entry, model, torch.zeros(1, 3))
+        assert (levels[-1], levels[0]) == pytest.approx(model.sampling_range, rel=1e-5), entry.name
+
+
+def test_an_entry_runs_alike_alone_and_after_others(model, noise, entries):
+    """Schedulers are shared by budgets and keep state: every run sets them anew."""
+    theirs = [entry for entry in entries if entry.origin == "diffusers" and entry.budget in (5, 14)]
+    first = [run(entry, model, noise[:4]) for entry in theirs]
+    for entry, x in reversed(list(zip(theirs, first, strict=True))):
+        assert torch.equal(run(entry, model, noise[:4]), x), entry.name
+
+
+# Counting
+
+
+def spent(entry, denoiser, counter, noise, cond=None):
+    counter.asked = 0
+    run(entry, denoiser, noise, cond)
+    return counter.asked / len(noise)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_counted_evaluations_are_those_made_and_fit(model, noise, entries, budget):
+    here = [entry for entry in entries if entry.budget == budget]
+    for entry in here:
+        assert spent(entry, model, model, noise[:2]) == entry.evaluations <= budget, entry.name
+    # Heun's n steps take 2n - 1, PNDM's n + 1 (of one step 1), after Runge-Kutta n + 9; all others n
+    odd = budget - 1 + budget % 2
+    for entry in here:
+        fewer = {"Heun": odd, "PNDM": 1 if budget < 3 else budget}
+        assert entry.evaluations == fewer.get(entry.solver, budget), entry.name
+    absent = {"PNDM (Runge-Kutta start)"} if budget < 13 else set()
+    assert set(SCHEDULERS) - {entry.solver for entry in here if entry.origin == "diffusers"} == absent
+
+
+def test_guidance_is_counted_where_it_acts(model, noise):
+    """Within (.5, 5] an answer costs two: the steps that fit depend on where the grid's levels lie."""
+    guided = guidance.cfg(model, 2.0, {"shift": 0.0}, interval=(0.5, 5.0))
+    cond = {"shift": torch.ones(2)}
+    both = [*ours(guided, [7]), *peers(guided, [7])]
+    for entry in both:
+        assert spent(entry, guided, model, noise[:2], cond) == entry.evaluations <= 7, entry.name
+    everywhere = guidance.cfg(model, 2.0, {"shift": 0.0})
+    assert {e.evaluations for e in ours(everywhere, [7], solvers=["ddim"])} == {6}
+    assert one(ours(everywhere, [7]), "Heun", "karras").evaluations == 6  # two steps: three answers
+
+
+def test_largest_takes_the_most_steps_that_fit(model):
+    made = []
+
+    def make(n):
+        made.append(n)
+        plan = solvers.ddim(grids.log_linear(n, 20.0, 0.02))
+        return None if n == 6 else next(e for e in plans(model, {"p": plan}))
+
+    entry = largest(6, make)
+    assert entry.evaluations == 5
+    assert made == [6, 5]
+    assert largest(0, make) is None
+
+
+# What is measured
+
+
+def test_rows_hold_the_definitions(model, compared):
+    """RMSE, its error by the delta method, FD and KID of a row from the entry run by hand."""
+    noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    row = next(r for r in compared.rows if r.name == "GE(2), karras" and r.budget == 7)
+    low, high = model.sampling_range
+    x = ls.sample(model, solvers.ge(grids.karras(7, high, low), 2.0), noise=noise)
+    end = ls.sample(model, solvers.unipc(grids.log_linear(60, high, low), 3), noise=noise)
+    squares = (x - end).double().square().mean(1)
+    assert row.rmse.value == pytest.approx(float(squares.mean().sqrt()), rel=1e-5)
+    assert row.rmse.stderr == pytest.approx(float(squares.std() / 8 / (2 * squares.mean().sqrt())), rel=1e-5)
+    reference = model.inner.sample(400, generator=torch.Generator().manual_seed(2))
+    assert row.frechet.value == pytest.approx(frechet_distance(x, reference), rel=1e-5)
+    assert (row.evaluations, compared.teacher.evaluations) == (7, 60)
+
+
+def test_the_teacher_is_the_exact_trajectory_within_its_uncertainty(model, compared):
+    low, high = model.sampling_range
+    noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).double()
+    end = ls.sample(model, solvers.unipc(grids.log_linear(60, high, low), 3), noise=noise)
+    # to the smallest level exactly, then the plain denoise
+    z = solve(model, high, low, noise, rtol=1e-7, atol=1e-7).z
+    exact = model(z, low).x0
+    assert rmse(end, exact) < compared.teacher.uncertainty < 0.01
+
+
+def test_errors_fall_with_evaluations_towards_the_teacher(model):
+    """Twice the evaluations: less than .7 of DDIM's error (order 1), and of second-order methods' less than .5."""
+    result = measure(
+        model,
+        ours(model, [10, 20, 40], solvers=["ddim", "dpm++(2m)", "ge(1.5)"], grids=["log-linear"])
+        + peers(model, [10, 20, 40], solvers=["euler", "unipc-2"], grids=["lu"]),
+        samples=64,
+        teacher_steps=160,
+    )
+    errors = {}
+    for row in result.rows:
+        errors.setdefault(row.solver, []).append(row.rmse.value)
+    for solver, (first, second, third) in errors.items():
+        bound = 0.7 if solver in ("DDIM", "Euler") else 0.5
+        assert second < bound * first, solver
+        assert third < bound * second, solver
+
+
+def test_measuring_does_not_depend_on_batches_or_on_what_else_takes_part(model, compared):
+    again = measure(model, [*peers(model, [7], grids=["karras"])][::-1], samples=64, batch=23, teacher_steps=60)
+    for row in again.rows:
+        before = next(r for r in compared.rows if (r.name, r.budget) == (row.name, 7))
+        assert row.rmse.value == pytest.approx(before.rmse.value, rel=1e-4), row.name
+
+
+def test_conditions_follow_their_samples_into_batches(noise):
+    """A model shifted by its condition: each sample ends as it does alone."""
+
+    class Shifted(Calls):
+        def forward(self, z, sigma, *, shift):
+            alpha, _ = ls.noise.alpha_s(sigma)
+            inner = self.inner(z - alpha * shift[:, None], sigma)
+            return ls.Estimate(inner.x0 + shift[:, None], inner.eps)
+
+    model, cond = Shifted(), {"shift": torch.tensor([0.0, 3.0, -1.0])}
+    seen = []
+
+    def of(x):
+        seen.append(x)
+        return x
+
+    space = FeatureSpace(name="x", of=of, reference=noise)
+    entry = peers(model, [5], solvers=["unipc-2"], grids=["karras"])[0]
+    measure(model, [entry], samples=7, batch=2, cond=cond, teacher_steps=16, features=space)
+    x = torch.cat(seen[-4:])
+    start = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    full = {"shift": cond["shift"][torch.arange(7) % 3]}
+    for i in (0, 1, 5):
+        alone = run(entry, model, start[i : i + 1], slice_cond(full, slice(i, i + 1)))
+        assert torch.allclose(x[i : i + 1], alone, atol=1e-5)
+
+
+def test_a_sampler_that_breaks_is_said_to_and_the_rest_goes_on(model):
+    entry = ours(model, [4], solvers=["ddim"], grids=["karras"])[0]
+    broken = dataclasses.replace(entry, solver="broken", run=lambda *_: torch.full((8, 3), math.nan))
+    result = measure(model, [broken, entry], samples=8, teacher_steps=16)
+    assert [(r.finite, r.rmse is None) for r in result.at(4)] == [(True, False), (False, True)]
+    assert "| broken, karras | 0 of 4 | not finite |" in markdown(result)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_teacher_that_breaks_is_an_error():
+    class Broken(Calls):
+        def forward(self, z, sigma):
+            inner = self.inner(z, sigma)
+            return inner if sigma > 1 else ls.Estimate(inner.x0 * math.nan, inner.eps * math.nan)
+
+    with pytest.raises(LogsnrError, match=r"teacher's samples are not finite.*float32"):
+        measure(Broken(), ours(Broken(), [4], solvers=["ddim"]), samples=4, teacher_steps=16)
+
+
+# Plans, tables and names
+
+
+def test_plans_take_part_at_the_evaluations_they_count(model, compared):
+    mine, noisy = (next(r for r in compared.rows if r.solver == name) for name in ("mine", "noisy"))
+    assert mine.evaluations == mine.budget == 4
+    assert mine.plan_hash == solvers.ddim(grids.log_linear(4, 20.0, 0.02)).hash
+    assert noisy.rmse is None
+    assert noisy.frechet is not None
+    guided = guidance.cfg(model, 2.0, {"shift": 0.0})
+    assert [e.budget for e in plans(guided, {"p": solvers.ddim(grids.log_linear(4, 20.0, 0.02))})] == [8]
+
+
+def test_plans_of_another_range_are_refused(model):
+    with pytest.raises(LogsnrError, match=r"visits sigma 80 .* trained on 50 \.\.\. 0\.01: give a plan made for it"):
+        plans(model, {"far": solvers.ddim([80.0, 1.0, 0.0])})
+
+
+def test_plans_that_coincide_take_part_once(model):
+    """Of one step every deterministic solver is the plain denoise from the largest level."""
+    high = model.sampling_range[1]
+    entries = [e for e in ours(model, [1], grids=["log", "karras", "flow"]) if e.plan is not None]
+    assert [e.name for e in entries] == ["DDIM, log-linear"]
+    assert entries[0].plan.sigmas == (high, 0.0)
+
+
+def test_universal_plans_take_part_once_each(model):
+    """Each at the budget that holds it; beyond the largest plan there is none."""
+    low, high = model.sampling_range
+
+    def stored(n):
+        try:
+            return universal_plan(n, low, high, sigma_data=model.sigma_data).hash
+        except LogsnrError:
+            return None
+
+    sizes = [n for n in range(1, 60) if stored(n)]
+    expected = dict.fromkeys(stored(n) for n in (sizes[0], sizes[1], sizes[-1]))
+    guided = guidance.cfg(model, 2.0, {"shift": 0.0})
+    for denoiser, budgets in (
+        (model, [sizes[0], sizes[1], 200, 300]),
+        (guided, [2 * sizes[0], 2 * sizes[1] + 1, 400]),
+    ):
+        entries = universal(denoiser, budgets)
+        assert [entry.plan.hash for entry in entries] == list(expected)
+        assert [e.evaluations for e in entries[:2]] == [n * denoiser.cost(1.0) for n in sizes[:2]]
+
+
+def test_read_plans(tmp_path):
+    plan = solvers.ddim([4.0, 1.0, 0.0])
+    (tmp_path / "b").mkdir()
+    for path in (tmp_path / "a.json", tmp_path / "b" / "a.json"):
+        plan.save(path)
+    found = read_plans([tmp_path / "a.json", tmp_path / "b" / "a.json"])
+    assert list(found) == ["a", str(tmp_path / "b" / "a.json")]
+    assert all(p.hash == plan.hash for p in found.values())
+    several = {"2": plan.to_dict(), "1": solvers.ddim([4.0, 0.0]).to_dict()}
+    (tmp_path / "set.json").write_text(json.dumps(several))
+    assert {name: p.nfe for name, p in read_plans([tmp_path / "set.json"]).items()} == {"set, 2": 2, "set, 1": 1}
+    with pytest.raises(LogsnrError, match="cannot be read"):
+        read_plans([tmp_path / "missing.json"])
+
+
+def test_table_of_a_model_without_one_is_vp_between_the_ends_of_its_range(model):
+    """-ln abar = b0 t + (b1 - b0) t^2/2 has constant second differences at even t."""
+    low, high = model.sampling_range
+    table = table_of(guidance.cfg(model, 2.0, {}))
+    assert table.sigma_range == pytest.approx((low, high), rel=1e-9)
+    second = (-table.alphas_cumprod.log()).diff().diff()
+    assert float((second / second.mean() - 1).abs().max()) < 1e-4
+    edm = NetworkDenoiser(torch.nn.Identity(), EDM(sigma_data=1.0), shape=(3,), trained_range=(0.002, 200.0))
+    assert table_of(edm).sigma_range == pytest.approx((0.004, 160.0), rel=1e-9)
+
+
+def test_a_models_table_is_cut_to_what_it_was_trained_on():
+    narrow = NetworkDenoiser(torch.nn.Identity(), V(label="ddpm"), shape=(3,), trained_range=(0.05, 20.0))
+    low, high = table_of(guidance.cfg(narrow, 2.0, {})).sigma_range
+    whole = TimestepTable.ddpm().sigmas.tolist()
+    assert low in whole
+    assert high in whole
+    assert 0.0495 <= low < 0.0505
+    assert 19.8 < high <= 20.2
+
+
+def test_words_choose_solvers_and_grids(model):
+    names = {(e.solver, e.grid) for e in ours(model, [5], solvers=["DPM", "heun"], grids=["kar"])}
+    assert names == {(s, "karras") for s in ("DPM++(2M)", "DPM++(3M)", "DPM++(3M) ramp", "Heun")}
+    assert kept(["DPM++(2M)", "PNDM (Runge-Kutta start)", "GE(1.5)"], ["dpmpp2m", "ge"]) == ["DPM++(2M)", "GE(1.5)"]
+    for word in ("dpmm++", "+"):
+        with pytest.raises(LogsnrError, match=r"no solver is called '.*: there are DDIM, DPM\+\+\(2M\)"):
+            check_words("solver", [word], ["DDIM", "DPM++(2M)"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 1}, "samples = 1: must be at least 2"),
+        ({"batch": 0}, "batch = 0: must be at least 1"),
+        ({"teacher_steps": 20}, "teacher_steps = 20: must be at least 24, twice the 12"),
+    ],
+)
+def test_measure_refuses(model, change, message):
+    with pytest.raises(LogsnrError, match=re.escape(message)):
+        measure(model, ours(model, [12], solvers=["ddim"]), **change)
+
+
+def test_nothing_to_compare_is_an_error(model):
+    with pytest.raises(LogsnrError, match="nothing to compare"):
+        measure(model, [])
+
+
+# Rendering
+
+
+def test_markdown_holds_every_row_best_first(compared):
+    page = markdown(compared)
+    for budget in (4, 7):
+        rows = compared.at(budget)
+        section = page.split(f"### {budget} evaluations: {len(rows)} samplers")[1].split("###")[0]
+        names = [line.split(" | ")[0][2:] for line in section.splitlines() if line.startswith("| ")]
+        assert names[2:-1] == [row.name for row in rows]
+        errors = [row.error for row in rows]
+        assert errors == sorted(errors)
+    assert "FD and KID (features: x) to 400 images" in page
+
+
+def test_best_of_a_family_is_its_least_error(compared):
+    for budget in compared.budgets:
+        for (family, origin), row in compared.best(budget).items():
+            others = [r.error for r in compared.at(budget) if (r.family, r.origin) == (family, origin)]
+            assert row.error == min(others)
+
+
+def test_the_terminal_shows_each_solver_once_and_all_when_asked(compared):
+    few, many = table(compared), table(compared, everything=True)
+    solvers_of = {(r.budget, r.origin, r.solver) for r in compared.rows}
+    assert few.row_count == len(solvers_of) + 1
+    assert many.row_count == len(compared.rows) + 1
+
+
+def test_files_hold_what_was_measured(compared, tmp_path):
+    files = write(compared, tmp_path / "new" / "folder")
+    assert [f.suffix for f in files] == [".json", ".md", ".svg", ".png"]
+    stored = json.loads(files[0].read_text())
+    assert Comparison.from_dict(stored) == compared
+    for wrong in ({**stored, "version": 2}, {**stored, "rows": [{}]}, {"version": 1}):
+        with pytest.raises(LogsnrError, match=r"comparison version 2|are no comparison"):
+            Comparison.from_dict(wrong)
+    assert files[2].read_bytes() == plot(compared, "svg")
+    assert files[3].read_bytes().startswith(b"\x89PNG")
+    # a mark per family and origin, by name
+    for name in ("DPM++ in diffusers", "plan mine", "GE"):
+        assert f">{name}<" in files[2].read_text()

@@ -1,0 +1,217 @@
+"""`logsnr compare`: what it prints, what it writes, and one clear line with exit code 2 for bad input."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from logsnr.cli import main
+from logsnr.compare.spaces import feature_space
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError
+from logsnr.evaluation import frechet_distance
+from logsnr.models import NetworkConfig, build_network, save_denoiser
+from logsnr.pixels import Pixels
+from logsnr.prediction import EDM
+from logsnr.sampling import grids, sample, solvers
+from logsnr.training import Dataset
+
+pytest.importorskip("diffusers")
+QUICK = ["-n", "6", "--batch", "4", "--teacher-steps", "16", "--bootstrap", "2"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the command in this process; answers (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["logsnr", "compare", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """An untrained class-conditional model of 4 x 4 images, and data with labels."""
+    folder = tmp_path_factory.mktemp("compare")
+    config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4, classes=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(config, (1, 4, 4))
+    denoiser = NetworkDenoiser(
+        network, EDM(label="flow"), shape=(1, 4, 4), pixels=Pixels(256), trained_range=(0.01, 50.0)
+    )
+    save_denoiser(denoiser, folder / "run")
+    rng = np.random.default_rng(0)
+    np.savez(
+        folder / "data.npz",
+        images=rng.integers(0, 256, (60, 4, 4), dtype=np.uint8),
+        labels=np.arange(60) % 3,
+        test_images=rng.integers(0, 256, (12, 4, 4), dtype=np.uint8),
+        test_labels=np.arange(12) % 3,
+    )
+    return folder
+
+
+def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_path):
+    """Guidance doubles what a step costs: 5 evaluations hold two DDIM steps, a plan of 3 takes 6."""
+    solvers.ddim(grids.log_linear(3, 40.0, 0.02)).save(tmp_path / "mine.json")
+    code, out, err = run(
+        tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun", "--grids", "karras,trailing",
+        "--plan", tmp_path / "mine.json", "--data", tiny / "data.npz", "--features", "pixels", "--out", tmp_path / "o",
+        "--json", *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    found = {row["name"]: row["evaluations"] for row in result["rows"]}
+    assert found == {
+        "DDIM, karras": 4,
+        "Heun, karras": 2,
+        "diffusers DDIM, trailing": 4,
+        "diffusers Heun, karras": 2,
+        "diffusers Heun, trailing": 2,
+        "mine": 6,
+    }
+    assert result["features"] == "pixels"
+    assert result["reference"] == 60
+    assert result["about"] == {"model": "run", "classes": "all in turn", "guidance": 2.0}
+    assert json.loads((tmp_path / "o" / "comparison.json").read_text())["rows"] == result["rows"]
+
+
+def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
+    code, out, err = run(
+        tiny / "run", "--nfe", "2,3", "--solvers", "unipc-2", "--no-peers", "--data", tiny / "data.npz", *QUICK
+    )
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "teacher: UniPC-3, log-linear, 16 steps; FD and KID (features: classifier of data)" in told
+    assert (
+        "UniPC-2, log-linear" in out
+        or "UniPC-2, karras" in out
+        or "UniPC-2, timesteps" in out
+        or "UniPC-2, flow" in out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nfe", "0,5"], "--nfe '0,5': give whole numbers in 1 ... 1000"),
+        (["--nfe", "five"], "--nfe 'five'"),
+        (["--solvers", "unipx"], "no solver is called 'unipx' (did you mean UniPC-"),
+        (["--grids", "kaaras"], "no grid is called 'kaaras' (did you mean karras?)"),
+        (["--class", "7"], "--class 7: give 0 ... 2"),
+        (["--plan", "missing.json"], "plan missing.json cannot be read"),
+        (["--nfe", "1", "--guidance", "2"], "--nfe 1 holds no sampler"),
+        (["--features", "pixels"], "give --data"),
+        (["--data", "digits", "--features", "pixels"], "holds images of (1, 8, 8), the model makes (1, 4, 4)"),
+        (["--nfe", "20", "--solvers", "ddim", "--features", "none"], "teacher_steps = 16: must be at least 40"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tiny, arguments, message):
+    code, out, err = run(tiny / "run", *QUICK, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+# Feature spaces
+
+
+def stripes():
+    """Sixty labelled images, twelve held out."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    images = torch.randint(0, 60, (60, 1, 4, 4), generator=g, dtype=torch.uint8)
+    images[labels == 1, :, :2] += 150
+    return Dataset(
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:12],
+        test_labels=labels[:12],
+        levels=256,
+        classes=2,
+    )
+
+
+def counted_features(images):
+    """A feature function of one's own: mean and largest of each image."""
+    flat = images.flatten(1).float()
+    return torch.stack([flat.mean(1), flat.amax(1)], 1)
+
+
+def test_spaces_compare_decoded_samples_with_the_data():
+    data, codec = stripes(), Pixels(256)
+    x = codec.encode(data.train_images[:20])
+    space = feature_space("pixels", codec.decode, data, source="stripes", seed=0)
+    expected = frechet_distance(x.flatten(1), codec.encode(data.train_images).flatten(1))
+    assert space.distances(x)[0].value == pytest.approx(expected, rel=1e-6)
+    # a pipeline's images are in [-1, 1] already
+    floating = feature_space("pixels", lambda v: v, data, source="stripes", seed=0)
+    assert floating.distances(x)[0].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_class_is_compared_with_its_own_images():
+    data, codec = stripes(), Pixels(256)
+    space = feature_space("pixels", codec.decode, data, source="stripes", seed=0, label=1)
+    own = codec.encode(data.train_images[data.train_labels == 1]).flatten(1).double()
+    assert torch.equal(space.reference.double().sort(0).values, own.sort(0).values)
+    with pytest.raises(LogsnrError, match="no images of class 5"):
+        feature_space("pixels", codec.decode, data, source="stripes", seed=0, label=5)
+
+
+def test_the_classifiers_features_tell_classes_apart_and_repeat():
+    data, codec = stripes(), Pixels(256)
+    one, two = (feature_space("classifier", codec.decode, data, source="stripes", seed=3) for _ in range(2))
+    assert one.name == "classifier of stripes"
+    assert torch.equal(one.reference, two.reference)
+    first, second = (codec.encode(data.train_images[data.train_labels == k]) for k in (0, 1))
+    half = one.distances(torch.cat([first[:15], second[:15]]))[0].value
+    assert half < 0.2 * one.distances(first)[0].value
+
+
+def test_anybodys_function(monkeypatch):
+    data, codec = stripes(), Pixels(256)
+    monkeypatch.setattr(sys.modules["json"], "counted_features", counted_features, raising=False)
+    space = feature_space("json:counted_features", codec.decode, data, source="stripes", seed=0)
+    x = codec.encode(data.train_images[:20])
+    expected = frechet_distance(counted_features(data.train_images[:20]), counted_features(data.train_images))
+    assert space.distances(x)[0].value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("inception", "give classifier, pixels"), ("nowhere:f", "cannot be imported"), ("json:dumps", "N, F|JSON")],
+)
+def test_features_refused(name, message):
+    with pytest.raises((LogsnrError, TypeError), match=message):
+        feature_space(name, Pixels(256).decode, stripes(), source="stripes", seed=0)
+
+
+def test_the_command_samples_what_the_library_does(run, tiny):
+    """RMSE of a row, from the folder's model by hand."""
+    code, out, _ = run(
+        tiny / "run", "--nfe", "3", "--solvers", "ge(2)", "--grids", "log", "--no-peers", "--class", "1",
+        "--features", "none", "--seed", "5", "--json", *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    (row,) = json.loads(out)["rows"]
+    import logsnr as ls
+
+    denoiser = ls.load(tiny / "run")
+    low, high = denoiser.sampling_range
+    noise = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+    cond = {"class_labels": torch.full((6,), 1)}
+    plans = solvers.ge(grids.log_linear(3, high, low), 2.0), solvers.unipc(grids.log_linear(16, high, low), 3)
+    x, end = (sample(denoiser, plan, noise=noise, cond=cond) for plan in plans)
+    assert row["rmse"]["value"] == pytest.approx(float((x - end).square().mean().sqrt()), rel=1e-4)

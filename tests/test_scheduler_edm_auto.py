@@ -1,0 +1,216 @@
+"""The scheduler on EDM models, and gamma="auto": universal plans inside any pipeline."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import logsnr as ls
+import logsnr.adapters
+from logsnr.adapters import planning
+from logsnr.noise import alpha_s
+from logsnr.prediction import EDM
+from logsnr.sampling.universal import scaled, universal_plan
+
+diffusers = pytest.importorskip("diffusers")
+Scheduler = logsnr.adapters.GradientEstimationScheduler
+
+SHAPE = (2, 3, 4, 4)
+
+
+def network(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(0.8 * x + 0.3 * torch.sin(3 * t))
+
+
+def state(seed: int = 0) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def loop(scheduler, x: Tensor) -> Tensor:
+    """What ConsistencyModelPipeline and SDXL's do."""
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+    return x
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+
+
+def denoiser(sigma_data: float) -> ls.NetworkDenoiser:
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return network(x, label.reshape(-1, 1, 1, 1))
+
+    return ls.NetworkDenoiser(Network(), EDM(sigma_data=sigma_data), shape=SHAPE[1:])
+
+
+# EDM
+
+
+@pytest.mark.parametrize(("schedule", "n"), [("karras", 1), ("karras", 2), ("karras", 40), ("exponential", 7)])
+def test_edm_at_gamma_1_is_edm_euler(schedule, n):
+    options = {"sigma_min": 0.01, "sigma_max": 60.0, "sigma_data": 0.7, "sigma_schedule": schedule, "rho": 5.0}
+    stock = diffusers.EDMEulerScheduler(**options)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(n)
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=1e-5, atol=0)
+    assert relative(loop(ours, state()), loop(stock, state())) <= 1e-5
+
+
+def test_gradient_estimation_of_edm_is_sample():
+    stock = diffusers.EDMDPMSolverMultistepScheduler(sigma_max=40.0, sigma_data=0.7)
+    ours = Scheduler.from_config(stock.config, gamma=[1.5, 2.0, 1.8, 1.2])
+    ours.set_timesteps(6)
+    expected = ls.sample(denoiser(0.7), ours.plan, noise=state())
+    assert relative(loop(ours, state()), expected) <= 1e-5
+    assert ours.plan.sigmas == pytest.approx(ls.grids.karras(6, 40.0, 0.002))
+    # the state of any timestep is z: img2img starts from add_noise
+    t, x, eps = ours.timesteps[2], state(1), state(2)
+    alpha, s = alpha_s(ours.plan.sigmas[2])
+    torch.testing.assert_close(ours.add_noise(x, eps, t.reshape(1)), alpha * x + s * eps, rtol=1e-5, atol=1e-6)
+
+
+def test_edm_configs_round_trip(tmp_path):
+    stock = diffusers.EDMEulerScheduler(sigma_data=0.3, sigma_max=50.0)
+    ours = Scheduler.from_config(stock.config)
+    ours.save_pretrained(tmp_path)
+    for other in (Scheduler.from_pretrained(tmp_path), Scheduler.from_config(ours.config), copy.deepcopy(ours)):
+        assert other.model.prediction == EDM(sigma_data=0.3)
+        assert other.model.sigma_range == (0.002, 50.0)
+    back = diffusers.EDMEulerScheduler.from_config(json.loads(ours.to_json_string()))
+    assert all(back.config[key] == value for key, value in stock.config.items() if key[0] != "_")
+    with pytest.raises(ValueError, match="keep its own scheduler"):
+        Scheduler.from_config({"sigma_data": 0.5})  # a consistency model's config has one too
+
+
+def test_an_edm_network_is_not_fed_by_a_timestep_of_nobody():
+    ours = Scheduler.from_config(diffusers.EDMEulerScheduler().config)
+    with pytest.raises(ValueError, match="before set_timesteps"):
+        ours.scale_model_input(state(), torch.tensor(0.1))
+    ours.set_timesteps(3)
+    with pytest.raises(ValueError, match="is not one of this run's"):
+        ours.scale_model_input(state(), torch.tensor(0.1234))
+
+
+# gamma = "auto"
+
+RELATIVE = replace(ls.solvers.ge((60.0, 9.0, 2.0, 0.3, 0.0), gamma=1.7), meta={"made": "for this test"})
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """One universal plan, of four evaluations."""
+
+    def universal_plan(nfe, low, high, *, sigma_data=1.0):
+        return scaled(RELATIVE, sigma_data, low, high)
+
+    monkeypatch.setattr(planning, "universal_sizes", lambda: (RELATIVE.nfe,))
+    monkeypatch.setattr(planning, "universal_plan", universal_plan)
+
+
+SD = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("stock", "unit", "high"),
+    [
+        (SD, 1.0, 14.6146),  # drawn together to the table's range
+        (diffusers.EDMEulerScheduler(sigma_data=0.5), 0.5, math.inf),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), 1.0, math.inf),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 3.0, math.inf),
+    ],
+    ids=["sd", "edm", "flow", "flow, shift 3"],
+)
+def test_auto_is_the_universal_plan_in_the_models_units(stored, stock, unit, high):
+    ours = Scheduler.from_config(stock.config, gamma="auto")
+    ours.set_timesteps(4)
+    low = ours.model.sigma_range[0] if high < math.inf else 0.0
+    expected = scaled(RELATIVE, unit, low, min(high, ours.model.sigma_range[1]))
+    assert ours.plan.rows == expected.rows
+    assert ours.plan.sigmas == pytest.approx(expected.sigmas, rel=1e-5)
+    if high == math.inf:
+        assert ours.plan.sigmas == pytest.approx([unit * u for u in RELATIVE.sigmas])
+    else:
+        assert ours.plan.sigmas[0] == pytest.approx(ours.model.sigma_range[1])
+    # a number that has none: gamma 2 on the config's own grid
+    ours.set_timesteps(6)
+    plain = Scheduler.from_config(stock.config)
+    plain.set_timesteps(6)
+    assert (ours.plan.sigmas, ours.plan.rows) == (plain.plan.sigmas, plain.plan.rows)
+    assert any(row[0] == 2 for row in plain.plan.rows)
+
+
+def test_auto_takes_the_plans_that_come_with_the_library():
+    ours = Scheduler.from_config(SD.config, gamma="auto")
+    low, high = ours.model.sigma_range
+    ours.set_timesteps(5)
+    assert ours.plan == universal_plan(5, max(low, 1 / 250), high)
+    ours.set_timesteps(50)
+    assert ours.plan.meta.get("solver") != "universal"
+
+
+def test_auto_runs_as_sample_does(stored):
+    ours = Scheduler.from_config(diffusers.EDMEulerScheduler(sigma_data=0.7).config, gamma="auto")
+    ours.set_timesteps(4)
+    assert ours.plan.meta["made"] == "for this test"
+    assert relative(loop(ours, state()), ls.sample(denoiser(0.7), ours.plan, noise=state())) <= 1e-5
+
+
+def test_auto_is_kept_and_refuses_levels_of_others(stored, tmp_path):
+    ours = Scheduler.from_config(SD.config, gamma="auto")
+    ours.set_timesteps(4)
+    ours.save_pretrained(tmp_path)
+    others = (Scheduler.from_pretrained(tmp_path), Scheduler.from_config(ours.config), pickle.loads(pickle.dumps(ours)))
+    for other in others:
+        assert other.config.gamma == "auto"
+        other.set_timesteps(4)
+        assert other.plan == ours.plan
+    for levels in ({"timesteps": [900, 500, 100, 5]}, {"sigmas": [9.0, 3.0, 1.0, 0.3, 0.0]}):
+        with pytest.raises(ValueError, match="gamma='auto', which has levels of its own: call set_timesteps"):
+            ours.set_timesteps(**levels)
+    flow = Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, gamma="auto")
+    flow.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # a pipeline's default: "your grid"
+    assert flow.plan.rows == RELATIVE.rows
+
+
+# names
+
+
+def test_adapters_names_load_when_asked_for():
+    """Importing logsnr and its adapters imports no diffusers; k-diffusion and from_callable never do."""
+    code = """
+import sys
+sys.modules["diffusers"] = None
+import torch, logsnr, logsnr.adapters as adapters
+from logsnr.adapters import as_kdiffusion, export_diffusers, from_callable, load_pipeline, sample_gradient_estimation
+for name in adapters.__all__:
+    if name != "GradientEstimationScheduler":
+        assert getattr(adapters, name).__name__ == name
+denoiser = from_callable(lambda x, label: 0 * x, logsnr.predictions.V(label="flow"), shape=(2,))
+model = as_kdiffusion(denoiser)
+x = sample_gradient_estimation(model, 5 * torch.ones(1, 2), [5.0, 1.0, 0.0])
+assert x.shape == (1, 2)
+for call in (lambda: load_pipeline("x"), lambda: export_diffusers(denoiser, "x"), lambda: adapters.nothing):
+    try:
+        call()
+    except (logsnr.LogsnrError, AttributeError) as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("pip install 'logsnr[diffusers]'" in line for line in lines[:2])
+    assert lines[2] == "module 'logsnr.adapters' has no attribute 'nothing'"
