@@ -45,6 +45,7 @@ def test_the_summary_counts_what_was_asked(demo):
     _, summary = demo
     rows = [(row["sampler"], row["nfe"]) for row in summary["samplers"]]
     assert rows == [
+        *(("zoo:digits' plan", n) for n in (5, 10)),
         *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
         ("teacher (Heun)", 99),
     ]
@@ -52,7 +53,7 @@ def test_the_summary_counts_what_was_asked(demo):
     assert summary["likelihood"]["held_out_images"] == 297
     assert summary["likelihood"]["grey_levels"] == 17
     assert summary["training"]["steps"] == 4
-    assert [row["rmse"] is None for row in summary["samplers"]] == [False] * 6 + [True] * 3 + [False]
+    assert [row["rmse"] is None for row in summary["samplers"]] == [False] * 8 + [True] * 3 + [False]
 
 
 def test_the_bound_can_be_measured_again_from_the_saved_model(demo):

@@ -72,12 +72,14 @@ def _few_steps(result: DemoResult) -> list[Html]:
     evaluations = sorted({q.nfe for q in result.samplers})
     pixels = Pixels(result.levels)
 
-    def cell(q: Quality) -> Html:
-        return inline_image(
-            tile(pixels.display(q.images[:10]), columns=5, scale=4), f"{q.sampler}, {q.nfe} evaluations"
-        )
+    def cell(q: Quality | None) -> Html:
+        if q is None:
+            return Html()
+        shown = tile(pixels.display(q.images[:10]), columns=5, scale=4)
+        return inline_image(shown, f"{q.sampler}, {q.nfe} evaluations")
 
-    pictures = [[name, *(cell(_pick(result, name, n)) for n in evaluations), ""] for name in names]
+    found = {(q.sampler, q.nfe): q for q in result.samplers}
+    pictures = [[name, *(cell(found.get((name, n))) for n in evaluations), ""] for name in names]
     pictures[0][-1] = cell(result.teacher)
     numbers = [
         [q.sampler, q.nfe, "–" if q.rmse is None else f"{q.rmse:.4f}", f"{q.frechet:.2f}", f"{q.confident:.1%}"]
@@ -97,8 +99,9 @@ def _few_steps(result: DemoResult) -> list[Html]:
         heading("Quality against network evaluations"),
         paragraph(
             "Every sampler starts from the same noise. DDIM takes the direction the network gives; gradient estimation "
-            "(GE) corrects it by the previous one, at no extra cost; DDPM adds fresh noise on the way and so ends "
-            "elsewhere. The teacher solves the same equation in many small steps."
+            "(GE) corrects it by the previous one, at no extra cost; the zoo's plans are noise levels and coefficients "
+            "that logsnr calibrate found for a model of the same digits, trained longer; DDPM adds fresh noise on the "
+            "way and so ends elsewhere. The teacher solves the same equation in many small steps."
         ),
         table(["", *(f"{n} evaluations" for n in evaluations), f"teacher, {result.teacher.nfe}"], pictures),
         row(

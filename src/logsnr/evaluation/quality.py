@@ -99,7 +99,7 @@ class Quality:
 
 def compare_samplers(
     denoiser: Denoiser,
-    samplers: Mapping[str, Callable[[int], Plan]],
+    samplers: Mapping[str, Callable[[int], Plan | None]],
     evaluations: Sequence[int],
     *,
     noise: Tensor,
@@ -113,7 +113,7 @@ def compare_samplers(
 
     Args:
         denoiser: the model.
-        samplers: name -> function from the number of evaluations to a plan.
+        samplers: name -> function from the number of evaluations to a plan; None where there is none of that number.
         evaluations: numbers of network evaluations per image.
         noise: unit-normal states `[N, *shape]`.
         teacher: end points of the exact trajectories from `noise`.
@@ -126,6 +126,8 @@ def compare_samplers(
     for name, plan_of in samplers.items():
         for n in evaluations:
             plan = plan_of(n)
+            if plan is None:
+                continue
             counted = Counted(denoiser)
             generator = torch.Generator().manual_seed(seed)
             x = sample(counted, plan, noise=noise, generator=generator, cond=cond)
