@@ -17,23 +17,6 @@ TINY = ["steps=3", "max_seconds=null", "optimizer.decay=constant", "samples.ever
 TINY += ["network.channels=[8]", "network.layers_per_block=1", "network.mid_attention=false", "network.norm_groups=4"]
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command in this process; answers (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["logsnr", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A run trained for three steps by the command line."""

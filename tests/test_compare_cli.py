@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from logsnr.cli import main
 from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
@@ -20,23 +19,6 @@ from logsnr.training import Dataset
 
 pytest.importorskip("diffusers")
 QUICK = ["-n", "6", "--batch", "4", "--teacher-steps", "16", "--bootstrap", "2"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command in this process; answers (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["logsnr", "compare", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +48,10 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
     """Guidance doubles what a step costs: 5 evaluations hold two DDIM steps, a plan of 3 takes 6."""
     solvers.ddim(grids.log_linear(3, 40.0, 0.02)).save(tmp_path / "mine.json")
     code, out, err = run(
-        tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun", "--grids", "karras,trailing",
-        "--plan", tmp_path / "mine.json", "--data", tiny / "data.npz", "--features", "pixels", "--out", tmp_path / "o",
+        "compare", tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun",
+        "--grids", "karras,trailing", "--plan", tmp_path / "mine.json",
+        "--data", tiny / "data.npz", "--features", "pixels",
+        "--out", tmp_path / "o",
         "--json", *QUICK,
     )  # fmt: skip
     assert code == 0, err
@@ -89,8 +73,9 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
 
 def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
     code, out, err = run(
-        tiny / "run", "--nfe", "2,3", "--solvers", "unipc-2", "--no-peers", "--data", tiny / "data.npz", *QUICK
-    )
+        "compare", tiny / "run", "--nfe", "2,3", "--solvers", "unipc-2", "--no-peers", "--data", tiny / "data.npz",
+        *QUICK,
+    )  # fmt: skip
     assert code == 0, err
     told = " ".join(out.split())
     assert "teacher: UniPC-3, log-linear, 16 steps; FD and KID (features: classifier of data)" in told
@@ -118,7 +103,7 @@ def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tiny, arguments, message):
-    code, out, err = run(tiny / "run", *QUICK, *arguments)
+    code, out, err = run("compare", tiny / "run", *QUICK, *arguments)
     assert code == 2
     assert out == ""
     assert message in err
@@ -201,7 +186,7 @@ def test_features_refused(name, message):
 def test_the_command_samples_what_the_library_does(run, tiny):
     """RMSE of a row, from the folder's model by hand."""
     code, out, _ = run(
-        tiny / "run", "--nfe", "3", "--solvers", "ge(2)", "--grids", "log", "--no-peers", "--class", "1",
+        "compare", tiny / "run", "--nfe", "3", "--solvers", "ge(2)", "--grids", "log", "--no-peers", "--class", "1",
         "--features", "none", "--seed", "5", "--json", *QUICK,
     )  # fmt: skip
     assert code == 0

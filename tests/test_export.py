@@ -15,7 +15,6 @@ import torch
 import logsnr as ls
 from logsnr.adapters.export import export_diffusers
 from logsnr.adapters.pipelines import denoiser_from
-from logsnr.cli import main
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import NetworkConfig, build_network
@@ -278,21 +277,6 @@ def test_all_of_it_or_nothing(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     export_diffusers(model, tmp_path / "empty")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["logsnr", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_the_command(run, tmp_path):

@@ -12,7 +12,6 @@ import torch
 
 import logsnr as ls
 from logsnr.adapters.export import export_diffusers
-from logsnr.cli import main
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
@@ -22,21 +21,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 PROMPT, NEGATIVE = "a red fox", "blurry"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["logsnr", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
