@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,8 @@ import logsnr as ls
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.passport import Passport, Relabelled, examine
+from logsnr.evaluation.passport.card import LabelScan
+from logsnr.evaluation.passport.findings import label_trouble
 from logsnr.noise import alpha_s
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
@@ -269,3 +272,33 @@ def test_bad_input_is_named(exact, change, message):
 def test_relabelling_needs_a_network(exact):
     with pytest.raises(ValueError, match="'label' needs a network"):
         Relabelled(exact, 1.1, "label")
+
+
+def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels():
+    """The zoo's digits model saw each of 1,500 digits 200 times: right about them, too sure about others."""
+    data, model = load_data(DataConfig()), ls.load("zoo:digits")
+    seen, unseen = data.train_images[:297], data.test_images
+    labels = data.train_labels[:297], data.test_labels
+    found = []
+    for images, told in zip((seen, unseen), labels, strict=True):
+        x = model.pixels.encode(images)
+        passport = examine(model, x, cond={"class_labels": told}, trajectories=2, levels=5)
+        found.append([f.kind for f in passport.troubles])
+        scan = passport.labels
+    assert found == [[], ["misfit"]]
+    by_sigma = dict(zip(scan.sigmas, scan.per_level, strict=True))
+    assert max(by_sigma.values()) > 1.2  # where detail decides
+    assert all(abs(c - 1) < 0.05 for sigma, c in by_sigma.items() if sigma > 0.8)
+
+
+def test_labels_are_wrong_only_if_most_levels_say_the_same():
+    scan = LabelScan(
+        sigmas=(0.1, 0.2, 0.4, 0.8), factors=(0.75, 0.87, 1.0, 1.15, 1.33), way="model", curve=(1.0,) * 5,
+        factor=1.1, stderr=0.01, per_level=(1.12, 1.11, 1.1, 0.9), per_level_stderr=(0.02,) * 4, at_edge=False,
+    )  # fmt: skip
+    assert label_trouble(scan)  # one level may be anything
+    split = dataclasses.replace(scan, factor=1.15, per_level=(1.3, 1.25, 1.0, 0.99))
+    assert not label_trouble(split)
+    assert label_trouble(dataclasses.replace(split, per_level_stderr=(0.06,) * 4))  # nothing is known of the levels
+    assert not label_trouble(dataclasses.replace(scan, factor=1.05, per_level=(1.05,) * 4))
+    assert not label_trouble(dataclasses.replace(scan, stderr=0.04))

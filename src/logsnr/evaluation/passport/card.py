@@ -21,7 +21,7 @@ from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
 
 VERSION = 1
-Kind = Literal["usable", "nfe", "labels", "undertrained", "short", "half", "non_finite"]
+Kind = Literal["usable", "nfe", "labels", "misfit", "undertrained", "short", "half", "non_finite"]
 Severity = Literal["info", "warning", "error"]
 Way = Literal["model", "label"]
 """How a model is told another noise level: as a whole, or a network by its label alone."""
@@ -93,6 +93,7 @@ class LabelScan:
         factor: c, as if sigma were c sigma: 1/k at the least error; nan if fewer than three levels could be judged.
         stderr: standard error of ln c.
         per_level: c of every level alone.
+        per_level_stderr: standard error of its ln.
         at_edge: whether the least error lies at the end of the scan, which bounds c only.
     """
 
@@ -103,6 +104,7 @@ class LabelScan:
     factor: float
     stderr: float
     per_level: tuple[float, ...]
+    per_level_stderr: tuple[float, ...]
     at_edge: bool
 
 

@@ -32,11 +32,27 @@ STRONG_KL = 0.5
 
 
 def label_trouble(scan: LabelScan | None) -> bool:
-    """Whether the scan says that labels are wrong."""
-    if scan is None or not math.isfinite(scan.factor):
+    """Whether the scan says that labels are wrong: by the same factor everywhere."""
+    return scan is not None and _off(scan) and _levels_agree(scan)
+
+
+def _off(scan: LabelScan) -> bool:
+    if not math.isfinite(scan.factor):
         return False
     off = abs(math.log(scan.factor))
     return off > LABEL_TOLERANCE and off > SIGNIFICANT * scan.stderr
+
+
+def _levels_agree(scan: LabelScan) -> bool:
+    """Whether all levels but one (the faintest may be anything) are off by about the same factor.
+
+    A wrong label is wrong everywhere.  A model with a wrong idea of the data, an overfitted one first of all, wants
+    another sigma too, but only where the data's detail decides: at high noise it is right.
+    """
+    common = math.log(scan.factor)
+    apart = [abs(math.log(c) - common) for c in scan.per_level]
+    limits = [max(LABEL_TOLERANCE, SIGNIFICANT * error) for error in scan.per_level_stderr]
+    return sum(d > limit for d, limit in zip(apart, limits, strict=True)) <= 1
 
 
 def undertrained(level: Level) -> bool:
@@ -129,9 +145,27 @@ def _non_finite(levels: Sequence[Level], lost: int, trajectories: int) -> list[F
     ]
 
 
+def _misfit(scan: LabelScan) -> Finding:
+    narrow = scan.factor > 1
+    worst = (max if narrow else min)(zip(scan.per_level, scan.sigmas, strict=True))
+    idea = "too narrow, as an overfitted model's is" if narrow else "too wide, as a half-trained model's is"
+    return Finding(
+        kind="misfit",
+        severity="warning",
+        text=f"The model's idea of the data is {idea}: it does better on these data when told {1 / worst[0]:.2f} "
+        f"sigma where the noise is {worst[1]:.3g}, and is right about other levels, so its labels are not to blame. "
+        + ("Train it for less long, or on more data." if narrow else "Train it longer."),
+        value=worst[0],
+        threshold=math.exp(LABEL_TOLERANCE if narrow else -LABEL_TOLERANCE),
+        sigmas=(min(scan.sigmas), max(scan.sigmas)),
+    )
+
+
 def _labels(scan: LabelScan | None, source: Source) -> list[Finding]:
-    if scan is None or not label_trouble(scan) or source != "data":
+    if scan is None or not _off(scan) or source != "data":
         return []
+    if not _levels_agree(scan):
+        return [_misfit(scan)]
     c, off = scan.factor, abs(math.log(scan.factor))
     bound = "at least " if scan.at_edge else ""
     fix = "multiply the sigma that labels are made of" if scan.way == "label" else "ask it at sigma times"

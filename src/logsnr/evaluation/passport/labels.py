@@ -142,9 +142,6 @@ def _judge(sigmas: Sequence[float], errors: Sequence[Tensor], ways: tuple[Way, .
     relative = torch.stack([t[:, :, :n] / t[0, middle].mean() for t in errors]).mean(0)  # [ways, factors, N]
     curves = relative.mean(2)
     way = min(range(len(ways)), key=lambda w: _least(curves[w])[1])
-    groups = torch.arange(n) % GROUPS
-    leave_out = torch.tensor([_least(relative[way][:, groups != g].mean(1))[0] for g in range(GROUPS)])
-    stderr = math.sqrt((GROUPS - 1) / GROUPS * float((leave_out - leave_out.mean()).square().sum()))
     enough = len(sigmas) >= 3
     return LabelScan(
         sigmas=tuple(sigmas),
@@ -152,10 +149,18 @@ def _judge(sigmas: Sequence[float], errors: Sequence[Tensor], ways: tuple[Way, .
         way=ways[way],
         curve=tuple(curves[way].tolist()),
         factor=math.exp(-_least(curves[way])[0]) if enough else math.nan,
-        stderr=stderr if enough else math.nan,
+        stderr=_stderr(relative[way]) if enough else math.nan,
         per_level=tuple(math.exp(-_least(t[way].mean(1))[0]) for t in errors),
+        per_level_stderr=tuple(_stderr(t[way]) for t in errors),
         at_edge=int(curves[way].argmin()) in (0, len(FACTORS) - 1),
     )
+
+
+def _stderr(errors: Tensor) -> float:
+    """Jackknife standard error of the least ln k of errors `[factors, N]`."""
+    groups = torch.arange(errors.shape[1]) % GROUPS
+    leave_out = torch.tensor([_least(errors[:, groups != g].mean(1))[0] for g in range(GROUPS)])
+    return math.sqrt((GROUPS - 1) / GROUPS * float((leave_out - leave_out.mean()).square().sum()))
 
 
 def _labelled(denoiser: NetworkDenoiser, factor: float) -> NetworkDenoiser:
