@@ -1,6 +1,6 @@
 """What calibration buys: plans of 4 to 10 evaluations against every stock solver, from fresh noise.
 
-    python benchmarks/few_step.py                                          the four models, as far as they are there
+    python benchmarks/few_step.py                                          an exact mixture and zoo:digits
     python benchmarks/few_step.py mixture runs/digits --nfe 5,8            these models, these numbers of evaluations
     python benchmarks/few_step.py runs/fashion-classes@2 --nfe 5           with guidance 2: two evaluations a step
     python benchmarks/few_step.py --table                                  what is done, as a table
@@ -73,7 +73,7 @@ GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
 }
 
 
-MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
+MODELS = ("mixture", "zoo:digits")
 Cond = Mapping[str, Any]
 
 

@@ -1,6 +1,6 @@
 """Publish a trained run in the zoo: half-precision weights, calibrated plans, and a card of what was measured on them.
 
-    logsnr train recipes/zoo/digits.yaml --out runs/zoo-digits
+    logsnr train recipes/digits.yaml --out runs/zoo-digits --set steps=2500 --set ema.decay=.998 --set max_seconds=null
     python benchmarks/zoo.py runs/zoo-digits digits
 
 Everything is measured on the rounded weights that are shipped: the variational bound of held-out images (a conditional

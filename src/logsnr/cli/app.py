@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits.")]
+Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 
 

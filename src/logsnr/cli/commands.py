@@ -59,7 +59,7 @@ def train(
         print(f"{folder}: {summary}")
 
 
-STOCK = ("auto", 2.0, None, "log-linear", None, None, 1.0)
+UNASKED = ("auto", 2.0, None, "log-linear", None, None, 1.0)
 """solver, gamma, order, grid, sigma_max, sigma_min and guidance of `sample` where nothing was asked for."""
 
 
@@ -117,11 +117,11 @@ def sample(
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
     # A model's own plans were made for it as it is: any wish about the sampler, or guidance, is another sampler.
-    stock = (solver, gamma, order, spacing, sigma_max, sigma_min, guidance) != STOCK
+    asked = (solver, gamma, order, spacing, sigma_max, sigma_min, guidance) != UNASKED
     chosen = (
         Plan.load(plan)
         if plan
-        else support.own_plan(model, nfe, stock=stock)
+        else (None if asked else support.own_plan(model, nfe))
         or support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)

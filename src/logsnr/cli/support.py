@@ -43,9 +43,9 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     return denoiser
 
 
-def own_plan(model: str, nfe: int, *, stock: bool) -> Plan | None:
-    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one, or if stock is wanted."""
-    return None if stock or not plans_file(model).is_file() else load_plans(model).get(nfe)
+def own_plan(model: str, nfe: int) -> Plan | None:
+    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one."""
+    return load_plans(model).get(nfe) if plans_file(model).is_file() else None
 
 
 def solver_plan(
