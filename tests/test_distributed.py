@@ -15,7 +15,7 @@ def train(folder, *extra):
     command = [*launcher, "-m", "logsnr.cli", "train", "digits", "--out", str(folder), *arguments, *extra]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]  # the launcher's own words come last: show the worker's too
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     weights = json.loads((folder / "card.json").read_text())["weights"]["sha256"]
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]

@@ -323,15 +323,28 @@ def _own_random_state() -> Iterator[None]:
 
 @contextmanager
 def _own_accelerator() -> Iterator[None]:
-    """Leave no accelerate singleton behind that the caller did not have: it would pin precision and device."""
+    """Leave no accelerate singleton and no process group behind that the caller did not have.
+
+    The singleton would pin precision and device.  A group that is left to the end of the interpreter is torn down
+    while its threads still run, which now and then aborts a process after all its work is done.
+    """
     try:
         from accelerate.state import AcceleratorState, PartialState
     except ModuleNotFoundError:
         yield  # `Run` says what is missing.
         return
     fresh: Any = not PartialState._shared_state
+    grouped = _grouped()
     try:
         yield
+        if _grouped() and not grouped:
+            torch.distributed.barrier()  # who leaves first takes the connections with it
     finally:
+        if _grouped() and not grouped:
+            torch.distributed.destroy_process_group()
         if fresh:
-            AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+            AcceleratorState._reset_state(reset_partial_state=not _grouped())
+
+
+def _grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
