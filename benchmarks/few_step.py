@@ -1,6 +1,6 @@
 """What calibration buys: plans of 4 to 10 evaluations against every stock solver, from fresh noise.
 
-    python benchmarks/few_step.py                                          an exact mixture and zoo:digits
+    python benchmarks/few_step.py --data fashion_mnist.npz                 an exact mixture and the zoo's models
     python benchmarks/few_step.py mixture runs/digits --nfe 5,8            these models, these numbers of evaluations
     python benchmarks/few_step.py runs/fashion-classes@2 --nfe 5           with guidance 2: two evaluations a step
     python benchmarks/few_step.py --table                                  what is done, as a table
@@ -8,8 +8,9 @@
 Each pair of a model and a number of evaluations is one file in --out and is not done twice, so the work can be cut
 into pieces.  End-point RMSE against a teacher of the same noise, finer than the one that plans are fitted to.
 
-(a) stock: the best, on the very noise that is reported, of all solvers on log-linear and Karras grids over the sampling
-    range, with the last step to sigma 0 or none; of the 92, the --screen likeliest by 16 other noises (0: all)
+(a) stock: the best, on the very noise that is reported, of all solvers on log-linear, Karras and even flow-time grids
+    over the sampling range, with the last step to sigma 0 or none, and on the table's even timesteps; of all these
+    (about 150), the --screen likeliest by 16 other noises (0: all)
 (b) tuned: the best, on selection noise, of the --tune leading solvers with the two ends of their grids tuned there, of
     iPNDM on searched levels (GITS), and of DPM++(2M) and UniPC-2 on the levels of least KL bound (Align Your Steps)
 
@@ -38,6 +39,7 @@ from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import mean_square
 from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.compare.levels import table_of
 from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
@@ -70,10 +72,11 @@ GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
     "karras": grids.karras,
     "log-linear, min": partial(grids.log_linear, last="min"),
     "karras, min": partial(grids.karras, last="min"),
+    "flow": grids.flow_range,
+    "flow, min": partial(grids.flow_range, last="min"),
 }
 
-
-MODELS = ("mixture", "zoo:digits")
+MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
 Cond = Mapping[str, Any]
 
 
@@ -108,13 +111,14 @@ def model(name: str, device: str) -> tuple[Denoiser, Cond | None, dict[str, Any]
     return guidance.cfg(denoiser, float(scale), null), cond, data
 
 
-def judge(denoiser: Denoiser, data: dict[str, Any] | None, seed: int) -> FeatureSpace | None:
+def judge(denoiser: Denoiser, data: dict[str, Any] | None, at: list[Path], seed: int) -> FeatureSpace | None:
     """Features of a classifier of the model's data, None where these are not at hand or have no labels."""
     inner: Any = getattr(denoiser, "denoiser", denoiser)
     if data is None:
         return None
+    source = next((str(path) for path in at if path.name == data["source"]), data["source"])
     try:
-        config = DataConfig(**data)
+        config = DataConfig(**{**data, "source": source})
         return feature_space("classifier", inner.decode, load_data(config), source=Path(config.source).name, seed=seed)
     except (LogsnrError, ValueError, OSError) as error:
         print(f"no FD: {error}")
@@ -128,6 +132,7 @@ class Bench:
         self.name, self.options = name, options
         self.denoiser, self.cond, data = model(name, options.device)
         self.low, self.high = self.denoiser.sampling_range
+        self.table = table_of(self.denoiser)
         self.chunk = options.chunk
         seed, steps = options.seed, options.teacher
         draw = partial(noises, self.denoiser, self.cond)
@@ -136,7 +141,7 @@ class Bench:
         self.select, self.cache = remember(self.denoiser, select, grid, self.chunk, None)
         grid = teacher_grid(3 * steps // 2, self.low, self.high)
         self.report = teacher_ends(self.denoiser, draw(10**6 + seed, options.report), grid, self.chunk, None)
-        self.space = judge(self.denoiser, data, seed)
+        self.space = judge(self.denoiser, data, options.data, seed)
 
     def error(self, plan: Plan, batch: Batch) -> float:
         return math.sqrt(mean_square(self.denoiser, plan, batch, self.chunk, None))
@@ -165,7 +170,8 @@ class Bench:
 
     def run(self, n: int) -> dict[str, Any]:
         options, low, high = self.options, self.low, self.high
-        peers = {(s, g): SOLVERS[s](GRIDS[g](n, high, low)) for s in SOLVERS for g in GRIDS}
+        levels = {g: GRIDS[g](n, high, low) for g in GRIDS} | {"timesteps": grids.timesteps(n, self.table)}
+        peers = {(s, g): SOLVERS[s](grid) for s in SOLVERS for g, grid in levels.items()}
         few = self.select.first(16)
         ranked = sorted(peers, key=lambda name: self.error(peers[name], few))
         stock = {name: self.error(peers[name], self.report) for name in ranked[: options.screen or None]}
@@ -176,7 +182,7 @@ class Bench:
             "UniPC-2, aligned": aligned(self.cache, n, solvers.unipc),
         }
         on_select = partial(self.error, batch=self.select)
-        for s, g in ranked[: options.tune]:
+        for s, g in [name for name in ranked if name[1] in GRIDS][: options.tune]:
             tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_select)[1]
         winner = min(tuned, key=lambda name: on_select(tuned[name]))
         began = time.perf_counter()
@@ -248,6 +254,7 @@ def main() -> None:
         "models", nargs="*", default=MODELS, help="mixture, folder of a run, zoo:NAME; each [@GUIDANCE]"
     )
     parser.add_argument("--nfe", default="4,5,6,8,10")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="where a file of training data lies")
     parser.add_argument("--batch", type=int, default=96, help="noises to fit to")
     parser.add_argument("--select", type=int, default=96, help="noises to tune the peers on")
     parser.add_argument("--report", type=int, default=512, help="fresh noises to report on")

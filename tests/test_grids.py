@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from logsnr.noise import flow_time
 from logsnr.sampling import grids
 from logsnr.timesteps import TimestepTable
 
@@ -115,6 +116,19 @@ def test_log_linear_is_geometric(n: int) -> None:
     assert len(zero) == n + 1
     assert zero[-1] == 0
     assert zero[:-1] == (grids.log_linear(n - 1, 40.0, 0.02, last="min") if n > 1 else (40.0,))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_flow_range_is_even_in_flow_time(n: int) -> None:
+    grid = grids.flow_range(n, 40.0, 0.02, last="min")
+    times = [flow_time(s) for s in grid]
+    steps = [(b - a) * n for a, b in pairwise(times)]
+    assert steps == pytest.approx([flow_time(0.02) - flow_time(40.0)] * n, rel=1e-12)
+    assert (grid[0], grid[-1]) == (40.0, 0.02)
+    zero = grids.flow_range(n, 40.0, 0.02)
+    assert zero[:-1] == (grids.flow_range(n - 1, 40.0, 0.02, last="min") if n > 1 else (40.0,))
+    # towards both ends it becomes the flow grid itself, whose first level is inf
+    assert grids.flow_range(n + 1, 1e9, 1e-9, last="min")[1:-1] == pytest.approx(grids.flow(n + 1)[1:-1], rel=1e-6)
 
 
 def test_karras_is_edm_eq_5() -> None:
@@ -235,6 +249,8 @@ def test_from_sigmas_takes_tensors() -> None:
         (lambda: grids.log_linear(3, 0.1, 1.0), "sigma from 0.1 to 1.0: needs 0 < smallest < largest < inf"),
         (lambda: grids.log_linear(3, math.inf, 1.0), "sigma from inf"),
         (lambda: grids.karras(3, 1.0, 0.0), "sigma from 1.0 to 0.0"),
+        (lambda: grids.flow_range(0, 1.0, 0.1), "n = 0"),
+        (lambda: grids.flow_range(3, 0.1, 1.0), "sigma from 0.1 to 1.0"),
         (lambda: grids.karras(3, 1.0, 0.1, rho=0.0), "rho = 0.0"),
         (lambda: grids.log_linear(3, 1.0, 0.1, last="max"), "last 'max' is not one of zero"),
         (lambda: grids.flow(3, shift=0.0), "shift = 0.0"),

@@ -24,6 +24,8 @@ GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
     "karras": grids.karras,
     "log-linear, min": partial(grids.log_linear, last="min"),
     "karras, min": partial(grids.karras, last="min"),
+    "flow": grids.flow_range,
+    "flow, min": partial(grids.flow_range, last="min"),
 }
 """Ended by a plain denoise, or at the smallest level itself (one step of the grid more, and its noise stays)."""
 
@@ -33,7 +35,7 @@ def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
     found: dict[str, Plan] = {}
     for solver, plan_of in SOLVERS.items():
         for grid, levels_of in GRIDS.items():
-            # a geometric or Karras grid of one level is that of its first
+            # a grid of one level is that of its first, whatever its spacing
             plan = plan_of(levels_of(n, high, low))
             if all(plan != other for other in found.values()):
                 found[f"{solver}, {grid}"] = plan

@@ -40,7 +40,7 @@ from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.sample import start
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
-EFFORT = 770
+EFFORT = 1400
 """Evaluations of the fitting batch that a search may take, unless told."""
 LONGEST = 2
 """Past estimates that "auto" goes on to use, once rows of one are fitted."""
@@ -107,7 +107,7 @@ def calibrate(
         metric: features `[B, F]` of samples `[B, *shape]`, in which errors count; None for the samples themselves.
         teacher: evaluations of the teacher, at least 16 and 2 nfe.
         rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `batch` samples; each costs
-            `nfe` answers of the denoiser.  None for 770 / nfe, so that every plan costs about the same.
+            `nfe` answers of the denoiser.  None for 1400 / nfe, so that longer plans cost about the same.
         chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
         progress: called as the search goes on.
         resume: a file for measurements: read if it exists, written after each.
@@ -269,7 +269,8 @@ class _Search:
             self.stock = min(self.stock, (error, name))
 
     def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
-        """Where to descend from, best first: the universal plan, and levels from the cache with fitted rows."""
+        """Where to descend from, best first: levels from the cache with fitted rows, the universal plan, and the best
+        built-in solver that fits the search's space."""
         bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
         if self.settings["basis"] != "auto":
             bases = (self.settings["basis"],)
@@ -285,6 +286,12 @@ class _Search:
             plan = universal_plan(self.n, self.low, self.high, sigma_data=self.meter.sigma_data)
             plan = lengthened(replace(plan, meta={}), history)
             found.append((self.offer(plan, {"from": "universal"}), plan))
+        longest = self.n if wanted == "auto" else wanted + 1
+        for plan in self.leaders.values():
+            if plan.basis in bases and plan.sigmas[-1] == 0 and max(map(len, plan.rows)) <= longest:
+                plan = lengthened(plan, history)
+                found.append((self.offer(plan, {"from": "alternative"}), plan))
+                break
         return sorted(found, key=lambda entry: entry[0])
 
     def rows(self, prior: Plan, ridge: float, cache: Cache) -> Plan:

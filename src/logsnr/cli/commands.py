@@ -166,7 +166,7 @@ def calibrate(
     nfe: Annotated[int, typer.Option(help="Network evaluations per image, 1 to 20.")] = 6,
     out: Annotated[Path, typer.Option(help="Where the plan is written (JSON).")] = Path("plan.json"),
     batch: Annotated[int, typer.Option(help="Noises to fit to; others select and report.")] = 96,
-    rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 of that batch; else 770/NFE.")] = None,
+    rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 of that batch; else 1400/NFE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps measurements, to go on after Ctrl-C.")] = None,
     passport: Annotated[
         Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")

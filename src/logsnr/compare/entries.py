@@ -25,7 +25,6 @@ from logsnr.adapters.plans import load_plans
 from logsnr.compare.levels import table_of
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, nearest
-from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.sample import check_start, updates
@@ -149,9 +148,7 @@ def _levels(denoiser: Denoiser, grid: str, n: int) -> Grid | None:
     if grid == "karras":
         return grids.karras(n, high, low)
     if grid == "flow":
-        first, last = flow_time(high), flow_time(low)
-        inner = [sigma_from_flow_time(first + (last - first) * i / (n - 1)) for i in range(1, n)]
-        return grids.from_sigmas([high, *inner, 0.0])
+        return grids.flow_range(n, high, low)
     table = table_of(denoiser)
     return grids.timesteps(n, table) if n <= len(table) else None
 

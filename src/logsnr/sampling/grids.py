@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from logsnr.noise import sigma_from_flow_time
+from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling.plan import Grid, check_sigmas
 from logsnr.timesteps import TimestepTable
 
@@ -83,6 +83,19 @@ def flow(n: int, shift: float = 1.0, last: Last = "zero") -> Grid:
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for no shift, 3 for SD3")
     times = [(steps - i) / steps for i in range(n + 1)]
     return check_sigmas([shift * sigma_from_flow_time(t) for t in times])
+
+
+def flow_range(n: int, sigma_max: float, sigma_min: float, last: Last = "zero") -> Grid:
+    """Uniform in flow time t = sigma/(1 + sigma) from `sigma_max` to `sigma_min`: `flow` for a model with finite ends.
+
+    Raises:
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, or `last` is unknown.
+    """
+    levels = _levels(n, last)
+    _check_range(sigma_max, sigma_min)
+    first, final = flow_time(sigma_max), flow_time(sigma_min)
+    inner = [sigma_from_flow_time(first + (final - first) * i / (levels - 1)) for i in range(1, levels - 1)]
+    return _close(sigma_max, inner, sigma_min, levels, last)
 
 
 def timesteps(
