@@ -182,8 +182,9 @@ class Bench:
             "UniPC-2, aligned": aligned(self.cache, n, solvers.unipc),
         }
         on_select = partial(self.error, batch=self.select)
+        on_third = partial(self.error, batch=self.select.first(max(len(self.select) // 3, 16)))
         for s, g in [name for name in ranked if name[1] in GRIDS][: options.tune]:
-            tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_select)[1]
+            tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_third)[1]
         winner = min(tuned, key=lambda name: on_select(tuned[name]))
         began = time.perf_counter()
         out = options.out / f"{file_name(self.name)}-{n}"

@@ -107,23 +107,30 @@ def test_sample_runs_a_plan_file_and_draws_a_picture(run, tiny, tmp_path):
         assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)
 
 
-def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(run, tiny, tmp_path):
+def test_sample_takes_the_best_plan_at_hand_unless_another_sampler_is_asked_for(run, tiny, tmp_path):
     model = tmp_path / "run"
     shutil.copytree(tiny, model)
     own = ls.solvers.deis(ls.grids.karras(3, 20.0, 0.02))
     (model / "plans.json").write_text(json.dumps({"3": own.to_dict()}))
     assert ls.load_plans(model) == {3: own}
 
-    def meta(*options):
+    def facts(*options):
         code, out, _ = run("sample", model, *options, "-n", 2, "--out", tmp_path / "x.npy", "--json")
         assert code == 0
-        return json.loads(out)["plan"]
+        return json.loads(out)
+
+    def meta(*options):
+        return facts(*options)["plan"]
 
     assert meta("--nfe", 3) == own.meta
-    ge = meta("--nfe", 4)  # there is no own plan of four
-    assert ge["solver"] == "ge"
+    assert meta("--nfe", 4)["solver"] == "universal"  # there is no own plan of four
+    assert meta("--nfe", 7)["solver"] == "ge"  # nor any of seven
     assert meta("--nfe", 3, "--solver", "ge")["solver"] == "ge"
     assert meta("--nfe", 3, "--sigma-max", 19)["solver"] == "ge"
+    denoiser = ls.load(model)
+    plan = ls.universal_plan(5, denoiser.sampling_range[0], 9.0, sigma_data=denoiser.sigma_data)
+    told = facts("--nfe", 5, "--solver", "universal", "--sigma-max", 9)
+    assert (told["sigmas"], told["plan"]) == ([plan.sigmas[0], plan.sigmas[-2]], plan.meta)
     with pytest.raises(LogsnrError, match=r"has no plans \(.*plans.json is missing\): make one with logsnr calibrate"):
         ls.load_plans(tiny)
 

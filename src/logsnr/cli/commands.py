@@ -70,8 +70,8 @@ def sample(
     solver: Annotated[
         str,
         typer.Option(
-            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp or unipc "
-            "[default: the model's own plan of that many evaluations where it has one, else ge]."
+            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp, unipc or universal [default: the model's own "
+            "plan of that many evaluations where it has one, else the universal one, else ge]."
         ),
     ] = "auto",
     gamma: Annotated[float, typer.Option(help="Gradient estimation's gamma; 1 is DDIM.")] = 2.0,
@@ -116,12 +116,12 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
-    # A model's own plans were made for it as it is: any wish about the sampler, or guidance, is another sampler.
+    # Plans were made for a model as it is: any wish about the sampler, or guidance, is another sampler.
     asked = (solver, gamma, order, spacing, sigma_max, sigma_min, guidance) != UNASKED
     chosen = (
         Plan.load(plan)
         if plan
-        else (None if asked else support.own_plan(model, nfe))
+        else (None if asked else support.best_plan(model, denoiser, nfe))
         or support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)

@@ -30,6 +30,7 @@ from logsnr.load import Loaded, is_pipeline, load, load_plans, plans_file
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, Step, grids, solvers
 from logsnr.sampling.plan import Grid
+from logsnr.sampling.universal import universal_plan, universal_sizes
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -43,9 +44,12 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     return denoiser
 
 
-def own_plan(model: str, nfe: int) -> Plan | None:
-    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one."""
-    return load_plans(model).get(nfe) if plans_file(model).is_file() else None
+def best_plan(model: str, denoiser: Loaded, nfe: int) -> Plan | None:
+    """The calibrated plan of `nfe` evaluations that lies beside a model, else the universal one; None without both."""
+    own = load_plans(model).get(nfe) if plans_file(model).is_file() else None
+    if own is None and nfe in universal_sizes():
+        return universal_plan(nfe, *denoiser.sampling_range, sigma_data=denoiser.sigma_data)
+    return own
 
 
 def solver_plan(
@@ -58,8 +62,8 @@ def solver_plan(
     gamma: float,
     order: int | None,
 ) -> Plan:
-    """The plan of a solver by name on a grid by name; the model's sampling range where no end is given."""
-
+    """The plan of a solver by name on a grid by name, or the universal plan (its levels are its own); the model's
+    sampling range where no end is given."""
     spacings: dict[str, Callable[..., Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
     plain: dict[str, Callable[..., Plan]] = {"ddim": solvers.ddim, "ddpm": solvers.ddpm}
     multistep: dict[str, Callable[..., Plan]] = {
@@ -72,12 +76,15 @@ def solver_plan(
     if spacing not in spacings:
         raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
     solver = "ge" if solver == "auto" else solver
-    if solver not in {"ge", *plain, *multistep}:
-        raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}")
+    if solver not in {"ge", "universal", *plain, *multistep}:
+        raise LogsnrError(f"--solver {solver!r} is not one of ge, universal, {', '.join([*plain, *multistep])}")
     if order is not None and solver not in multistep:
         raise LogsnrError(f"--order {order}: {solver} has no order; it belongs to {', '.join(multistep)}")
     lo, hi = denoiser.sampling_range
-    grid = spacings[spacing](nfe, hi if sigma_max is None else sigma_max, lo if sigma_min is None else sigma_min)
+    lo, hi = lo if sigma_min is None else sigma_min, hi if sigma_max is None else sigma_max
+    if solver == "universal":
+        return universal_plan(nfe, lo, hi, sigma_data=denoiser.sigma_data)
+    grid = spacings[spacing](nfe, hi, lo)
     if solver == "ge":
         return solvers.ge(grid, gamma=gamma)
     if solver in plain:
