@@ -19,7 +19,7 @@ from logsnr.calibration.ledger import Meter, fingerprint
 from logsnr.calibration.rollout import Batch, Rollout, spread_cond
 from logsnr.calibration.rows import fit_rows, prior_rows
 from logsnr.calibration.schedule import MIN_STEP, best_levels, local_errors
-from logsnr.calibration.search import LEADERS, _Search
+from logsnr.calibration.search import LEADERS, Search
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.endpoint import rmse
@@ -309,8 +309,8 @@ def test_same_seed_same_plan(tmp_path) -> None:
 
 def test_meta_holds_provenance_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    original = _Search.draw
-    monkeypatch.setattr(_Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
+    original = Search.draw
+    monkeypatch.setattr(Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     meta = plan.meta
     assert meta["model"] == fingerprint(MIXTURE)
@@ -333,9 +333,9 @@ def test_three_noises_are_disjoint_and_the_last_comes_after_the_hash(monkeypatch
     from logsnr.calibration.ledger import Ledger
 
     events: list[tuple[str, object]] = []
-    draw, settle = _Search.draw, Ledger.settle
+    draw, settle = Search.draw, Ledger.settle
 
-    def drawing(self: _Search, purpose: str) -> Batch:
+    def drawing(self: Search, purpose: str) -> Batch:
         out = draw(self, purpose)
         events.append((purpose, out.noise))
         return out
@@ -344,7 +344,7 @@ def test_three_noises_are_disjoint_and_the_last_comes_after_the_hash(monkeypatch
         events.append(("hash", plan_hash))
         settle(self, plan_hash)
 
-    monkeypatch.setattr(_Search, "draw", drawing)
+    monkeypatch.setattr(Search, "draw", drawing)
     monkeypatch.setattr(Ledger, "settle", settling)
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     assert [name for name, _ in events] == ["fit", "select", "hash", "report"]
@@ -408,8 +408,8 @@ def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tm
 
 
 def test_an_alternative_that_wins_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Search, "starts", lambda self, cache: [])
-    monkeypatch.setattr(_Search, "refine", lambda self, starts: None)
+    monkeypatch.setattr(Search, "starts", lambda self, cache: [])
+    monkeypatch.setattr(Search, "refine", lambda self, starts: None)
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     assert plan.meta["found"]["from"] == "alternative"
     assert plan.meta["solver"] == plan.meta["selection"]["best_alternative"]
@@ -458,8 +458,8 @@ def first_coordinate(x: Tensor) -> Tensor:
 def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """A metric that sees one coordinate: its error is what is reported, and what is made small."""
     drawn = []
-    original = _Search.draw
-    monkeypatch.setattr(_Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
+    original = Search.draw
+    monkeypatch.setattr(Search, "draw", lambda self, purpose: drawn.append(original(self, purpose)) or drawn[-1])
     plan = calibrate(MIXTURE, 4, seed=1, batch=96, rollouts=120, metric=first_coordinate)
     lo, hi = MIXTURE.sampling_range
     report = teacher_ends(MIXTURE, drawn[2], teacher_grid(64, lo, hi), 64, first_coordinate)
@@ -489,6 +489,25 @@ def test_tuned_ends_beat_the_nominal_ones() -> None:
         tuned_ends(solvers.ge, grids.log_linear, 5, lo, hi, error, points=1)
 
 
+@pytest.mark.parametrize("method", ["gits", "ays", "ends"])
+def test_baselines_run_on_the_noises_of_the_search(method: str) -> None:
+    """The plan is the method's own, whether or not it is the best; its report is on the search's report noise."""
+    plan = calibrate(MIXTURE, 4, seed=3, method=method, **SMALL)
+    assert plan.meta["report"]["alternatives"] == small().meta["report"]["alternatives"]
+    levels = teacher_grid(SMALL["teacher"], *MIXTURE.sampling_range)
+    expected = {"gits": "iPNDM-4, GITS", "ays": "DPM++(2M), AYS", "ends": "tuned ends"}
+    assert plan.meta["solver"].endswith(expected[method])
+    if method == "gits":
+        assert set(plan.sigmas) <= set(levels)
+        assert plan == solvers.ipndm(plan.sigmas, 4)
+    if method == "ays":
+        assert set(plan.sigmas[:-1]) <= set(levels)
+        assert plan == solvers.dpmpp(plan.sigmas)
+    if method == "ends":
+        selection = plan.meta["selection"]
+        assert selection["rmse"] < selection["best_alternative_rmse"]
+
+
 def test_progress_goes_from_the_teacher_to_the_end() -> None:
     seen: list[Progress] = []
     calibrate(MIXTURE, 4, seed=3, progress=seen.append, **SMALL)
@@ -511,6 +530,7 @@ class Broken(Counting):
         ({"nfe": 4, "history": 4}, "history = 4: must be 0, 1, 2, 3 or 'auto'"),
         ({"nfe": 4, "basis": "score"}, "basis 'score' is not one of"),
         ({"nfe": 4, "batch": 1}, r"batch = 1: must be in \[2"),
+        ({"nfe": 4, "method": "lhs"}, "method 'lhs' is not one of search, gits, ays, ends"),
         ({"nfe": 4, "rollouts": 201}, r"rollouts = 201: must be in \[40, 200\]"),
         ({"nfe": 10, "teacher": 18}, r"teacher = 18: must be in \[20"),
         ({"nfe": 4, "sigma_range": (0.0, 10.0)}, "0 < smallest < largest < inf"),

@@ -1,6 +1,8 @@
-"""Calibration: a model's best few evaluations, as a plan (search.py says how)."""
+"""Calibration: a model's best few evaluations, as a plan (run.py says how)."""
 
 from logsnr.calibration.alternatives import alternatives
-from logsnr.calibration.search import Progress, calibrate
+from logsnr.calibration.baselines import Method
+from logsnr.calibration.run import calibrate
+from logsnr.calibration.search import Progress
 
-__all__ = ["Progress", "alternatives", "calibrate"]
+__all__ = ["Method", "Progress", "alternatives", "calibrate"]

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from logsnr.calibration.baselines import Method
 from logsnr.calibration.schedule import MIN_STEP
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
@@ -29,6 +30,7 @@ def check_arguments(
     teacher: int,
     rollouts: int,
     chunk: int | None,
+    method: str,
 ) -> tuple[float, float]:
     """The range of levels, once everything is in order.
 
@@ -42,6 +44,8 @@ def check_arguments(
         raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
     if basis not in ("auto", *BASES):
         raise LogsnrError(f"basis {basis!r} is not one of auto, {', '.join(BASES)}")
+    if method not in get_args(Method):
+        raise LogsnrError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
     for name, value, least, most in (
         ("batch", batch, 2, 1_000_000),
         ("teacher", teacher, max(16, 2 * nfe), 1000),

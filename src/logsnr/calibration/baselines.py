@@ -11,12 +11,15 @@ The KL bound of Align Your Steps holds the denoiser's answer fixed over each ste
 Here y runs along the teacher's deterministic trajectories that the cache holds (the paper draws pairs from the forward
 process), the integral is the trapezoidal rule in 1/sigma^2 on the cache's levels, and all partitions with the cache's
 two ends are compared at once by dynamic programming (the paper descends from one).
+
+`calibrate(..., method="ends" | "gits" | "ays")` runs them on a calibration's own noises.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +29,9 @@ from logsnr.calibration.teacher import Cache
 from logsnr.errors import LogsnrError
 from logsnr.sampling import solvers
 from logsnr.sampling.plan import Grid, Plan
+
+Method = Literal["search", "gits", "ays", "ends"]
+"""How a calibration finds its plan: its own search, or a baseline."""
 
 
 def tuned_ends(

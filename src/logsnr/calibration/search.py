@@ -1,47 +1,37 @@
-"""Calibration: the best few evaluations of one model, found in minutes, kept as a plan.
-
-    minimise  mean ||x_plan(noise) - x_teacher(noise)||^2     over the sigmas and the rows of n steps
-
-Three noises, drawn from one seed by purpose and never mixed: *fit* (levels and coefficients), *select* (basis,
-history, strength of the prior, when to stop, and whether to beat the built-in solvers at all), *report* (drawn after
-the plan's hash is on record, used once).  The steps:
+"""The search of a calibration: from a few starts to a plan, counted and remembered step by step.
 
     teacher      fine trajectories from the same noise; those of fit are remembered level by level   (teacher.py)
     schedule     levels of least summed local error, by dynamic programming on the cache               (schedule.py)
     rows         each step's coefficients by ridge least squares along the student's own rollout       (rows.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                  (descent.py)
 
-The universal plan is one more place to descend from.  Errors are compared as descent.py tempers them, reported plain.
-No gradient passes through the network; anything that answers as a Denoiser, guided ones too, can be calibrated.
+The universal plan and the best built-in solver are two more places to descend from.  Errors are compared as descent.py
+tempers them, reported plain.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 
-from logsnr.calibration.alternatives import alternatives
-from logsnr.calibration.arguments import check_arguments, digest_of
+from logsnr.calibration.alternatives import GRIDS, SOLVERS, alternatives
+from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, squares, tempered
-from logsnr.calibration.ledger import Ledger, Meter, fingerprint
+from logsnr.calibration.ledger import Ledger, Meter
 from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.rows import fit_rows, lengthened, prior_rows, targets_at
 from logsnr.calibration.schedule import best_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
-from logsnr.denoiser import Denoiser
 from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.sample import start
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
-EFFORT = 1400
-"""Evaluations of the fitting batch that a search may take, unless told."""
 LONGEST = 2
 """Past estimates that "auto" goes on to use, once rows of one are fitted."""
 RIDGE = 1e-3
@@ -69,100 +59,11 @@ class Progress:
     error: float
 
 
-@torch.no_grad()
-def calibrate(
-    denoiser: Denoiser,
-    nfe: int,
-    *,
-    history: int | Literal["auto"] = "auto",
-    basis: Basis | Literal["auto"] = "auto",
-    sigma_range: tuple[float, float] | None = None,
-    batch: int = 96,
-    generator: torch.Generator | None = None,
-    seed: int = 0,
-    cond: Mapping[str, Any] | None = None,
-    metric: Metric | None = None,
-    teacher: int = 64,
-    rollouts: int | None = None,
-    chunk: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    resume: str | os.PathLike[str] | None = None,
-) -> Plan:
-    """The plan of `nfe` evaluations whose end points lie nearest the teacher's, from the same noise.
-
-    Ctrl-C ends the search and returns the best plan so far (`meta["interrupted"]`); before anything is measured, while
-    the teacher runs, it is raised on.  With `resume` a later call goes on where it stopped, to the same plan.
-
-    Args:
-        denoiser: the model, guided or not.
-        nfe: number of steps, 1 to 20; a guided denoiser asks its network more often.
-        history: how many past estimates a row may use, 0 to 3, or "auto".
-        basis: what rows combine, or "auto".
-        sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; None is the denoiser's
-            `sampling_range`.
-        batch: number of noises to fit to; half as many to select by and to report on, or all of them up to 64.
-        generator: source of the seed; or
-        seed: the seed itself.
-        cond: conditions by keyword; rows of tensors are used in turn.
-        metric: features `[B, F]` of samples `[B, *shape]`, in which errors count; None for the samples themselves.
-        teacher: evaluations of the teacher, at least 16 and 2 nfe.
-        rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `batch` samples; each costs
-            `nfe` answers of the denoiser.  None for 1400 / nfe, so that longer plans cost about the same.
-        chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
-        progress: called as the search goes on.
-        resume: a file for measurements: read if it exists, written after each.
-
-    Returns:
-        The plan.  `meta` holds its provenance and, under `report`, the RMSE of it and of the built-in alternatives on
-        noise that the search has not seen.  Where an alternative wins on the selection noise, it is returned.
-
-    Raises:
-        LogsnrError: if an argument leaves its range, the teacher is not finite, conditions do not fit, or the resume
-            file is of another calibration.
-        ValueError: if the denoiser moves the state (CFG++ has no trajectory).
-    """
-    if rollouts is None:
-        rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
-    low, high = check_arguments(denoiser, nfe, history, basis, sigma_range, batch, teacher, rollouts, chunk)
-    if generator is not None:
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    chunk = chunk or max(1, min(batch, 2**25 // (denoiser.dim * (7 * nfe + 4))))
-    settings: dict[str, Any] = {
-        "model": fingerprint(denoiser),
-        "nfe": nfe,
-        "history": history,
-        "basis": basis,
-        "sigma_range": [low, high],
-        "batch": batch,
-        "seed": seed,
-        "cond": digest_of(cond),
-        "metric": None if metric is None else getattr(metric, "__qualname__", type(metric).__qualname__),
-        "teacher": {"solver": "unipc-3", "evaluations": teacher, "grid": "log-linear"},
-        "rollouts": rollouts,
-    }
-    meter = Meter(denoiser)
-    ledger = Ledger(meter, settings, None if resume is None else Path(resume))
-    search = _Search(meter, ledger, settings, chunk, metric, cond, progress)
-    try:
-        search.run()
-    except KeyboardInterrupt:
-        if search.best is None:
-            raise
-        return search.finish(interrupted=True)
-    except _SpentError:
-        pass
-    try:
-        search.report()
-    except KeyboardInterrupt:
-        return search.finish(interrupted=True)
-    return search.finish(interrupted=False)
-
-
-class _SpentError(Exception):
+class SpentError(Exception):
     """The budget is used up."""
 
 
-class _Search:
+class Search:
     """The state of one calibration."""
 
     def __init__(
@@ -234,7 +135,7 @@ class _Search:
     def afford(self, answers: int, purpose: str = "fit") -> None:
         """Refuse what the budget does not hold."""
         if purpose != "report" and self.ledger.answers + answers > self.budget:
-            raise _SpentError
+            raise SpentError
 
     def offer(self, plan: Plan, found: dict[str, Any]) -> float:
         """Measure a plan on the selection noise; keep it if it is the best.  Its error is tempered, as in descent."""
@@ -254,7 +155,10 @@ class _Search:
         self.sets["select"] = self.taught("select")
         self.tell("alternatives")
         self.rank()
-        self.refine(self.starts(cache))
+        if self.settings["method"] == "search":
+            self.refine(self.starts(cache))
+        else:
+            self.baseline(cache)
 
     def rank(self) -> None:
         """The built-in solvers on a few of the selection noises; the leaders among them on all."""
@@ -267,6 +171,21 @@ class _Search:
         for name, plan in self.leaders.items():
             error = self.offer(plan, {"from": "alternative", "name": name})
             self.stock = min(self.stock, (error, name))
+
+    def baseline(self, cache: Cache) -> None:
+        """A published way to choose levels, in place of the search; the built-in solvers only stand beside it."""
+        method = self.settings["method"]
+        if method == "ends":
+            for name in self.leaders:
+                solver, grid = name.split(", ", 1)
+                found = {"from": "ends", "name": f"{name}, tuned ends"}
+                error = partial(self.offer, found=found)
+                tuned_ends(SOLVERS[solver], GRIDS[grid], self.n, self.low, self.high, error)
+        else:
+            self.best = None
+            sigma_data = self.meter.sigma_data
+            plan = searched(cache, self.n, sigma_data) if method == "gits" else aligned(cache, self.n)
+            self.offer(plan, {"from": method, "name": "iPNDM-4, GITS" if method == "gits" else "DPM++(2M), AYS"})
 
     def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
         """Where to descend from, best first: levels from the cache with fitted rows, the universal plan, and the best
@@ -290,7 +209,7 @@ class _Search:
         for plan in self.leaders.values():
             if plan.basis in bases and plan.sigmas[-1] == 0 and max(map(len, plan.rows)) <= longest:
                 plan = lengthened(plan, history)
-                found.append((self.offer(plan, {"from": "alternative"}), plan))
+                found.append((self.offer(plan, {"from": "built-in"}), plan))
                 break
         return sorted(found, key=lambda entry: entry[0])
 
@@ -369,7 +288,7 @@ class _Search:
         assert self.best is not None
         _, plan, found = self.best
         meta: dict[str, Any] = {
-            "solver": "calibrated" if found["from"] != "alternative" else found["name"],
+            "solver": found.get("name", "calibrated"),
             "found": found,
             "plan_hash": plan.hash,
             **self.settings,

@@ -168,6 +168,9 @@ def calibrate(
     batch: Annotated[int, typer.Option(help="Noises to fit to; others select and report.")] = 96,
     rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 of that batch; else 1400/NFE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps measurements, to go on after Ctrl-C.")] = None,
+    method: Annotated[
+        str, typer.Option(help="search, or a baseline on the same noises: gits, ays, ends (see docs/calibration.md).")
+    ] = "search",
     passport: Annotated[
         Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
     ] = None,
@@ -185,7 +188,7 @@ def calibrate(
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_, sigma_range=usable)
+    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_, sigma_range=usable, method=method)
     plan.save(out)
     report = plan.meta["report"]
     if json_:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logsnr.adapters import require_diffusers
 from logsnr.adapters.pipelines import PipelineDenoiser
-from logsnr.calibration import Progress, calibrate
+from logsnr.calibration import Method, Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
@@ -102,6 +102,7 @@ def calibrated(
     *,
     quiet: bool,
     sigma_range: tuple[float, float] | None = None,
+    method: str = "search",
 ) -> Plan:
     """The calibrated plan of a run's model, with a bar on a terminal; classes are taken in turn."""
     denoiser = run_denoiser(model)
@@ -125,6 +126,7 @@ def calibrated(
             seed=seed,
             progress=tell,
             resume=resume,
+            method=cast(Method, method),  # calibrate refuses any other
         )
 
 
