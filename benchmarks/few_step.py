@@ -37,16 +37,17 @@ from logsnr import guidance
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import mean_square
+from logsnr.calibration.ledger import fingerprint
 from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.compare.levels import table_of
 from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.metrics import bootstrap_counts
+from logsnr.evaluation.metrics import Reference
 from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
-from logsnr.load import load
+from logsnr.load import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.sample import start
@@ -160,13 +161,46 @@ class Bench:
             ]
         )
 
-    def frechet(self, x: Tensor) -> list[float] | None:
-        """FD with its standard error; the same bootstrap for every set of samples."""
+    def frechet(self, sets: dict[str, Tensor]) -> dict[str, list[float]] | None:
+        """FD of each set with its standard error, and the plan's less each other one's, with that of the difference.
+
+        All sets start from the same noise and share their bootstrap, so differences are better known than distances.
+        """
         if self.space is None:
             return None
-        counts = bootstrap_counts(len(x), 100, generator=torch.Generator().manual_seed(self.options.seed))
-        fd = self.space.distances(x, counts)[0]
-        return [fd.value, fd.stderr]
+        reference = Reference(self.space.reference)
+        features = {name: torch.cat([self.space.of(part) for part in x.split(256)]) for name, x in sets.items()}
+        generator = torch.Generator().manual_seed(self.options.seed)
+        size = len(self.report)
+        draws = [torch.arange(size), *(torch.randint(size, (size,), generator=generator) for _ in range(100))]
+        values = {
+            name: torch.tensor([reference.frechet(x[rows]).value for rows in draws]) for name, x in features.items()
+        }
+        values |= {f"plan - {name}": values["plan"] - values[name] for name in sets if name != "plan"}
+        return {name: [float(v[0]), float(v[1:].std())] for name, v in values.items()}
+
+    def calibrated(self, n: int) -> tuple[Plan, float | None]:
+        """The plan and the seconds it took: the one that a model of the zoo comes with, or a new one."""
+        options = self.options
+        settings = {"batch": options.batch, "seed": options.seed}
+        if self.name.startswith("zoo:") and "@" not in self.name:
+            plan = load_plans(self.name).get(n)
+            made = {} if plan is None else plan.meta
+            wanted = {"model": fingerprint(self.denoiser), **settings}
+            if plan and options.rollouts is None and all(made.get(key) == value for key, value in wanted.items()):
+                return plan, None
+        out = options.out / f"{file_name(self.name)}-{n}"
+        ledger = out.with_suffix(".ledger")  # keeps an interrupted calibration's measurements
+        began = time.perf_counter()
+        plan = calibrate(
+            self.denoiser, n, cond=self.cond, resume=ledger, rollouts=options.rollouts, chunk=self.chunk, **settings
+        )
+        seconds = time.perf_counter() - began
+        if plan.meta["interrupted"]:
+            raise KeyboardInterrupt
+        plan.save(out.with_suffix(".plan.json"))
+        ledger.unlink(missing_ok=True)
+        return plan, seconds
 
     def run(self, n: int) -> dict[str, Any]:
         options, low, high = self.options, self.low, self.high
@@ -186,18 +220,8 @@ class Bench:
         for s, g in [name for name in ranked if name[1] in GRIDS][: options.tune]:
             tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_third)[1]
         winner = min(tuned, key=lambda name: on_select(tuned[name]))
-        began = time.perf_counter()
-        out = options.out / f"{file_name(self.name)}-{n}"
-        # the ledger keeps an interrupted calibration's measurements
-        settings = {"batch": options.batch, "rollouts": options.rollouts, "chunk": self.chunk}
-        ledger = out.with_suffix(".ledger")
-        plan = calibrate(self.denoiser, n, seed=options.seed, cond=self.cond, resume=ledger, **settings)
-        seconds = time.perf_counter() - began
-        if plan.meta["interrupted"]:
-            raise KeyboardInterrupt
-        plan.save(out.with_suffix(".plan.json"))
-        ledger.unlink(missing_ok=True)
-        fd = {"plan": self.samples(plan), "stock": self.samples(peers[best]), "teacher": self.report.end}
+        plan, seconds = self.calibrated(n)
+        sets = {"plan": self.samples(plan), "stock": self.samples(peers[best]), "teacher": self.report.end}
         return {
             "model": self.name,
             "nfe": n,
@@ -210,7 +234,7 @@ class Bench:
             "plan": {"basis": plan.basis, **plan.meta["found"]},
             "evaluations": plan.meta["evaluations"],
             "seconds": seconds,
-            "fd": None if self.space is None else {name: self.frechet(x) for name, x in fd.items()},
+            "fd": self.frechet(sets),
             "features": None if self.space is None else self.space.name,
             "sizes": {"fit": options.batch, "select": options.select, "report": options.report},
             "machine": f"{platform.machine()}, {options.device}, {torch.get_num_threads()} threads",
@@ -224,18 +248,20 @@ def file_name(name: str) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: every model and number of evaluations, then geometric means."""
     lines = [
-        "| model | NFE | RMSE | (a) over best stock | (b) over best tuned | FD plan / stock / teacher | rollouts | s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | NFE | RMSE | (a) over best stock | (b) over best tuned | FD plan / stock / teacher "
+        "| plan less teacher | rollouts | s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        fd = row["fd"] and " / ".join(
-            f"{v:.2f} ± {e:.2f}" for v, e in (row["fd"][k] for k in ("plan", "stock", "teacher"))
-        )
+        fd, less = "", ""
+        if row["fd"]:
+            fd = " / ".join(f"{v:.2f} ± {e:.2f}" for v, e in (row["fd"][k] for k in ("plan", "stock", "teacher")))
+            less = "{:+.3f} ± {:.3f}".format(*row["fd"]["plan - teacher"])
         lines.append(
             f"| {row['model']} | {row['nfe']} | {row['rmse']:.4f} "
             f"| {row['rmse'] / row['stock']:.3f} ({row['stock_name']}) "
-            f"| {row['rmse'] / row['tuned']:.3f} ({row['tuned_name']}) | {fd or ''} "
-            f"| {row['evaluations']['rollouts']:.0f} | {row['seconds']:.0f} |"
+            f"| {row['rmse'] / row['tuned']:.3f} ({row['tuned_name']}) | {fd} | {less} "
+            f"| {row['evaluations']['rollouts']:.0f} | {'' if row['seconds'] is None else round(row['seconds'])} |"
         )
     lines.append("")
     for n in sorted({row["nfe"] for row in rows}):
