@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -275,6 +276,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table with what it needs to be read alone."""
+    sizes, machines = rows[0]["sizes"], sorted({row["machine"] for row in rows})
+    features = sorted({row["features"] for row in rows if row["features"]})
+    told = f"""End-point RMSE on {sizes["report"]} fresh noises, seed {rows[0]["seed"]}, against a teacher
+    of the same noise. Plans are fitted to {sizes["fit"]} other noises; the zoo's models are judged with
+    the plans that they come with. (a) is over the best stock solver on the very noise that is reported,
+    (b) over the best that was tuned
+    to the model on {sizes["select"]} noises (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
+    guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
+    the teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting
+    batch per step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py
+    --write docs/results`."""
+    title = "# Few-step plans beside every stock solver"
+    return "\n\n".join([title, textwrap.fill(" ".join(told.split()), 118), table(rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -297,6 +315,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/few-step"))
     parser.add_argument("--table", action="store_true", help="only print what is done")
+    parser.add_argument("--write", type=Path, help="folder for few-step.json and few-step.md, e.g. docs/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -316,9 +335,10 @@ def main() -> None:
     rows = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.result.json"))]
     if rows:
         rows.sort(key=lambda row: (row["model"], row["nfe"]))
-        (options.out / "few-step.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (options.out / "few-step.md").write_text(table(rows) + "\n")
         print(table(rows))
+        if options.write is not None:
+            (options.write / "few-step.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (options.write / "few-step.md").write_text(page(rows) + "\n")
 
 
 def result(folder: Path, name: str, n: int) -> Path:
