@@ -24,6 +24,7 @@ from logsnr.exact import GaussianMixture
 from logsnr.prediction import EDM, V
 from logsnr.sampling import grids, solve, solvers
 from logsnr.sampling.universal import universal_plan
+from logsnr.theory import schedule_between
 from logsnr.timesteps import TimestepTable
 
 pytest.importorskip("diffusers")
@@ -337,6 +338,47 @@ def test_plans_that_coincide_take_part_once(model):
     entries = [e for e in ours(model, [1], grids=["log", "karras", "flow"]) if e.plan is not None]
     assert [e.name for e in entries] == ["DDIM, log-linear"]
     assert entries[0].plan.sigmas == (high, 0.0)
+
+
+ETA = [(0.05, 0.6), (1.0, 0.3), (5.0, 0.1), (40.0, 0.01)]
+
+
+def test_with_a_measured_eta_the_admissible_grid_takes_part_like_any_other(model, noise):
+    """Its levels are the theory's for the curve; every solver runs on it, at evaluations that are counted and fit."""
+    low, high = model.sampling_range
+    before, entries = ours(model, [5, 8]), ours(model, [5, 8], eta=ETA)
+    added = [entry for entry in entries if entry.grid == "admissible"]
+    assert [e.name for e in entries if e.grid != "admissible"] == [e.name for e in before]
+    assert {(e.solver, e.budget) for e in added} == {(e.solver, e.budget) for e in before if e.grid == "karras"}
+    for entry in added:
+        assert spent(entry, model, model, noise[:2]) == entry.evaluations <= entry.budget, entry.name
+        if entry.plan is not None:
+            levels, _ = schedule_between(ETA, entry.evaluations - 1, sigma_max=high, sigma_min=low)
+            assert entry.plan.sigmas == (*levels, 0.0), entry.name
+    (heun,) = [e for e in added if (e.solver, e.budget) == ("Heun", 5)]
+    by_hand = ls.sampling.heun(model, grids.admissible(3, ETA, high, low), noise=noise)
+    assert torch.equal(run(heun, model, noise), by_hand)
+    guided = guidance.cfg(model, 2.0, {"shift": 0.0}, interval=(0.5, 5.0))
+    for entry in ours(guided, [7], grids=["admissible"], eta=ETA):
+        assert spent(entry, guided, model, noise[:2], {"shift": torch.ones(2)}) == entry.evaluations <= 7, entry.name
+
+
+def test_without_an_eta_it_is_absent_unless_it_is_asked_for(model):
+    for nothing in (None, (), []):
+        assert "admissible" not in {entry.grid for entry in ours(model, [5], eta=nothing)}
+        with pytest.raises(LogsnrError, match=r"grid 'Adm' needs .*logsnr passport MODEL --data"):
+            ours(model, [5], grids=["karras", "Adm"], eta=nothing)
+    two = ours(model, [2], grids=["log", "admissible"], eta=ETA)  # of two evaluations it is the same grid
+    assert {entry.grid for entry in two if entry.plan is not None} == {"log-linear"}
+    constant = ours(model, [5], solvers=["ddim"], grids=["admissible"], eta=0.2)[0]
+    assert constant.plan.sigmas == pytest.approx(grids.log_linear(5, *model.sampling_range[::-1]), rel=1e-6)
+
+
+def test_compare_hands_the_eta_on(model):
+    result = compare(model, [4], eta=ETA, with_peers=False, samples=8, teacher_steps=16)
+    row = next(r for r in result.rows if r.name == "GE(2), admissible")
+    low, high = model.sampling_range
+    assert row.plan_hash == solvers.ge(grids.admissible(4, ETA, high, low), 2.0).hash
 
 
 def test_universal_plans_take_part_once_each(model):

@@ -11,6 +11,8 @@ from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import frechet_distance
+from logsnr.evaluation.passport import Passport, examine
+from logsnr.load import load
 from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.prediction import EDM
@@ -85,6 +87,49 @@ def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
         or "UniPC-2, timesteps" in out
         or "UniPC-2, flow" in out
     )
+
+
+@pytest.fixture(scope="module")
+def passports(tiny):
+    """Of the tiny model: one on data, one on its own samples."""
+    denoiser = load(tiny / "run")
+    x = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    cond = {"class_labels": torch.arange(64) % 3}
+    size = {"images": 32, "trajectories": 2, "levels": 5}
+    for name, data in (("data", x), ("own", None)):
+        examine(denoiser, data, cond=cond, **size).save(tiny / f"{name}.json")
+    return tiny
+
+
+def test_a_passport_brings_the_admissible_grid_of_its_eta(run, passports):
+    code, out, err = run(
+        "compare", passports / "run", "--nfe", "4,5", "--solvers", "ge(2),heun", "--grids", "karras,adm", "--no-peers",
+        "--passport", passports / "data.json", "--features", "none", "--json", *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    found = {(row["name"], row["budget"]): row for row in result["rows"]}
+    spent = {key: row["evaluations"] for key, row in found.items() if "admissible" in key[0]}
+    assert spent == {
+        ("GE(2), admissible", 4): 4, ("GE(2), admissible", 5): 5, ("Heun, admissible", 4): 3, ("Heun, admissible", 5): 5
+    }  # fmt: skip
+    curve = Passport.load(passports / "data.json").eta_curve
+    low, high = result["sigma_range"]
+    plan = solvers.ge(grids.admissible(5, curve, high, low), 2.0)
+    assert found["GE(2), admissible", 5]["plan_hash"] == plan.hash
+    assert result["about"]["passport"] == "data.json"
+
+
+def test_a_passport_without_data_has_no_such_grid(run, passports):
+    arguments = ("compare", passports / "run", "--nfe", "4", "--solvers", "ge(2)", "--no-peers", "--features", "none")
+    code, out, err = run(*arguments, "--passport", passports / "own.json", *QUICK)
+    assert code == 0
+    assert "GE(2), karras" in out or "GE(2), log-linear" in out or "GE(2), flow" in out or "GE(2), timesteps" in out
+    assert err == "own.json, made without data: no admissible grid\n"
+    for given in (("--passport", passports / "own.json"), ()):
+        code, out, err = run(*arguments, "--grids", "admissible", *given, "--json", *QUICK)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "grid 'admissible' needs the model's relative error" in err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from logsnr.noise import flow_time
 from logsnr.sampling import grids
+from logsnr.theory import admissible_schedule, interpolated, is_admissible, schedule_between
 from logsnr.timesteps import TimestepTable
 
 DDPM, SD = TimestepTable.ddpm(), TimestepTable.stable_diffusion()
@@ -210,6 +211,40 @@ def test_align_your_steps_levels_are_those_of_the_table() -> None:
             assert abs(SD.timestep(sigma) - t) < 1
 
 
+KNOTS = [(0.1, 0.4), (1.0, 0.3), (4.0, 0.09), (20.0, 0.02), (80.0, 0.005)]
+
+
+@pytest.mark.parametrize("n", [2, 5, 12, 40])
+def test_the_admissible_grid_is_the_papers_schedule_of_the_curve(n: int) -> None:
+    """Of n steps for the least nu that reaches the end, each of an equal share of ln nu; then sigma 0."""
+    grid = grids.admissible(n, KNOTS, 80.0, 0.3)
+    _, nu = schedule_between(KNOTS, n - 1, sigma_max=80.0, sigma_min=0.3)
+    curve = interpolated(KNOTS)
+    assert (len(grid), grid[0], *grid[-2:]) == (n + 1, 80.0, 0.3, 0.0)
+    if math.isfinite(nu):  # else no nu is large enough: the steps are of one c all the same
+        assert grid[:-1] == pytest.approx(admissible_schedule(KNOTS, nu, n - 1, sigma_max=80.0), rel=1e-6)
+        assert is_admissible(grid[:-1], [curve(sigma) for sigma in grid[:-2]], nu * (1 + 1e-6))
+    shares = [curve(a) * (a - b) / b for a, b in pairwise(grid[:-1])]
+    assert shares == pytest.approx([shares[0]] * (n - 1), rel=1e-5)
+    assert grids.admissible(n, KNOTS, 80.0, 0.3, last="min") == grids.admissible(n + 1, KNOTS, 80.0, 0.3)[:-1]
+
+
+def test_a_constant_error_gives_the_log_linear_grid() -> None:
+    for n in (1, 2, 3, 10):
+        assert grids.admissible(n, 0.1, 40.0, 0.02) == pytest.approx(grids.log_linear(n, 40.0, 0.02), rel=1e-6)
+
+
+def test_errors_beyond_the_theory_are_held_within_it() -> None:
+    """A point cloud's eta vanishes at low noise, a poor network's exceeds 1: the theory refuses both."""
+    low, high = grids.ETA_RANGE
+    wild = interpolated([(0.1, 0.0), (1.0, 0.5), (9.0, 3.0)])
+    found, _ = schedule_between(lambda s: min(max(wild(s), low), high), 7, sigma_max=9.0, sigma_min=0.1)
+    assert grids.admissible(8, wild, 9.0, 0.1) == (*found, 0.0)
+    for curve in (wild, 0.0, 1.0):
+        with pytest.raises(ValueError, match="eta"):
+            schedule_between(curve, 7, sigma_max=9.0, sigma_min=0.1)
+
+
 class Uniform:
     """Uniform in log sigma: its quantiles are a log-linear grid."""
 
@@ -264,6 +299,11 @@ def test_from_sigmas_takes_tensors() -> None:
         (lambda: grids.ge_paper(10, DDPM, 1.0, 2.0), "sigma from 1.0 to 2.0"),
         (lambda: grids.ge_paper(10, DDPM, style="cosine"), "style 'cosine' is not one of"),
         (lambda: grids.ge_paper(300, DDPM), "appears twice"),
+        (lambda: grids.admissible(0, 0.1, 1.0, 0.1), "n = 0"),
+        (lambda: grids.admissible(3, 0.1, 0.1, 1.0), "sigma from 0.1 to 1.0"),
+        (lambda: grids.admissible(3, 0.1, 1.0, 0.1, last="max"), "last 'max' is not one of zero"),
+        (lambda: grids.admissible(3, [], 1.0, 0.1), "give .sigma, eta. pairs"),
+        (lambda: grids.admissible(3, math.nan, 1.0, 0.1), r"eta = nan: must be in \[0, 1\)"),
         (lambda: grids.from_sigmas([1.0, 1.0, 0.0]), r"sigmas\[1\] = 1.0 is not below"),
     ],
 )

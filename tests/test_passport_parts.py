@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -237,6 +238,19 @@ def test_it_comes_back_from_its_file(passport, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(LogsnrError, match="not a readable passport"):
         Passport.load(tmp_path / "missing.json")
+
+
+def test_its_eta_curve_is_that_of_the_projection_and_empty_without_data(passport, tmp_path):
+    own = examine(gaussian(), images=32, trajectories=2, levels=5)
+    assert (own.source, own.eta_curve) == ("model", ())
+    passport.save(tmp_path / "p.json")
+    curve = Passport.load(tmp_path / "p.json").eta_curve
+    assert curve == tuple((e.sigma, e.eta_high) for e in passport.projection)
+    assert (curve[-1][0], curve[0][0]) == pytest.approx(passport.declared_range)
+    # At low noise y's nearest sample is x itself: eta^2 = ||x0 - x||^2 / (D sigma^2), eps's squared error, close to 1.
+    assert curve[-1][1] == pytest.approx(1, abs=0.2)
+    lost = dataclasses.replace(passport.projection[0], eta_high=math.nan)
+    assert dataclasses.replace(passport, projection=(lost, *passport.projection[1:])).eta_curve == curve[1:]
 
 
 def test_the_page_stands_alone_and_quotes_every_finding(passport, tmp_path):

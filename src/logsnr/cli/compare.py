@@ -49,7 +49,8 @@ def compare(
         bool, typer.Option("--all", help="Print every grid of a solver, not its best alone.")
     ] = False,
     passport: Annotated[
-        Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
+        Path | None,
+        typer.Option(help="JSON of `logsnr passport`: stay in its usable range; the admissible grid of its eta joins."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
     seed: Seed = 0,
@@ -75,11 +76,16 @@ def compare(
     samplers.check_words("grid", words["grids"], [*samplers.GRIDS, *((*GRIDS, *FLOW_GRIDS) if peers else ())])
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None)
+    about, eta = _about(model, denoiser, guidance, label), None
     if passport is not None:
-        guided.trained_range = Passport.load(passport).sampling_range
+        known = Passport.load(passport)
+        guided.trained_range, eta = known.sampling_range, known.eta_curve
+        about["passport"] = passport.name if eta else f"{passport.name}, made without data: no admissible grid"
+        if not eta and not json_:
+            Console(stderr=True).print(about["passport"], highlight=False)
     cond = support.condition(denoiser, label, n)
     entries = [
-        *samplers.ours(guided, budgets, **words),
+        *samplers.ours(guided, budgets, **words, eta=eta),
         *(samplers.universal(guided, budgets) if not any(words.values()) else ()),
         *(theirs(guided, budgets, **words) if peers else ()),
         *samplers.plans(guided, found),
@@ -93,7 +99,7 @@ def compare(
         space = _space(denoiser, data, features, label, seed)
         result = measure(
             guided, entries, samples=n, seed=seed, cond=cond, teacher_steps=teacher_steps, batch=batch, features=space,
-            replicates=bootstrap, about=_about(model, denoiser, guidance, label), progress=tell,
+            replicates=bootstrap, about=about, progress=tell,
         )  # fmt: skip
     files = [] if out is None else write(result, out)
     if json_:

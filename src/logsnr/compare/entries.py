@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.sample import check_start, updates
 from logsnr.sampling.universal import universal_plan
+from logsnr.theory import EtaCurve
 
 Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor]
 """(denoiser, starting states z, conditions, source of noise) -> samples."""
@@ -85,12 +86,18 @@ SOLVERS: dict[str, tuple[str, Callable[[Grid], Plan] | None]] = {
 }
 """Our solvers: family, and grid -> plan (Heun is no plan)."""
 
-GRIDS = ("log-linear", "karras", "flow", "timesteps")
-"""Our grids: geometric, EDM's, even in flow time, even in the table's timesteps (trailing); all end at sigma 0."""
+GRIDS = ("log-linear", "karras", "flow", "timesteps", "admissible")
+"""Our grids: geometric, EDM's, even in flow time, even in the table's timesteps (trailing), and, where the model's
+relative error is known, the admissible schedule of it; all end at sigma 0."""
 
 
 def ours(
-    denoiser: Denoiser, nfe: Iterable[int], *, solvers: Sequence[str] = (), grids: Sequence[str] = ()
+    denoiser: Denoiser,
+    nfe: Iterable[int],
+    *,
+    solvers: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    eta: EtaCurve | None = None,
 ) -> list[Entry]:
     """Every solver on every grid at every budget; plans that coincide take part once.
 
@@ -99,13 +106,30 @@ def ours(
         nfe: budgets.
         solvers: what names to keep start with (letters and digits count, + is p); none for all.
         grids: the same of grids.
+        eta: relative error of the denoiser as a projection against noise level, e.g. `Passport.eta_curve`; with one
+            the grid "admissible" takes part. None or an empty curve: it does not.
+
+    Raises:
+        LogsnrError: if "admissible" is asked for by name and there is no curve.
     """
+    known = [grid for grid in GRIDS if grid != "admissible" or not _empty(eta)]
+    for word in grids:
+        if kept(GRIDS, [word]) == ["admissible"] and "admissible" not in known:
+            raise LogsnrError(
+                f"grid {word!r} needs the model's relative error eta(sigma), and there is none: give the passport of "
+                "one that was examined on data (logsnr passport MODEL --data ...; compare --passport, or eta=)"
+            )
+
+    @cache
+    def levels(grid: str, n: int) -> Grid | None:
+        return _levels(denoiser, grid, n, eta)
+
     out: list[Entry] = []
     for budget in nfe:
         seen: set[Hashable] = set()
         for solver in kept(SOLVERS, solvers):
-            for grid in kept(GRIDS, grids):
-                entry = largest(budget, partial(_ours, denoiser, solver, grid, budget))
+            for grid in kept(known, grids):
+                entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
                 if entry is None:
                     continue
                 same = None if entry.plan is None else (entry.plan.sigmas, *updates(entry.plan))
@@ -115,8 +139,14 @@ def ours(
     return out
 
 
-def _ours(denoiser: Denoiser, solver: str, grid: str, budget: int, n: int) -> Entry | None:
-    levels = _levels(denoiser, grid, n)
+def _empty(eta: EtaCurve | None) -> bool:
+    return eta is None or (isinstance(eta, Sequence) and not eta)
+
+
+def _ours(
+    denoiser: Denoiser, solver: str, grid: str, levels_of: Callable[[str, int], Grid | None], budget: int, n: int
+) -> Entry | None:
+    levels = levels_of(grid, n)
     family, plan_of = SOLVERS[solver]
     if levels is None:
         return None
@@ -140,7 +170,7 @@ def plan_entry(denoiser: Denoiser, plan: Plan, solver: str, grid: str, family: s
     )  # fmt: skip
 
 
-def _levels(denoiser: Denoiser, grid: str, n: int) -> Grid | None:
+def _levels(denoiser: Denoiser, grid: str, n: int, eta: EtaCurve | None = None) -> Grid | None:
     """n evaluations on a grid by name; None where it has not so many levels."""
     low, high = denoiser.sampling_range
     if grid == "log-linear":
@@ -149,6 +179,8 @@ def _levels(denoiser: Denoiser, grid: str, n: int) -> Grid | None:
         return grids.karras(n, high, low)
     if grid == "flow":
         return grids.flow_range(n, high, low)
+    if grid == "admissible" and eta is not None:
+        return grids.admissible(n, eta, high, low)
     table = table_of(denoiser)
     return grids.timesteps(n, table) if n <= len(table) else None
 

@@ -26,6 +26,7 @@ from logsnr.evaluation.metrics import Estimated, bootstrap_counts
 from logsnr.evaluation.quality import FeatureSpace
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.sampling.sample import start
+from logsnr.theory import EtaCurve
 
 Progress = Callable[[int, int, str], None]
 """(done, of how many, what comes next)."""
@@ -37,6 +38,7 @@ def compare(
     *,
     found: Mapping[str, Plan] | None = None,
     with_peers: bool = True,
+    eta: EtaCurve | None = None,
     **options: Any,
 ) -> Comparison:
     """Every solver and grid of ours, universal plans, diffusers' schedulers and the plans given, at each budget.
@@ -48,12 +50,13 @@ def compare(
         nfe: network evaluations per image.
         found: plans, by name.
         with_peers: whether diffusers' schedulers take part.
+        eta: relative error against noise level (`Passport.eta_curve`): our solvers run on its admissible grid too.
         **options: those of `measure`.
 
     Raises:
         LogsnrError: as `ours`, `peers`, `plans` and `measure`.
     """
-    entries = [*ours(denoiser, nfe), *universal(denoiser, nfe)]
+    entries = [*ours(denoiser, nfe, eta=eta), *universal(denoiser, nfe)]
     entries += [*(peers(denoiser, nfe) if with_peers else ()), *plans(denoiser, found or {})]
     return measure(denoiser, entries, **options)
 

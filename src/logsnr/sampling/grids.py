@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling.plan import Grid, check_sigmas
+from logsnr.theory import EtaCurve, interpolated, schedule_between
 from logsnr.timesteps import TimestepTable
 
 Last = Literal["zero", "min"]
@@ -29,6 +30,9 @@ AYS: dict[str, Grid] = {
     "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
 """Align Your Steps' optimised levels of 10 steps (2404.14507, table 3): Stable Diffusion 1.5, SDXL and SVD."""
+
+ETA_RANGE = (1e-3, 0.999)
+"""Where `admissible` holds eta: at 0 one step would go to sigma 0, and from 1 on nothing is promised of any step."""
 
 
 class Quantiles(Protocol):
@@ -217,6 +221,37 @@ def from_schedule(schedule: Quantiles, n: int, last: Last = "zero") -> Grid:
         return check_sigmas(whole)
     inner = _floats(schedule.grid(n - 1)) if n > 1 else whole[:1]
     return check_sigmas([*inner, 0.0])
+
+
+def admissible(n: int, eta: EtaCurve, sigma_max: float, sigma_min: float, last: Last = "zero") -> Grid:
+    """The admissible schedule of a measured relative error, from `sigma_max` to `sigma_min` (2306.04848, sec. 4).
+
+    `theory.admissible_schedule` of the curve, held within `ETA_RANGE`, for the least nu with which its steps reach
+    `sigma_min`: steps beta = c/(eta(sigma) + c) of one c, long where the denoiser projects well.  A constant eta gives
+    the log-linear grid.  The step to sigma 0 is not among those that share nu.
+
+    Args:
+        n: evaluations.
+        eta: relative error against noise level: `Passport.eta_curve`, `ErrorCurve.eta()`, or any curve.
+        sigma_max: largest level.
+        sigma_min: smallest level above 0.
+        last: "zero" or "min".
+
+    Raises:
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, `last` is unknown, or the curve is empty or nan.
+    """
+    steps = _levels(n, last) - 1
+    _check_range(sigma_max, sigma_min)
+    curve, (least, most) = interpolated(eta), ETA_RANGE
+
+    def held(sigma: float) -> float:
+        error = curve(sigma)
+        return error if math.isnan(error) else min(max(error, least), most)
+
+    if steps == 0:
+        return check_sigmas([sigma_max, 0.0])
+    found, _ = schedule_between(held, steps, sigma_max=sigma_max, sigma_min=sigma_min)
+    return check_sigmas([*found, 0.0] if last == "zero" else found)
 
 
 def from_sigmas(sigmas: Sequence[float] | Tensor) -> Grid:

@@ -296,6 +296,11 @@ class Passport:
         """All network evaluations of single samples."""
         return sum(self.evaluations.values())
 
+    @property
+    def eta_curve(self) -> tuple[tuple[float, float], ...]:
+        """(sigma, 90 % quantile of eta), as `grids.admissible` and `theory` take it; empty without data."""
+        return tuple((e.sigma, e.eta_high) for e in self.projection if math.isfinite(e.eta_high))
+
     def finding(self, kind: Kind) -> Finding | None:
         """The finding of a kind, None where there is none."""
         return next((f for f in self.findings if f.kind == kind), None)
