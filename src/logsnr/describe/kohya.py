@@ -138,8 +138,8 @@ def from_flux(flags: Mapping[str, Any], name: str) -> Trained:
         idle += ["logit_mean", "logit_std", "mode_scale"]
         if scheme in DRAWN:
             idle.append("weighting_scheme")
-        if sampling == "flux_shift":
-            notes.append("flux_shift grows with the image: give --resolution; 1024 where it is not said.")
+        if sampling == "flux_shift" and "resolution" not in flags:
+            notes.append("flux_shift grows with the image: shown for 1024 x 1024, give --resolution for another.")
     notes += _idle(flags, idle, f"--timestep_sampling {sampling}")
     scaled = kind == "sigma_scaled"
     if scheme in ("sigma_sqrt", "cosmap"):
