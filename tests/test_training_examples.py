@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from logsnr.adapters import LoopObjective
+from logsnr.adaptive import OutputLayer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -73,4 +74,28 @@ def test_the_page_runs_and_leads_somewhere(capsys: pytest.CaptureFixture[str]) -
     assert "tensor" in capsys.readouterr().out
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (ROOT / "docs" / link).exists(), link
-    assert page.count("```diff") == 3
+    assert page.count("```diff") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "last"),
+    [("training_diffusers", "model", "conv_out"), ("training_sd3", "transformer", "proj_out")],
+)
+def test_by_the_gradient_one_line_changes(
+    name: str, network: str, last: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same scripts with importance="gradient": norms of the real network's last layer, from every batch."""
+    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    assert text.count("adaptive=True") == 1
+    script = tmp_path / "script.py"
+    script.write_text(text.replace("adaptive=True", f'adaptive=True, importance="gradient", network={network}'))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", ["script.py", "--tiny", "--steps", "10"])
+    torch.manual_seed(0)
+    namespace = runpy.run_path(str(script), run_name="__main__")
+    loop, layer = namespace["loop"], getattr(namespace[network], last)
+    assert OutputLayer(namespace[network]).layer is layer
+    assert not layer._forward_hooks
+    state, start = loop.state_dict(), loop.objective.schedule.bins
+    assert float(state["gradient_visits"].sum()) == float(state["visits"].sum()) > start
+    assert float((state["gradient"] / state["gradient"].mean()).std()) > 0.1

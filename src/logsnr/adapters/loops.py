@@ -14,7 +14,9 @@ The script's loss M = ||F_hat - F*||^2 is that of whatever its network predicts,
 
 and on a table the same with cells in place of points (levels.py): L_w is a sum over the scheduler's timesteps.
 A script that sums M over dimensions gets L_w in nats, one that averages gets nats per dimension.  p may adapt: the
-losses given back are turned into errors of eps, as `Schedule.update` wants them.
+losses given back are turned into errors of eps, as `Schedule.update` wants them.  By default p ~ w E; `importance` has
+the other two currencies of adaptive/.  The gradient's needs a network to watch: its last layer's norms are read off
+between `draw` and `loss`, before the script's backward pass, and turned into those of E/2 likewise.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from logsnr.adapters.levels import Cells, Model, b2_of, finite_range, model_of
-from logsnr.adaptive import Adaptive
+from logsnr.adaptive import IMPORTANCES, Adaptive, Importance, OutputLayer
 from logsnr.density import uniforms
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, nearest, one_line
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objective import WeightedELBO, objectives
 from logsnr.prediction import Prediction
@@ -64,6 +66,9 @@ class LoopObjective:
         target: what the loss compares, where that is not what the config says the network predicts: a prediction type
             of diffusers ("sample" for the SD3 scripts' default, `--precondition_outputs 1`), or any `Prediction`.
         adaptive: let p adapt: the objective's weighting with an `Adaptive` schedule on the range that is trained.
+        importance: what it adapts to: "error" (the default), "rms" or "gradient".
+        network: for the gradient: the network that the script trains, bare or wrapped, or an `OutputLayer` of it.  It
+            must run once between `draw` and `loss`; without one, give `update` the norms.
         continuous: for flows, draw any time instead of one of the scheduler's timesteps.
         scaled: divide by what the loss of a denoiser is that knows only the data's standard deviation, so that it
             starts near 1 and the script's gradient clipping keeps its meaning.
@@ -72,8 +77,8 @@ class LoopObjective:
         world: number of processes (times accumulation steps); levels are stratified over the batches of all.
 
     Raises:
-        LogsnrError: if the scheduler or target is for another kind of training, the ranges do not meet, or the
-            weighting is negative, infinite or zero everywhere on them.
+        LogsnrError: if the scheduler or target is for another kind of training, the ranges do not meet, the weighting
+            is negative, infinite or zero everywhere on them, or importance and network do not fit each other.
     """
 
     def __init__(
@@ -83,6 +88,8 @@ class LoopObjective:
         *,
         target: str | Prediction | None = None,
         adaptive: bool = False,
+        importance: Importance | None = None,
+        network: nn.Module | OutputLayer | None = None,
         continuous: bool = False,
         scaled: bool = False,
         sigma_data: float = 1.0,
@@ -95,11 +102,15 @@ class LoopObjective:
         if continuous and self.model.noising.table is not None:
             raise LogsnrError("continuous=True: a network on a table of betas knows its T timesteps only; leave it out")
         self.continuous = continuous or self.model.continuous
+        _check_importance(importance, adaptive)
         if adaptive:
             lo, hi = finite_range(self.model, self.continuous, self.objective.schedule.range)
             w = self.objective.weighting
-            adapting = Adaptive((lo, hi), w, sigma_data=sigma_data)
+            adapting = Adaptive((lo, hi), w, importance=importance or "error", sigma_data=sigma_data)
             self.objective = WeightedELBO(w, adapting, name=self.objective.name)
+        schedule = self.objective.schedule
+        self._by_gradient = isinstance(schedule, Adaptive) and schedule.importance == "gradient"
+        self._layer = self._watched(network)
         self._cells: dict[torch.device, tuple[Cells, Tensor, Tensor]] = {}
         self._fixed: Tensor | None = None
         self._unit = 1.0
@@ -122,6 +133,8 @@ class LoopObjective:
             generator: source of randomness; seed it differently on each rank.
             device: where timesteps and weights go; None for the generator's.
         """
+        if self._layer is not None:
+            self._layer.watch()
         if self.continuous:
             logsnr = self.objective.schedule.sample(n, generator=generator, rank=self.rank, world=self.world)
             ratio = self.objective.weighting.log(logsnr) - self.objective.schedule.log_density(logsnr)
@@ -166,6 +179,8 @@ class LoopObjective:
         losses = error.mean(1) if reduction == "mean" else error.sum(1)
         if torch.is_grad_enabled():
             self.update(draw, losses)
+        elif self._layer is not None:
+            self._layer.release()
         return (draw.weight * losses).mean()
 
     def update(self, draw: Draw, losses: Tensor, gradient: Tensor | None = None) -> None:
@@ -176,10 +191,17 @@ class LoopObjective:
 
         Args:
             draw: the levels at which the losses were made.
-            losses: `[B]`, without the weight.
-            gradient: `[B]`, ||d(weight_i loss_i)/dtheta||^2, e.g. of the last layer (`adaptive.OutputLayer`), for a
-                schedule whose importance is the gradient.
+            losses: `[B]`, without the weight; for gradients of a `network` not yet detached or backpropagated.
+            gradient: `[B]`, ||d(weight_i loss_i)/dtheta||^2, for a schedule whose importance is the gradient: in place
+                of what is read off the `network`.
+
+        Raises:
+            LogsnrError: if the importance is the gradient, and none is given nor can be read off.
         """
+        if gradient is None and self._by_gradient:
+            gradient = self._norms(draw, losses)
+        elif self._layer is not None:
+            self._layer.release()
         factor = draw.eps_factor
         errors = losses.detach().to(factor.device, torch.float64) * factor
         if gradient is None:
@@ -213,6 +235,36 @@ class LoopObjective:
         """Restore a `state_dict`."""
         self.objective.load_state_dict(state)
 
+    def _watched(self, network: nn.Module | OutputLayer | None) -> OutputLayer | None:
+        if network is None:
+            return None
+        if not self._by_gradient:
+            raise LogsnrError(
+                "network= is watched for its gradients: give importance='gradient' as well, or leave it out"
+            )
+        try:
+            return network if isinstance(network, OutputLayer) else OutputLayer(network)
+        except ValueError as error:
+            raise LogsnrError(f"network: {one_line(error)}; pass network=OutputLayer(network, layer)") from error
+
+    def _norms(self, draw: Draw, losses: Tensor) -> Tensor:
+        """||d(weight_i loss_i)/d(last layer)||^2, read off the watched network."""
+        if self._layer is None:
+            raise LogsnrError(
+                "importance='gradient' has no gradients: pass network= to LoopObjective, or give update() the norms of "
+                "weight x loss as gradient="
+            )
+        try:
+            return self._layer.squared_norms(draw.weight.to(losses) * losses)
+        except RuntimeError as error:
+            raise LogsnrError(
+                "importance='gradient' cannot read the last layer's gradients: between draw() and loss() the network "
+                "must run, once and with gradients, and losses must come undetached and before backward() "
+                f"({one_line(error)})"
+            ) from error
+        finally:
+            self._layer.release()
+
     def _table(self, device: torch.device) -> tuple[Cells, Tensor, Tensor]:
         """Cells, timesteps and what each counts, on a device, remembered."""
         if device not in self._cells:
@@ -236,6 +288,20 @@ class LoopObjective:
         cells, _, counts = self._table(torch.device("cpu"))
         error = torch.sigmoid(cells.logsnr + 2 * math.log(sigma_data)) / cells.per_eps
         return 0.5 * float((counts * error).sum())
+
+
+def _check_importance(importance: str | None, adaptive: bool) -> None:
+    if importance is None:
+        return
+    if importance not in IMPORTANCES:
+        near = nearest(str(importance), IMPORTANCES)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise LogsnrError(f"importance = {importance!r}: {hint}it must be one of {', '.join(IMPORTANCES)}")
+    if not adaptive:
+        raise LogsnrError(
+            f"importance = {importance!r} is of an adaptive p: give adaptive=True as well (an Adaptive schedule of "
+            "your own has its importance already)"
+        )
 
 
 def _check_continuous(model: Model, objective: WeightedELBO) -> None:

@@ -57,14 +57,30 @@ class OutputLayer:
         self._handle: Any = None
 
     def __enter__(self) -> OutputLayer:
+        self.watch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def watch(self) -> None:
+        """Watch from now on, and forget what was seen: `with layer:` where a block cannot be drawn around the run."""
+        self.release()
+
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._seen = inputs[0].detach(), output
 
         self._handle = self.layer.register_forward_hook(keep)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+    def release(self) -> None:
+        """Watch no longer, and let go of what was seen."""
+        self._stop()
+        self._seen = None
+
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def squared_norms(self, loss: Tensor) -> Tensor:
         """||d loss_i / d(W, b)||^2 of each sample, `[B]`, float32 or better; leaves the graph as it is.
