@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -20,6 +21,7 @@ from logsnr.training.config import DataConfig
 from logsnr.training.ema import EMA
 from logsnr.training.run import Run, derived_seed
 from logsnr.training.trainer import _own_accelerator
+from logsnr.uncertainty import Uncertainty
 
 NETWORK = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
 TIMES = ("images_per_second", "seconds")
@@ -613,3 +615,92 @@ def test_the_logged_spread_is_that_of_the_windows_draws(fresh_run):
 def test_a_fixed_schedule_logs_no_spread(tmp_path, digits):
     train(recipe(objective={"preset": "edm"}, steps=2), tmp_path, data=digits)
     assert metrics(tmp_path)[0].keys() == {"step", "loss", "grad_norm", "lr"}
+
+
+# EDM2's uncertainty
+
+
+def uncertain(on, **changes):
+    section = {"preset": "edm2", "logsnr": [-6, 8], "uncertainty": on}
+    return recipe(objective=section, steps=7, checkpoint_every=3, **changes)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_with_uncertainty_resumes_exactly(tmp_path, digits, precision):
+    """The head, its moments and the weights go on bit for bit; the saved model knows nothing of it."""
+    plan = uncertain(True, precision=precision)
+    train(plan, tmp_path / "whole", data=digits)
+    with pytest.raises(Killed):
+        train(plan, tmp_path / "cut", data=digits, callback=kill_at(4))
+    train(plan, tmp_path / "cut", resume=True, data=digits)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    state = tensors(tmp_path / "whole")
+    assert bool((state["uncertainty.linear.weight"] != 0).all())
+    assert not any("uncertainty" in key for key in state if key.startswith(("card.", "network.", "average.")))
+    with pytest.raises(LogsnrError, match="was trained with objective"):
+        train(uncertain(False, precision=precision), tmp_path / "cut", resume=True, data=digits)
+
+
+def test_a_step_with_uncertainty_is_that_of_the_loss_over_it(fresh_run):
+    """u = 0 at first, so the first step is the plain one; then gradients are those of l e^-u + u, written out."""
+    plain, run = (fresh_run(**uncertain(on).model_dump(exclude={"network"})) for on in (False, True))
+    for each in (plain, run):
+        each.advance()
+    torch.testing.assert_close(run.parameters, plain.parameters, rtol=1e-5, atol=1e-6)
+    twin, head = copy.deepcopy(run.denoiser), copy.deepcopy(run.uncertainty)
+    run.generator.manual_seed(derived_seed(run.recipe.seed, "step", 1, 0))
+    x, cond = run.draw()
+    output = run.objective(twin, x, cond=cond, generator=run.generator)
+    with torch.no_grad():
+        u = head(output.logsnr)
+    assert float(u.abs().min()) > 0
+    (output.loss / run.scale * (-u).exp()).mean().backward()
+    seen = {}
+    run.optimizer.zero_grad = lambda set_to_none: seen.update(
+        network=[p.grad.clone() for p in run.parameters], head=[p.grad.clone() for p in run.uncertainty.parameters()]
+    )
+    run.advance()
+    norm = torch.stack([p.grad.norm() for p in twin.network.parameters()]).norm()
+    clip = min(1.0, run.recipe.optimizer.clip / float(norm))
+    for mine, p in zip(seen["network"], twin.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, clip * p.grad, rtol=1e-4, atol=1e-7)
+    # d/du (l e^-u + u) = 1 - l e^-u, through the bias; the head is not clipped.
+    slope = (1 - output.loss.detach() / run.scale * (-u).exp()).mean()
+    torch.testing.assert_close(seen["head"][1], slope[None], rtol=1e-4, atol=1e-6)
+
+
+def test_uncertaintys_gradients_are_averaged_over_processes(fresh_run, monkeypatch):
+    """The head has no distributed wrapper: what the optimizer sees is what the processes' mean is."""
+    run = fresh_run(**uncertain(True).model_dump(exclude={"network"}))
+    asked = []
+    monkeypatch.setattr(run.accelerator, "reduce", lambda g, how: asked.append(how) or torch.full_like(g, 0.5))
+    run.advance()
+    assert asked == ["mean", "mean"]
+    moments = run.optimizer.state_dict()["state"]
+    for i in (len(run.parameters), len(run.parameters) + 1):
+        assert torch.equal(moments[i]["exp_avg"], torch.full_like(moments[i]["exp_avg"], 0.05))  # (1 - .9) of it
+
+
+def test_uncertainty_learns_how_large_the_loss_is(tmp_path, digits):
+    """On a network that hardly moves, u becomes the logarithm of the loss at each level."""
+    plan = uncertain(True, batch=256, optimizer={"lr": 3e-2, "warmup": 1, "clip": 1e-9})
+    run_out = train(plan.model_copy(update={"steps": 150, "checkpoint_every": 0}), tmp_path, data=digits)
+    state = tensors(tmp_path)
+    head = Uncertainty(generator=torch.Generator().manual_seed(0))
+    head.load_state_dict({k.removeprefix("uncertainty."): v for k, v in state.items() if k.startswith("uncertainty.")})
+    objective, denoiser = run_out.objective, run_out.denoiser
+    dim, sd = denoiser.dim, denoiser.sigma_data
+    x = denoiser.encode(digits.train_images)
+    for level in (-3.0, -1.0, 1.0, 3.0):
+        logsnr = torch.full((len(x),), level, dtype=torch.float64)
+        eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            loss = objective.loss_at(denoiser, x, eps, logsnr).loss.mean() / objective.scale(dim, sd)
+            assert float(head(logsnr[:1])) == pytest.approx(float(loss.log()), abs=0.1)
+
+
+def test_uncertainty_and_an_adaptive_density_exclude_each_other():
+    with pytest.raises(LogsnrError, match="leave one of them out"):
+        recipe(objective={"preset": "edm2", "logsnr": [-6, 8], "uncertainty": True, "adaptive": True})
+    words = recipe(objective={"preset": "edm2", "uncertainty": True}).objective.describe()
+    assert words == "edm2 over its learned uncertainty"

@@ -26,7 +26,7 @@ network predicts does not matter either: E = ||eps_hat - eps||^2 follows from it
 
 Unbounded schedules are cut at log-SNR +-20, so that every objective has end points (the cosine law keeps .99994 of its
 mass, the normal ones all but 1e-12).  The vdm++ papers draw with `Adaptive`: WeightedELBO(w, Adaptive((lo, hi), w)).
-EDM2 also divides by a learned exp(u): `uncertainty.Uncertainty`.
+EDM2 also divides by a learned exp(u): `uncertainty.Uncertainty`, in a recipe `uncertainty: true`.
 """
 
 from __future__ import annotations

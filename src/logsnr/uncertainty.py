@@ -9,7 +9,10 @@ is l/e^u: it is trained with the weighting w e^-u.  With l = w/(2 p) E that is, 
 
 whatever w was: levels count by how often they are drawn, and by the inverse of what is left of their error.  So it is
 another objective, one that moves as the network learns (w ~ 1/E for levels drawn uniformly), where an adaptive
-schedule changes p alone and minimises what it did.  It has no ELBO to be; u is thrown away after training.
+schedule changes p alone and minimises what it did.  It has no ELBO to be; u is thrown away after training.  (On top of
+an adaptive p ~ w E it would be w again.)
+
+In a recipe: `objective: {preset: edm2, uncertainty: true}`.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class Uncertainty(nn.Module):
 
     def forward(self, logsnr: Tensor) -> Tensor:
         """u at log-SNRs of any shape."""
-        c_noise = (-0.125 * logsnr).to(self.frequencies)
+        c_noise = (-0.125 * logsnr).to(self.frequencies.dtype).to(self.frequencies.device)
         features = (c_noise[..., None] * self.frequencies + self.phases).cos() * math.sqrt(2)
         u: Tensor = self.linear(features)[..., 0]
         return u

@@ -22,6 +22,7 @@ _SIGMOID = (
     "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid; others put "
     "sigmoid(lambda - bias) on any target, which is right for x alone."
 )
+_UNCERTAIN = "uncertainty: true divides by a learned e^u: w is its start; at the end levels count by p/E[error]."
 _SHIFTED = "2303.00848 does not define its '-shifted' weightings: shift(s) is w(lambda - s), s = 2 ln(64/resolution)."
 
 NOTES = {
@@ -32,7 +33,7 @@ NOTES = {
     "sigmoid": _SIGMOID,
     "edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
     "vdm++/edm-monotonic": "A public fork clamps w by the order of the batch in place of the noise level: not this.",
-    "edm2": "EDM2 divides by a learned exp(u) on top of this, which makes it p/E[error]: logsnr.Uncertainty.",
+    "edm2": "EDM2 divides by a learned exp(u) on top of this, which makes it p/E[error] (uncertainty: true).",
     "edm": "2303.00848's table prints the quantiles of this schedule with the wrong sign: log-SNR has mean +2.4.",
     "v-shifted-cosine": "Not e^(-lambda/2), whatever the paper's table 3 says: its ends differ by (resolution/64)^2.",
     "debiased": "kohya's v branch puts 1/(SNR + 1) there, which is e^-lambda on eps errors: another objective.",
@@ -117,7 +118,8 @@ def _recipe(name: str) -> Trained:
         sd, note = 0.5, "The recipe measures sigma_data on its images: shown for 0.5, give --sigma-data for another."
     objective = build_objective(recipe.objective, dim=1, sigma_data=sd)
     out = _own(objective, recipe.objective.preset or recipe.objective.describe(), sd, note)
-    return Trained(**{**vars(out), "name": f"{name}: {recipe.objective.describe()}"})
+    notes = (*out.notes, _UNCERTAIN) if recipe.objective.uncertainty else out.notes
+    return Trained(**{**vars(out), "name": f"{name}: {recipe.objective.describe()}", "notes": notes})
 
 
 def _configuration(path: Path) -> Trained:

@@ -117,6 +117,7 @@ class ObjectiveConfig(_Section):
         logsnr: (lo, hi) to which noise levels are truncated.
         adaptive: true, or {importance: gradient, ...}: learn the density during training.  It starts from `schedule`
             where one is named, else from what an untrained network is good for.
+        uncertainty: divide by a learned e^u, as EDM2 does (uncertainty.py): trains w e^-u = 2 p/E[error] instead of w.
     """
 
     preset: str | None = None
@@ -124,6 +125,7 @@ class ObjectiveConfig(_Section):
     schedule: Part | None = None
     logsnr: tuple[Finite, Finite] | None = None
     adaptive: AdaptiveConfig | None = None
+    uncertainty: bool = False
 
     @field_validator("adaptive", mode="before")
     @classmethod
@@ -143,6 +145,11 @@ class ObjectiveConfig(_Section):
             raise ValueError("give a preset, or both a weighting and a schedule")
         if self.preset is not None and self.weighting is not None:
             raise ValueError(f"preset = {self.preset!r} brings its own weighting: give a preset or a weighting")
+        if self.uncertainty and self.adaptive:
+            raise ValueError(
+                "uncertainty weights by p over the error, and an adaptive p is w times the error: together w again; "
+                "leave one of them out"
+            )
         if self.logsnr is not None and not self.logsnr[0] < self.logsnr[1]:
             raise ValueError(f"logsnr = {list(self.logsnr)}: give [lo, hi] with lo < hi")
         return self
@@ -156,7 +163,8 @@ class ObjectiveConfig(_Section):
             by = "" if self.adaptive.importance == "auto" else f" by {self.adaptive.importance}"
             start = "" if self.schedule is None else f" from {drawn}"
             return f"{name}{where}, adaptive{by}{start}"
-        return f"{name}{where}" if self.schedule is None else f"{name}{where}, drawn by {drawn}"
+        over = " over its learned uncertainty" if self.uncertainty else ""
+        return f"{name}{over}{where}" if self.schedule is None else f"{name}{over}{where}, drawn by {drawn}"
 
 
 def _words(part: Part | None) -> str:

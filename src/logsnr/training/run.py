@@ -27,6 +27,7 @@ from logsnr.training.config import PredictionConfig, Recipe
 from logsnr.training.data import Dataset
 from logsnr.training.ema import EMA
 from logsnr.training.objectives import build_objective, central_logsnr
+from logsnr.uncertainty import Uncertainty
 
 
 class Run:
@@ -39,6 +40,7 @@ class Run:
         window: (loss in nats per dimension, gradient norm), summed on the device since the last line of metrics.
         window_steps: the number of steps in that sum.
         adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
+        uncertainty: EDM2's u of the noise level, in training beside the network; None without.
 
     Raises:
         LogsnrError: if the recipe does not fit the data or the machine.
@@ -78,9 +80,13 @@ class Run:
             trained_range=(sigma_from_logsnr(hi), sigma_from_logsnr(lo)),
         )
         self.average = copy.deepcopy(self.denoiser).to(self.device).eval().requires_grad_(False)
+        self.uncertainty = self._uncertainty()
         options = recipe.optimizer
+        groups: list[dict[str, Any]] = [{"params": list(self.network.to(self.device).parameters())}]
+        if self.uncertainty:
+            groups.append({"params": list(self.uncertainty.parameters()), "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(
-            self.network.to(self.device).parameters(),
+            groups,
             lr=options.lr,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -116,7 +122,10 @@ class Run:
         if adaptation:
             adaptation.watch(output)
         loss = output.loss.mean()
-        self.accelerator.backward(loss / self.scale)
+        if self.uncertainty:
+            self._backward_over(self.uncertainty, output.loss / self.scale, output.logsnr)
+        else:
+            self.accelerator.backward(loss / self.scale)
         clip = recipe.optimizer.clip
         norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
         for group in self.optimizer.param_groups:
@@ -131,6 +140,12 @@ class Run:
         self.window += torch.stack([per_dim, norm.detach().to(per_dim.dtype)])
         self.window_steps += 1
         return per_dim
+
+    def _backward_over(self, uncertainty: Uncertainty, loss: Tensor, logsnr: Tensor) -> None:
+        self.accelerator.backward(uncertainty.weigh(loss, logsnr).mean())
+        # Over several processes the mean, as of the network's; a wrapper that does so would round u under autocast.
+        for p in uncertainty.parameters():
+            p.grad = self.accelerator.reduce(p.grad, "mean")
 
     def draw(self) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Samples x `[batch, C, H, W]` and conditions of this step, with flips and label dropout."""
@@ -168,12 +183,15 @@ class Run:
         tensors["window"] = self.window
         if self.adaptation:
             tensors["spread"] = self.adaptation.meter.sums
+        if self.uncertainty:
+            tensors |= {f"uncertainty.{name}": value for name, value in self.uncertainty.state_dict().items()}
         scaler = self.accelerator.scaler
         return {"window_steps": self.window_steps, "scaler": scaler.state_dict() if scaler else None}, tensors
 
     def restore(self, step: int, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Put a `state` back; the tensors must already fit (`checkpoint.load_state` sees to that)."""
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "objective": {}, "optimizer": {}}
+        names = ("network", "average", "objective", "optimizer", "uncertainty")
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             if part in parts:
@@ -181,6 +199,8 @@ class Run:
         self.network.load_state_dict(parts["network"])
         self.average.network.load_state_dict(parts["average"])
         self.objective.load_state_dict(parts["objective"])
+        if self.uncertainty:
+            self.uncertainty.load_state_dict(parts["uncertainty"])
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             i, _, name = key.partition(".")
@@ -194,6 +214,12 @@ class Run:
         if self.accelerator.scaler and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.step = step
+
+    def _uncertainty(self) -> Uncertainty | None:
+        if not self.recipe.objective.uncertainty:
+            return None
+        generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, "uncertainty"))
+        return Uncertainty(generator=generator).to(self.device)
 
     def _adaptation(self, network: UNet) -> Adaptation | None:
         config, wrapped = self.recipe.objective.adaptive, self.denoiser
