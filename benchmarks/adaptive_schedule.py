@@ -2,7 +2,9 @@
 
     python benchmarks/adaptive_schedule.py                            # digits: 84 runs, half a minute each on a core
     python benchmarks/adaptive_schedule.py --data fashion_mnist.npz   # 28 x 28 images, pooled to 14 x 14
-    python benchmarks/adaptive_schedule.py --only elbo adaptive-gradient 0   # one run; --report prints what is there
+    python benchmarks/adaptive_schedule.py --only elbo adaptive-gradient 0   # one run
+    python benchmarks/adaptive_schedule.py --report                   # the tables of all that is there, and verdicts
+    python benchmarks/adaptive_schedule.py --report --write docs/results     # ... as adaptive-schedule.md and .json
 
 Runs of one seed are paired: equal initial weights, images, noise and quantiles u (stratified), the same learning rate
 (constant after warm-up, so that length changes nothing) and the same average of weights; no clipping.  Only the density
@@ -15,7 +17,7 @@ step over the length of the cosine run that set the loss.  A ratio "never" says 
 
 For each final network the table also has, on the same lattice, under the run's own density: the variance of the loss
 between and within noise levels (over the mean squared) and the gradient's second moment (all parameters, per-sample)
-over the least that a density can reach.
+over the least that a density can reach.  adaptive_table.py makes it, and says under it what was promised and is kept.
 
 Each run writes one JSON into --out and is not run again while it lies there.
 """
@@ -26,13 +28,14 @@ import argparse
 import copy
 import json
 import math
-import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import adaptive_table as table
 import torch
+from adaptive_table import FIXED, HI, LEVELS, LO, SCHEDULES
 from torch import Tensor, nn
 
 from logsnr.adaptive import Adaptive, OutputLayer, gradient_norms
@@ -41,13 +44,12 @@ from logsnr.noise import sigma_from_logsnr
 from logsnr.objective import WeightedELBO
 from logsnr.pixels import Pixels
 from logsnr.prediction import EDM
-from logsnr.schedule import Cosine, EDMTraining, Linear, Schedule
+from logsnr.schedule import Schedule
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 from logsnr.training.ema import EMA
 from logsnr.weighting import ELBO, EDMMonotonic, EpsCosine, Sigmoid, Weighting
 
-LO, HI, LEVELS = -10.0, 13.0, 46
 LENGTH, EVERY, BATCH, WIDTH, BLOCKS = 3000, 150, 64, 192, 3
 LR, WARMUP, DECAY = 1e-3, 100, 0.999
 IMAGES, PROBES, TRUE_EVERY, TRUE_SAMPLES = 128, 16, 50, 8
@@ -58,14 +60,6 @@ WEIGHTINGS: dict[str, Weighting] = {
     "sigmoid": Sigmoid(2),
     "edm-monotonic": EDMMonotonic(),
 }
-FIXED: dict[str, Schedule] = {
-    "cosine": Cosine().truncate(LO, HI),
-    "edm": EDMTraining().truncate(LO, HI),
-    "uniform": Linear(LO, HI),
-}
-ADAPTIVE = ("adaptive-error", "adaptive-rms", "adaptive-gradient", "adaptive-gradient-true")
-SCHEDULES = (*FIXED, *ADAPTIVE)
-GOALS = {"elbo": 0.5, "sech": 0.8}
 
 
 class Block(nn.Module):
@@ -241,62 +235,15 @@ def mend(
     schedule.correct(logsnr, gradient_norms(denoiser, x, eps, sigma_from_logsnr(logsnr).float()), proxy)
 
 
-def steps_to(curve: list[tuple[int, float]], target: float) -> float:
-    """The step from which the curve stays at or below `target`; inf if it does not end there."""
-    if curve[-1][1] > target:
-        return math.inf
-    above = [i for i, (_, loss) in enumerate(curve) if loss > target]
-    if not above:
-        return float(curve[0][0])
-    (s0, l0), (s1, l1) = curve[above[-1]], curve[above[-1] + 1]
-    return s0 + (s1 - s0) * (l0 - target) / (l0 - l1)
-
-
-def judged(run: dict[str, list[float]], mass: list[float]) -> tuple[float, float, float]:
-    """(between, within, gradient excess) of a density's cell masses on a run's final network."""
-    dl = (HI - LO) / LEVELS
-    p = np.maximum(np.array(mass) / dl, 1e-300)
-    mean, square, gradient = (np.array(run[key]) for key in ("mean", "square", "gradient"))
-    unit = (mean.sum() * dl) ** 2
-    between = (mean**2 / p).sum() * dl / unit - 1
-    within = ((square - mean**2) / p).sum() * dl / unit
-    excess = (gradient / p).sum() * dl / (np.sqrt(gradient).sum() * dl) ** 2
-    return float(between), float(within), float(excess)
-
-
-def report(folder: Path) -> None:
-    runs: dict[tuple[str, str, int], dict] = {}
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        runs[run["weighting"], run["schedule"], run["seed"]] = run
-    edges = torch.linspace(LO, HI, LEVELS + 1, dtype=torch.float64)
-    for weighting in dict.fromkeys(key[0] for key in runs):
-        print(f"\n{weighting} on {folder.name}: steps to the fixed-cosine run's final loss / its steps, each seed")
-        heads = f"{'median':>6} {'final':>9} {'sd':>7} {'between':>8} {'within':>7} {'excess':>7}"
-        print(f"{'schedule':24} {'ratio':28} {heads}")
-        names = dict.fromkeys(key[1] for key in runs if key[0] == weighting)
-        for name in sorted(names, key=lambda s: (s not in FIXED, s)):
-            mine = [run for key, run in sorted(runs.items()) if key[:2] == (weighting, name)]
-            ratios = []
-            for run in mine:
-                cosine = runs.get((weighting, "cosine", run["seed"]))
-                if cosine:
-                    ratios.append(steps_to(run["curve"], cosine["curve"][-1][1]) / cosine["curve"][-1][0])
-            median = statistics.median(ratios) if ratios else math.nan
-            shown = " ".join("never" if math.isinf(r) else f"{r:.3f}" for r in ratios)
-            last = [run["curve"][-1][1] for run in mine]
-            final, spread = statistics.mean(last), statistics.stdev(last) if len(last) > 1 else math.nan
-            split = [statistics.mean(part) for part in zip(*(judged(run, run["mass"]) for run in mine), strict=True)]
-            columns = " ".join(f"{value:{width}.3f}" for value, width in zip(split, (8, 7, 7), strict=True))
-            print(f"{name:24} {shown:28} {median:6.3f} {final:9.5f} {spread:7.5f} {columns}")
-        adaptive = [run for key, run in runs.items() if key[0] == weighting and key[1] in ADAPTIVE]
-        for name in sorted({run["schedule"] for run in adaptive}):
-            own = [run for run in adaptive if run["schedule"] == name]
-            best = [min(judged(run, s.mass(edges).tolist())[0] for s in FIXED.values()) for run in own]
-            part = [judged(run, run["mass"])[0] / least for run, least in zip(own, best, strict=True)]
-            print(f"  between levels over the best fixed schedule's, same network, {name}: {max(part):.4f} at worst")
-        if weighting in GOALS:
-            print(f"  goal: median ratio <= {GOALS[weighting]}")
+def report(folders: Sequence[Path], write_to: Path | None) -> None:
+    found = {}
+    for folder in folders:
+        runs = table.runs_in(folder)
+        if runs:
+            found[folder.name] = table.summary(runs)
+            print(table.markdown(folder.name, found[folder.name]), flush=True)
+    if write_to:
+        table.write(write_to, found, "python benchmarks/adaptive_schedule.py")
 
 
 def main() -> None:
@@ -311,16 +258,22 @@ def main() -> None:
     parser.add_argument("--clip", type=float, help="largest gradient norm of the loss over its scale")
     parser.add_argument("--options", type=json.loads, default={}, help="of Adaptive, e.g. '{\"decay\": 0.99}'")
     parser.add_argument("--name", default="", help="suffix of the folder, to keep changed settings apart")
-    parser.add_argument("--report", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--report", action="store_true", help="print the tables of all folders in --out, run nothing")
+    parser.add_argument("--write", type=Path, help="with --report: where adaptive-schedule.md and .json go")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
 
-    images = None if args.report else images_of(args.data)
+    if args.report:
+        report(sorted(path for path in args.out.glob("*") if path.is_dir()), args.write)
+        return
+    if args.write:
+        parser.error("--write goes with --report: give both")
+    images = images_of(args.data)
     folder = args.out / (Path(args.data).stem + args.name)
     wanted = [(w, s, seed) for seed in range(args.seeds) for w in args.weightings for s in args.schedules]
     if args.only:
         wanted = [(args.only[0], args.only[1], int(args.only[2]))]
-    for weighting, name, seed in [] if images is None else wanted:
+    for weighting, name, seed in wanted:
         path = folder / f"{weighting}-{name}-{seed}.json"
         if path.exists():
             continue
@@ -330,7 +283,7 @@ def main() -> None:
         path.with_suffix(".tmp").write_text(json.dumps({**card, **run}))
         path.with_suffix(".tmp").rename(path)
         print(f"{path.name}: {run['seconds']} s", flush=True)
-    report(folder)
+    report([folder], None)
 
 
 if __name__ == "__main__":
