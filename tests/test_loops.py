@@ -368,6 +368,8 @@ def test_pure_noise_counts_by_its_outputs_error() -> None:
     ("make", "words"),
     [
         (lambda: LoopObjective("edm", {"_class_name": "LCMScheduler"}), ["LCMScheduler", "teacher"]),
+        (lambda: LoopObjective("edm", {"_class_name": "IPNDMScheduler"}), ["IPNDMScheduler", "base model"]),
+        (lambda: LoopObjective("edm", {"beta_start": 1e-4, "timestep_scaling": 10.0}), ["this config", "teacher"]),
         (lambda: LoopObjective("edm", object()), ["object", "config"]),
         (lambda: LoopObjective("edm", {**DDPM, "prediction_type": "velocity"}), ["velocity", "DDPMScheduler"]),
         (lambda: LoopObjective("edm", DDPM, target="v"), ["'v'", "v_prediction"]),

@@ -717,12 +717,43 @@ def test_calls_that_are_refused(options: dict[str, Any], call: dict[str, Any], m
         scheduler.set_timesteps(**call)
 
 
-def test_models_of_another_kind_and_noise_twice_are_refused() -> None:
-    for name in ("CMStochasticIterativeScheduler", "SCMScheduler", "LCMScheduler"):
-        stock = getattr(diffusers, name)()
-        stock.to_json_string()
-        with pytest.raises(ValueError, match="keep its own scheduler"):
-            Scheduler.from_config(stock.config)
+OTHERS = [
+    name
+    for name in (
+        *("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler"),
+        *("PiflowScheduler", "HeliosScheduler", "HeliosDMDScheduler", "MiniMaxH3Scheduler", "IPNDMScheduler"),
+        *("KarrasVeScheduler", "ScoreSdeVeScheduler", "DDPMWuerstchenScheduler", "LTXEulerAncestralRFScheduler"),
+        *("BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler"),
+    )
+    if hasattr(diffusers, name)
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_another_kind_are_refused(name: str) -> None:
+    """MiniMax-H3's velocity has the other sign, IPNDM's betas are a sine, ...: taken for DDPM they would make noise.
+
+    A scheduler that was never saved has no name in its config, so both forms are asked.
+    """
+    stock = getattr(diffusers, name)()
+    assert "_class_name" not in stock.config
+    with pytest.raises(ValueError, match=r"this config says neither betas .* keep its own scheduler"):
+        Scheduler.from_config(stock.config)
+    stock.to_json_string()  # which writes the name into the config
+    with pytest.raises(ValueError, match=rf"{name} says neither betas .* keep its own scheduler"):
+        Scheduler.from_config(stock.config)
+
+
+def test_a_scheduler_of_nobody_says_its_prediction() -> None:
+    theirs = {"_class_name": "OurLabsScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    with pytest.raises(ValueError, match=r"OurLabsScheduler says neither .* add prediction_type"):
+        Scheduler.from_config(theirs)
+    scheduler = Scheduler.from_config(theirs, prediction_type="flow_prediction")
+    scheduler.set_timesteps(4)
+    assert scheduler.plan.sigmas == ls.grids.flow(4, 3.0)
+
+
+def test_noise_twice_and_late_begins_are_refused() -> None:
     scheduler = made(mu=0.5)
     scheduler.set_timesteps(5)
     x = state()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logsnr.adapters.noising import OTHER_MODELS, PREDICTIONS, Noising, for_flow, noising
+from logsnr.adapters.noising import PREDICTIONS, Noising, noising, stated_prediction
 from logsnr.density import Schedule
 from logsnr.errors import LogsnrError, nearest
 from logsnr.noise import alpha_s_from_logsnr
@@ -199,14 +199,14 @@ def model_of(scheduler: Any, target: str | Prediction | None = None) -> Model:
     if not isinstance(config, Mapping):
         raise LogsnrError(f"{type(scheduler).__name__} has no config: give a diffusers scheduler, or its config")
     name = str(config.get("_class_name", type(scheduler).__name__ if config is not scheduler else ""))
-    if name.startswith(OTHER_MODELS):
+    stated = stated_prediction(name, config, complete=config is not scheduler)
+    if stated is None:
         raise LogsnrError(
-            f"{name} is not for an epsilon, v, sample, flow or EDM network (but for consistency models, codes, ...): "
-            "such training is no weighted ELBO; give the scheduler of the teacher, or of the base model"
+            f"{name or 'this config'} is not for an epsilon, v, sample, flow or EDM network (but for consistency "
+            "models, codes, ...): such training is no weighted ELBO; give the scheduler of the teacher, or of the base "
+            "model"
         )
-    values = _Config({**DEFAULTS, **config})
-    if "prediction_type" not in config and for_flow(name, config):
-        values["prediction_type"] = "flow_prediction"
+    values = _Config({**DEFAULTS, **config, "prediction_type": stated})
     try:
         found = noising(values)
     except (ValueError, TypeError) as error:

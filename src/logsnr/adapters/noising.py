@@ -33,14 +33,39 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
 OTHER_MODELS = (
-    "LCM", "TCD", "CMStochastic", "Consistency", "FlowMatchLCM", "CosineDPM", "ScoreSde", "SCM", "VQDiffusion"
+    "LCM", "TCD", "SCM", "CMStochastic", "Consistency", "FlowMatchLCM", "FlowMap", "Piflow", "Helios",  # distilled
+    "MiniMax", "IPNDM", "KarrasVe", "ScoreSde", "CosineDPM", "DDPMWuerstchen", "LTXEulerAncestral",  # levels, signs
+    "VQDiffusion", "Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "RFD4",  # codes, proteins
 )  # fmt: skip
-"""Beginnings of the names of schedulers whose networks are none of ours: consistency models, codes, ..."""
+"""Beginnings of the names of schedulers whose networks, or whose levels and labels, are none of ours."""
+
+_OTHER_KEYS = frozenset({"timestep_scaling", "scale_factors", "stages", "n_grid"})
+"""What only configs of such schedulers have: one that was never saved has no name in its config."""
+
+_EDM_KEYS = frozenset({"sigma_data", "sigma_schedule", "rho"})
 
 
-def for_flow(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a stock scheduler of that name and config, which says no prediction type, is for flow networks."""
-    return name.startswith("FlowMatch") or ("shift" in config and "beta_start" not in config)
+def stated_prediction(name: str, config: Mapping[str, Any], *, complete: bool = True) -> str | None:
+    """The prediction type that a scheduler's config says, or that its kind implies; None for other models.
+
+    Args:
+        name: of the scheduler's class; "" if unknown.
+        config: its config.
+        complete: whether it holds all that its class has, or is a note in somebody's own words.
+    """
+    keys, named = config.keys(), bool(name)
+    if name.startswith(OTHER_MODELS) or not (named or _OTHER_KEYS.isdisjoint(keys)):
+        return None
+    edm = name.startswith("EDM") or (not named and (keys >= _EDM_KEYS or not complete))
+    if config.get("sigma_data") is not None and not edm:  # consistency models, trigonometric flow
+        return None
+    if "prediction_type" in keys:
+        return str(config["prediction_type"])
+    betas = "beta_start" in keys
+    shifted = "shift" in keys and not betas
+    if name.startswith("FlowMatch") or (shifted and (not complete or (not named and "num_train_timesteps" in keys))):
+        return "flow_prediction"
+    return "epsilon" if betas or not complete else None
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         """
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
-        return super().from_config(converted(config, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
+        given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
+        return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
         """The config as JSON, without options that are None: stock schedulers have no None there."""
