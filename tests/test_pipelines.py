@@ -5,7 +5,9 @@ Components are tiny and random, texts go through real encoders, nothing needs a 
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -182,12 +184,12 @@ def test_stable_diffusion(tiny, kind, guidance):
 @pytest.mark.parametrize("negative", [None, NEGATIVE])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_sdxl(tiny, guidance, negative):
-    """Pooled texts and time ids are conditions; without a negative prompt, SDXL's null is zeros."""
+    """Pooled texts and time ids (height before width) are conditions; without a negative prompt, the null is zeros."""
     pipe = silent(tiny.sdxl())
     pipe.scheduler = ddim()
-    latents = noise(1, 4, 8, 8)
-    denoiser = denoiser_from(pipe, prompt=PROMPT, negative_prompt=negative, guidance=guidance)
-    assert denoiser.cond["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]]
+    latents = noise(1, 4, 12, 8)
+    denoiser = denoiser_from(pipe, prompt=PROMPT, negative_prompt=negative, guidance=guidance, size=(24, 16))
+    assert denoiser.cond["time_ids"].tolist() == [[24, 16, 0, 0, 24, 16]]
     if guidance != 1 and negative is None:
         assert not denoiser.null["encoder_hidden_states"].any()
     theirs = pipe(
@@ -195,6 +197,8 @@ def test_sdxl(tiny, guidance, negative):
         negative_prompt=negative,
         guidance_scale=guidance,
         num_inference_steps=STEPS,
+        height=24,
+        width=16,
         latents=latents,
         output_type="latent",
     ).images
@@ -352,6 +356,35 @@ def test_guidance_with_an_interval_is_composed(tiny):
     assert torch.equal(composed(z, 4.0).x0, plain(z, 4.0).x0)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_scale_of_one_or_less_is_no_guidance_as_in_diffusers(tiny, scale):
+    """SDXL Turbo is called with guidance_scale=0, which is not the model without its prompt."""
+    pipe = silent(tiny.stable_diffusion())
+    pipe.scheduler = ddim()
+    latents = noise(1, 4, 8, 8)
+    denoiser = denoiser_from(pipe, prompt=PROMPT, guidance=scale)
+    assert denoiser.cost(1.0) == 1
+    call = {"num_inference_steps": STEPS, "latents": latents, "output_type": "latent"}
+    theirs = pipe(PROMPT, guidance_scale=scale, **call).images
+    assert_close(ls.sample(denoiser, plan_of(pipe, denoiser), noise=latents), theirs, 2e-5)
+    assert torch.equal(denoiser(latents, 1.0).x0, denoiser_from(pipe, prompt=PROMPT)(latents, 1.0).x0)
+
+
+def test_a_network_that_is_told_its_scale_has_the_pipelines_default(tiny):
+    """Flux dev without guidance is the pipeline called without guidance_scale, not at scale 1."""
+    pipe = silent(tiny.flux())
+    latents = noise(1, 4, 8, 8)
+    call = {"num_inference_steps": STEPS, "latents": networks.pack(latents), "output_type": "latent"}
+    theirs = pipe(PROMPT, height=16, width=16, **call).images
+    denoiser = denoiser_from(pipe, prompt=PROMPT, size=16)
+    assert denoiser.guidance == 3.5
+    ours = networks.pack(ls.sample(denoiser, plan_of(pipe, denoiser), noise=latents))
+    assert_close(ours, theirs, 2e-5)
+    one = denoiser_from(pipe, prompt=PROMPT, size=16, guidance=1.0)
+    with pytest.raises(AssertionError, match="e-0"):
+        assert_close(networks.pack(ls.sample(one, plan_of(pipe, one), noise=latents)), theirs, 2e-5)
+
+
 def test_losses_of_an_unguided_pipeline_go_through_f_targets(tiny):
     denoiser = denoiser_from(tiny.stable_diffusion(), prompt=PROMPT)
     x, eps = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
@@ -420,7 +453,7 @@ def test_decoded_images_are_the_pipelines(tiny):
     assert_close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).permute(0, 3, 1, 2), 2e-5)
 
 
-def test_a_half_precision_vae_that_overflows_runs_in_float32(tiny):
+def test_a_half_precision_vae_that_overflows_runs_in_float32(tiny, monkeypatch, caplog):
     pipe = tiny.stable_diffusion()
     images = noise(1, 3, 16, 16)
     pipe.vae.half()
@@ -428,6 +461,9 @@ def test_a_half_precision_vae_that_overflows_runs_in_float32(tiny):
     denoiser = denoiser_from(pipe, prompt=PROMPT)
     x = denoiser.encode(images)
     assert pipe.vae.dtype == torch.float16
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    assert denoiser.decode(x).dtype == torch.float32
+    assert not [r for r in caplog.records if r.name.startswith("diffusers")]  # diffusers' own cast warns every time
     with torch.no_grad():
         want = pipe.vae.float().encode(images).latent_dist.mode() * pipe.vae.config.scaling_factor
     torch.testing.assert_close(x, want)
@@ -461,7 +497,9 @@ def test_a_folder_is_the_pipeline(tiny, tmp_path):
     z = noise(1, 4, 8, 8)
     want = denoiser_from(pipe, prompt=PROMPT, guidance=2.0)
     assert torch.equal(denoiser(z, 1.0).x0, want(z, 1.0).x0)
-    half = ls.load(str(tmp_path / "sd"), prompt=PROMPT, guidance=2.0, dtype=torch.bfloat16, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # diffusers has renamed torch_dtype
+        half = ls.load(str(tmp_path / "sd"), prompt=PROMPT, guidance=2.0, dtype=torch.bfloat16, device="cpu")
     x0 = half(z, 1.0).x0
     assert x0.dtype == torch.float32
     assert_close(x0, want(z, 1.0).x0, 2e-2)

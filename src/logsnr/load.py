@@ -42,7 +42,8 @@ def load(
             file); the folder of a diffusers pipeline (model_index.json), or its hub id.
         prompt: of a pipeline, a text or several; of a class-conditional one, a class.
         negative_prompt: what guidance leads away from; None for the pipeline's own "no condition".
-        guidance: diffusers' guidance_scale; None or 1 for none.
+        guidance: diffusers' guidance_scale: 1 or less for none; None for none too, or for the pipeline's own default
+            where the network is told the scale (Flux dev).
         size: height and width in pixels; None for the pipeline's own.
         null_class: of a class-conditional UNet2DModel, the class that stands for none.
         device: where it runs; None for the CPU.

@@ -67,14 +67,18 @@ def require_diffusers(purpose: str) -> Any:
         LogsnrError: if it is missing or too old, naming the fix.
     """
     diffusers = require("diffusers", extra="diffusers", purpose=purpose)
-    version = tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
-    if version < OLDEST_DIFFUSERS:
+    if version_of(diffusers) < OLDEST_DIFFUSERS:
         oldest = ".".join(map(str, OLDEST_DIFFUSERS))
         raise LogsnrError(
             f"{purpose} needs diffusers {oldest} or later, found {diffusers.__version__}: "
             f"pip install -U 'diffusers>={oldest}'"
         )
     return diffusers
+
+
+def version_of(diffusers: Any) -> tuple[int, ...]:
+    """(major, minor) of the diffusers module."""
+    return tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
 
 
 def __getattr__(name: str) -> Any:

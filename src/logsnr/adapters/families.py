@@ -12,6 +12,7 @@ Prompts go through the pipeline's own `encode_prompt`.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -69,6 +70,13 @@ class Family(ABC):
     def classes(self) -> int:
         """Number of classes; 0 for a model without."""
         return 0
+
+    def scale(self, asked: float | None) -> float:
+        """The guidance scale: None is 1, or the pipeline's own default where the network is told it (Flux dev: 3.5)."""
+        if asked is not None:
+            return float(asked)
+        told = inspect.signature(self.pipeline.__call__).parameters.get("guidance_scale") if self.embedded else None
+        return 1.0 if told is None else float(told.default)
 
     @abstractmethod
     def conditions(self, prompt: Prompt, guidance: float = 1.0) -> Conditions:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from logsnr.pixels import Pixels
 
@@ -89,6 +89,6 @@ def _in_float32(vae: Any) -> Iterator[Any]:
         yield vae
         return
     try:
-        yield vae.to(torch.float32)
+        yield nn.Module.to(vae, torch.float32)  # diffusers' own warns of casts
     finally:
-        vae.to(dtype)
+        nn.Module.to(vae, dtype)

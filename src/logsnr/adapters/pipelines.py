@@ -7,8 +7,8 @@
     D(z, sigma) = Prediction(network(c_in z, label(sigma), conditions)),   guided: null + guidance (conditional - null)
 
 Prediction, label and levels come from the pipeline's scheduler config (noising.py); guidance is `logsnr.guidance.cfg`,
-in diffusers' convention (1 is none), except where the network itself is told the scale (Flux dev, LCM): there it is an
-input.  The denoiser is over z, whatever the pipeline's own state is, and any plan, bound or measurement takes it.
+in diffusers' convention (1 or less is none), except where the network itself is told the scale (Flux dev, LCM): there
+it is an input.  The denoiser is over z, whatever the pipeline's own state is; any plan, bound or measurement takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logsnr.adapters import require_diffusers
+from logsnr.adapters import require_diffusers, version_of
 from logsnr.adapters.families import Conditions, Family, Prompt, Size, family_of
 from logsnr.adapters.latents import Latents
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
@@ -53,7 +53,7 @@ class PipelineDenoiser(Denoiser):
         super().__init__()
         self.plain = plain
         self.guidance = float(guidance)
-        self.guided: Denoiser = plain if guidance == 1 or family.embedded else cfg(plain, guidance, null)
+        self.guided: Denoiser = plain if guidance <= 1 or family.embedded else cfg(plain, guidance, null)
         self.vae = family.vae
         self.cond, self.null = cond, null
         self.pipeline = family.pipeline
@@ -132,7 +132,7 @@ def denoiser_from(
     *,
     prompt: Prompt | None = None,
     negative_prompt: Prompt | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     size: Size | None = None,
     null_class: int | None = None,
 ) -> PipelineDenoiser:
@@ -143,7 +143,8 @@ def denoiser_from(
             any other with the same networks.
         prompt: a text or several; for class-conditional models a class number, or a name where the pipeline has names.
         negative_prompt: what guidance leads away from; None for the model's own "no condition".
-        guidance: diffusers' guidance_scale: 1 for none.
+        guidance: diffusers' guidance_scale: 1 or less for none.  None is 1; where the network is told the scale, the
+            pipeline's own default.
         size: height and width in pixels; None for the model's own.
         null_class: of a class-conditional UNet2DModel: the class that stands for none.
 
@@ -153,7 +154,7 @@ def denoiser_from(
     """
     from logsnr.adapters.scheduler import GradientEstimationScheduler
 
-    if not math.isfinite(guidance):
+    if guidance is not None and not math.isfinite(guidance):
         raise LogsnrError(f"guidance = {guidance}: must be finite; 1 is none")
     family = family_of(pipeline, size, null_class)
     for module in (family.model, family.vae):
@@ -168,10 +169,11 @@ def denoiser_from(
         sigma_data=_sigma_data(model.prediction, latent=family.vae is not None),
         trained_range=(low, high),
     )
-    cond = {} if prompt is None else family.conditions(prompt, guidance)
-    guided = guidance != 1 and not family.embedded
-    null = family.null(negative_prompt, guidance) if guided or negative_prompt is not None else {}
-    return PipelineDenoiser(family, plain, cond, null, guidance)
+    scale = family.scale(guidance)
+    cond = {} if prompt is None else family.conditions(prompt, scale)
+    guided = scale > 1 and not family.embedded
+    null = family.null(negative_prompt, scale) if guided or negative_prompt is not None else {}
+    return PipelineDenoiser(family, plain, cond, null, scale)
 
 
 def load_pipeline(
@@ -189,7 +191,8 @@ def load_pipeline(
         LogsnrError: if it cannot be loaded, or as `denoiser_from`.
     """
     diffusers = require_diffusers("a diffusers pipeline")
-    chosen = {} if dtype is None else {"torch_dtype": dtype}
+    word = "dtype" if version_of(diffusers) >= (0, 42) else "torch_dtype"
+    chosen = {} if dtype is None else {word: dtype}
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(source), **chosen)
     except Exception as error:  # a damaged folder can raise anything there

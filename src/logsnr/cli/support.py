@@ -164,7 +164,8 @@ def sampled_model(
             for library in ("diffusers", "transformers"):  # their "Loading ..." bars, on stderr
                 if find_spec(library) is not None:
                     import_module(f"{library}.utils.logging").disable_progress_bar()
-        denoiser = load(model, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, null_class=null_class)
+        scale = None if guidance == 1 else guidance  # not asked for: a network that is told it has a default
+        denoiser = load(model, prompt=prompt, negative_prompt=negative_prompt, guidance=scale, null_class=null_class)
         return denoiser, denoiser
     for name, value in given.items():
         raise LogsnrError(
