@@ -28,7 +28,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import logsnr.adapters  # noqa: E402
 from logsnr.adapters import GradientEstimationScheduler as Scheduler  # noqa: E402
-from logsnr.adapters import trajectory as trajectories  # noqa: E402
+from logsnr.adapters import registry  # noqa: E402
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -556,7 +556,7 @@ def test_a_number_that_only_other_runs_have() -> None:
 
 
 def test_a_bounded_number_of_trajectories(monkeypatch) -> None:
-    monkeypatch.setattr(trajectories, "TRAJECTORIES", 3)
+    monkeypatch.setattr(registry, "TRAJECTORIES", 3)
     scheduler = made()
     kept = []
     for _ in range(5):

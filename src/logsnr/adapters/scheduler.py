@@ -27,10 +27,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from logsnr.adapters.noising import limit, noising
-from logsnr.adapters.planning import check_config, make_plan, request, shift_of
+from logsnr.adapters.planning import check_config, make_plan, request
 from logsnr.adapters.plans import plans_to_config
+from logsnr.adapters.registry import TRAJECTORIES, Registry, some
+from logsnr.adapters.spacing import shift_of
 from logsnr.adapters.stock import converted
-from logsnr.adapters.trajectory import TRAJECTORIES, Draw, Registry, Trajectory, some
+from logsnr.adapters.trajectory import Draw, Trajectory
 from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling import Plan
 
