@@ -528,6 +528,8 @@ def test_broken_orders_are_errors() -> None:
         scheduler.step(x, 5, x)
     with pytest.raises(ValueError, match="6 timesteps"):
         scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match=r"timestep = None: pass an element of scheduler.timesteps"):
+        scheduler.step(x, None, x)
 
 
 def test_a_plan_without_memory_takes_its_steps_in_any_order() -> None:
@@ -647,6 +649,8 @@ def test_copies_go_on_from_where_they_were_made(kind: str, copied) -> None:
 
 # Refusals, each with its fix
 
+THREE = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -655,12 +659,27 @@ def test_copies_go_on_from_where_they_were_made(kind: str, copied) -> None:
         ({"prediction_type": "v-prediction"}, "did you mean 'v_prediction'"),
         ({"beta_schedule": "quadratic"}, "trained_betas"),
         ({"gamma": "best"}, "give a number, a list with one number for each step that uses it, or 'auto'"),
+        ({"gamma": [2.0, "x"]}, r"gamma = \[2.0, 'x'\]: give a number, a list"),
+        ({"gamma": math.nan}, "gamma = nan: must be finite"),
+        ({"basis": "epsilon"}, "basis 'epsilon' is not one of eps, x0, velocity"),
+        ({"solver_options": "order"}, r"solver_options = 'order': give a dict, e.g. \{'order': 3\}"),
+        ({"solver": "dpmpp", "solver_options": {"order": 9}}, r"integer in \[1, 3\]"),
+        ({"solver": "dpmpp", "solver_options": {"oder": 2}}, "do not fit solver 'dpmpp'"),
+        ({"solver": "dpmpp", "basis": "eps"}, "do not fit solver 'dpmpp'"),
         ({"gamma": "auto", "grid": "karras", "mu": 0.5}, "gamma 'auto' with mu, grid: its plans fix that; drop it"),
-        ({"gamma": "auto", "solver": "dpmpp"}, "gamma 'auto' with solver 'dpmpp'"),
+        ({"gamma": "auto", "solver": "dpmpp"}, "gamma 'auto' with solver: its plans fix that"),
         ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "an EDM network is 'epsilon'"),
         ({"solver": "dpmp"}, "did you mean 'dpmpp'"),
         ({"solver": "dpmpp", "gamma": 2.0}, "only 'ge' and 'unified'"),
         ({"mu": 1.0}, r"must be in \[0, 1\)"),
+        ({"mu": "much"}, r"mu = much: must be in \[0, 1\)"),
+        ({"grid": "karras", "start": "high"}, "start = 'high': give a number"),
+        ({"prediction_type": "flow_prediction", "shift": 0.0}, r"shift = 0.0: must be in \(0, inf\)"),
+        ({"time_shift_type": "quadratic"}, "'quadratic' is not one of exponential, linear"),
+        ({"clip_sample": True, "clip_sample_range": -1.0}, "clip_sample_range = -1.0: must be above 0"),
+        ({"thresholding": True, "dynamic_thresholding_ratio": 1.5}, r"ratio = 1.5 must be in \(0, 1\]"),
+        ({"thresholding": True, "sample_max_value": 0.5}, "sample_max_value = 0.5 at least 1"),
+        ({"sigma_data": 0.5, "sigma_min": 3.0, "sigma_max": 1.0}, "give 0 < sigma_min < sigma_max"),
         ({"grid": "karas"}, "did you mean 'karras'"),
         (
             {"grid": "karras", "start": 20.0},
@@ -673,6 +692,9 @@ def test_copies_go_on_from_where_they_were_made(kind: str, copied) -> None:
         ({"final_sigmas_type": "none"}, "zero, sigma_min"),
         ({"plan": ls.solvers.ddim((80.0, 1.0, 0.0))}, "sigma = 80 is outside the model's range"),
         ({"plan": ls.solvers.ddim((10.0, 0.001, 0.0))}, "sigma = 0.001 is outside the model's range"),
+        ({"plan": THREE, "gamma": 1.7}, r"plan with gamma: .* \(plan=None, or gamma=None\)"),
+        ({"plan": THREE, "solver": "dpmpp"}, r"plan with solver: .* or solver='ge'\)"),
+        ({"plan": THREE, "mu": 0.5, "grid": "karras"}, r"plan with mu, grid: .* or mu=0.0, grid=None\)"),
         ({"plan": "nowhere.json"}, "is no file"),
         ({"plan": "{"}, "not JSON"),
         ({"plan": {"5": ls.solvers.ddim((10.0, 1.0, 0.0))}}, "key each plan"),
@@ -691,13 +713,16 @@ def test_configs_that_are_refused(options: dict[str, Any], message: str) -> None
     [
         ({"gamma": [2.0, 2.0]}, {"num_inference_steps": 6}, "gamma has 2 values: 4 of the 6 steps use one"),
         (
-            {"plan": ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))},
+            {"plan": THREE},
             {"num_inference_steps": 50},
             "call with num_inference_steps=3",
         ),
         ({"plan": ls.solvers.ddim((9.0, 1.0, 0.0))}, {"timesteps": [900, 10]}, "plan=None"),
         ({}, {}, "needs num_inference_steps, timesteps or sigmas"),
         ({}, {"num_inference_steps": 0}, "at least 1"),
+        ({}, {"num_inference_steps": 5.0}, "num_inference_steps = 5.0: must be an integer, at least 1"),
+        ({}, {"num_inference_steps": "5"}, "num_inference_steps = '5': must be an integer, at least 1"),
+        ({}, {"timesteps": 5}, "timesteps = 5: give a list of numbers"),
         ({}, {"num_inference_steps": 1001}, "1000 timesteps; use fewer"),
         ({}, {"timesteps": [1000, 5]}, r"outside \[0, 999\]"),
         ({}, {"timesteps": [5, 900]}, "strictly decrease"),
@@ -707,8 +732,6 @@ def test_configs_that_are_refused(options: dict[str, Any], message: str) -> None
         ({}, {"sigmas": [8.0]}, "has no step"),
         ({"prediction_type": "flow_prediction"}, {"sigmas": [1.2, 0.5]}, r"times in \(0, 1\]"),
         ({"prediction_type": "flow_prediction"}, {"timesteps": [1200, 500]}, r"outside \[0, 1000\]"),
-        ({"solver": "dpmpp", "solver_options": {"order": 9}}, {"num_inference_steps": 5}, r"integer in \[1, 3\]"),
-        ({"solver": "dpmpp", "solver_options": {"oder": 2}}, {"num_inference_steps": 5}, "do not fit solver 'dpmpp'"),
     ],
 )
 def test_calls_that_are_refused(options: dict[str, Any], call: dict[str, Any], message: str) -> None:

@@ -173,7 +173,7 @@ def noising(config: Mapping[str, Any]) -> Noising:
                 f"prediction_type {kind!r} with sigma_data = {config['sigma_data']}: an EDM network is 'epsilon', that "
                 "is F with x0 = c_skip y + c_out F; drop sigma_data, or keep the model's own scheduler"
             )
-        low, high = (config[key] or default for key, default in (("sigma_min", 0.002), ("sigma_max", 80.0)))
+        low, high = _ends(config, 0.002, 80.0)
         return Noising(EDM(sigma_data=float(config["sigma_data"])), steps, None, False, False, (low, high))
     if kind == "flow_prediction" or config["use_flow_sigmas"]:
         inverted = bool(config["invert_sigmas"])
@@ -186,9 +186,7 @@ def noising(config: Mapping[str, Any]) -> Noising:
         return Noising(prediction, steps, None, True, inverted, (0.0, math.inf))
     table = beta_table(config)
     if config["timestep_type"] == "continuous" and kind == "v_prediction":
-        low, high = table.sigma_range
-        levels = (config["sigma_min"] or low, config["sigma_max"] or high)
-        return Noising(V(label=label_edm), steps, None, False, False, levels)
+        return Noising(V(label=label_edm), steps, None, False, False, _ends(config, *table.sigma_range))
     if kind == "epsilon" and math.isinf(table.sigma_range[1]):
         raise ValueError(
             "prediction_type 'epsilon' with zero terminal SNR (rescale_betas_zero_snr, or a last beta of 1): at "
@@ -196,6 +194,14 @@ def noising(config: Mapping[str, Any]) -> Noising:
             "rescale_betas_zero_snr=False, or use a model trained with v_prediction"
         )
     return Noising(PREDICTIONS[kind](label=table), steps, table, False, False, table.sigma_range)
+
+
+def _ends(config: Mapping[str, Any], low: float, high: float) -> tuple[float, float]:
+    """(sigma_min, sigma_max) of a model without a table."""
+    low, high = (config[key] or default for key, default in (("sigma_min", low), ("sigma_max", high)))
+    if not 0 < low < high:
+        raise ValueError(f"sigma_min = {low}, sigma_max = {high}: give 0 < sigma_min < sigma_max")
+    return low, high
 
 
 def beta_table(config: Mapping[str, Any]) -> TimestepTable:
@@ -252,10 +258,25 @@ def _cosine(steps: int) -> Tensor:
 
 
 def limit(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What a config does to x0: clipping or dynamic thresholding, as DDIM does; None for neither."""
+    """What a config does to x0: clipping or dynamic thresholding, as DDIM does; None for neither.
+
+    Raises:
+        ValueError: if a bound is none.
+    """
+    ratio, most = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
+    bound = float(config["clip_sample_range"])
     if config["thresholding"]:
-        return partial(_threshold, float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"]))
-    return partial(_clip, float(config["clip_sample_range"])) if config["clip_sample"] else None
+        if not (0 < ratio <= 1 and most >= 1):
+            raise ValueError(
+                f"dynamic_thresholding_ratio = {ratio} must be in (0, 1] (.995 is usual), sample_max_value = {most} at "
+                "least 1, the range of x: change them, or pass thresholding=False"
+            )
+        return partial(_threshold, ratio, most)
+    if config["clip_sample"]:
+        if not bound > 0:
+            raise ValueError(f"clip_sample_range = {bound}: must be above 0 (1 is usual); or pass clip_sample=False")
+        return partial(_clip, bound)
+    return None
 
 
 def _clip(most: float, x0: Tensor) -> Tensor:

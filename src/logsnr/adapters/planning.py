@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
+from operator import index
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from logsnr.adapters.noising import Noising
+from logsnr.adapters.noising import Noising, limit
 from logsnr.adapters.plans import load_plans, stored
 from logsnr.adapters.spacing import check_spacing, explicit, named, shift_of
 from logsnr.errors import nearest
@@ -27,6 +30,18 @@ from logsnr.prediction import EDM
 from logsnr.sampling import Plan, solvers
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.universal import universal_plan, universal_sizes
+
+SAMPLER: dict[str, Any] = {
+    "gamma": None,
+    "solver": "ge",
+    "solver_options": None,
+    "basis": None,
+    "mu": 0.0,
+    "grid": None,
+    "start": None,
+    "end": None,
+}
+"""Options that make a sampler, and their defaults: with a plan there is nothing left for them to say."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,10 @@ def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: fl
     """
     if timesteps is not None and sigmas is not None:
         raise ValueError("set_timesteps got both timesteps and sigmas: give one of them")
-    if num_inference_steps is not None and (isinstance(num_inference_steps, bool) or num_inference_steps < 1):
-        raise ValueError(f"num_inference_steps = {num_inference_steps}: must be at least 1")
-    levels, times = _floats(sigmas), _floats(timesteps)
+    steps = None if num_inference_steps is None else _count(num_inference_steps)
+    levels, times = _floats("sigmas", sigmas), _floats("timesteps", timesteps)
     if levels is None and times is None:
-        return Request(num_inference_steps, None, None, mu)
+        return Request(steps, None, None, mu)
     if levels is not None and flow and len(levels) > 1 and levels[-1] == 0:
         levels = levels[:-1]
     count = len(times or levels or ()) - (levels is not None and not flow)
@@ -59,10 +73,8 @@ def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: fl
         raise ValueError(
             "the list given has no step: give a timestep, a flow sigma, or two sigmas (the last is where the run ends)"
         )
-    if num_inference_steps is not None and num_inference_steps != count:
-        raise ValueError(
-            f"num_inference_steps = {num_inference_steps}, but the list given makes {count} steps: drop one of the two"
-        )
+    if steps not in (None, count):
+        raise ValueError(f"num_inference_steps = {steps}, but the list given makes {count} steps: drop one of the two")
     if flow and levels is not None and np.allclose(levels, [1 - i / count for i in range(count)], rtol=0, atol=2e-6):
         levels = None
     return Request(count, times, levels, mu)
@@ -148,13 +160,19 @@ def check_solver(config: Mapping[str, Any]) -> None:
         guess = nearest(str(name), known)
         hint = f": did you mean {guess!r}?" if guess else "; rows of your own are a plan: pass plan="
         raise ValueError(f"solver {name!r} is not one of {', '.join(known)}{hint}")
+    if not isinstance(config["solver_options"] or {}, Mapping):
+        raise ValueError(f"solver_options = {config['solver_options']!r}: give a dict, e.g. {{'order': 3}}")
+    chosen = [key for key, default in SAMPLER.items() if config[key] not in (default, None, {})]
+    if config["plan"] is not None and chosen:
+        raise ValueError(
+            f"plan with {', '.join(chosen)}: a plan has levels, rows and noise of its own; drop one of the two "
+            f"(plan=None, or {', '.join(f'{key}={SAMPLER[key]!r}' for key in chosen)})"
+        )
     if gamma == "auto":
-        fixed = ("solver_options", "basis", "mu", "grid", "start", "end", "plan")
-        given = [key for key in fixed if config[key] not in (None, 0.0, {})]
-        if given or name != "ge":
-            what = ", ".join(given) or f"solver {name!r}"
+        if len(chosen) > 1:
+            what = ", ".join(key for key in chosen if key != "gamma")
             raise ValueError(f"gamma 'auto' with {what}: its plans fix that; drop it, or give gamma as a number")
-    elif not (gamma is None or isinstance(gamma, int | float | list | tuple)):
+    elif gamma is not None and not all(isinstance(g, Real) for g in (gamma if isinstance(gamma, list) else [gamma])):
         raise ValueError(
             f"gamma = {gamma!r}: give a number, a list with one number for each step that uses it, or 'auto'"
         )
@@ -163,7 +181,7 @@ def check_solver(config: Mapping[str, Any]) -> None:
             f"solver {name!r} with gamma = {gamma}, mu = {mu}: only 'ge' and 'unified' take them; "
             "drop them, or put the solver's own options into solver_options"
         )
-    if not 0 <= mu < 1:
+    if not (isinstance(mu, Real) and 0 <= float(mu) < 1):
         raise ValueError(f"mu = {mu}: must be in [0, 1); 0 is deterministic, 1/2 is DDPM")
 
 
@@ -208,13 +226,40 @@ def check_config(config: Mapping[str, Any], model: Noising) -> None:
     """
     check_solver(config)
     check_spacing(config, model)
-    for plan in load_plans(config["plan"]).values():
+    limit(config)
+    plans = load_plans(config["plan"])
+    for plan in plans.values():
         check_range(plan, model)
+    if not plans and not isinstance(config["gamma"], list):  # a list fits one number of steps
+        solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
 
 
-def _floats(values: Any) -> tuple[float, ...] | None:
+def gamma_to_config(gamma: Any) -> Any:
+    """A number, or several, of any kind (arrays, tensors) as JSON values; what is neither stays as it is."""
+    if gamma is None or isinstance(gamma, str):
+        return gamma
+    try:
+        return torch.as_tensor(gamma, dtype=torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return gamma
+
+
+def _count(steps: Any) -> int:
+    try:
+        count = index(steps)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(steps, bool):
+        raise ValueError(f"num_inference_steps = {steps!r}: must be an integer, at least 1")
+    return count
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
     if values is None:
         return None
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().tolist()
-    return tuple(float(value) for value in values)
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {values!r}: give a list of numbers") from None

@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from logsnr.adapters.noising import limit, noising
-from logsnr.adapters.planning import check_config, make_plan, request
+from logsnr.adapters.planning import check_config, gamma_to_config, make_plan, request
 from logsnr.adapters.plans import plans_to_config
 from logsnr.adapters.registry import TRAJECTORIES, Registry, some
 from logsnr.adapters.spacing import shift_of
@@ -138,9 +138,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         start: float | None = None,
         end: float | None = None,
     ) -> None:
-        values: dict[str, Any] = {"plan": plans_to_config(plan)}
-        if gamma is not None and not isinstance(gamma, int | float | str):
-            values["gamma"] = [float(value) for value in gamma]
+        values: dict[str, Any] = {"plan": plans_to_config(plan), "gamma": gamma_to_config(gamma)}
         if trained_betas is not None:
             values["trained_betas"] = torch.as_tensor(trained_betas).tolist()
         known = [key for key in self.config.get("_use_default_values", ()) if key not in _OWN_DEFAULTS]
@@ -386,7 +384,13 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         current = self._current()
         if current is None:
             raise ValueError("step before set_timesteps: call scheduler.set_timesteps(num_inference_steps) first")
-        return self._registry.locate(float(timestep), current)
+        try:
+            value = float(timestep)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"timestep = {timestep!r}: pass an element of scheduler.timesteps, or the number it holds"
+            ) from None
+        return self._registry.locate(value, current)
 
     def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
         channels = sample.shape[1]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from logsnr.adapters.noising import Noising
@@ -25,6 +26,7 @@ from logsnr.sampling.plan import Grid
 AYS: dict[str, grids.AYSModel] = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
 SPACINGS: dict[str, grids.Spacing] = {"trailing": "trailing", "leading": "leading", "linspace": "linspace"}
 GRIDS = (*SPACINGS, "karras", "log-linear", "beta", "ge-paper", *AYS)
+TIME_SHIFTS = ("exponential", "linear")
 FLOW_GRIDS = ("flow", "karras", "log-linear", "beta")
 
 
@@ -146,8 +148,15 @@ def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
         ValueError: naming the fix.
     """
     _stops_above_zero(config)
+    for key in ("start", "end"):
+        if not (config[key] is None or isinstance(config[key], Real)):
+            raise ValueError(f"{key} = {config[key]!r}: give a number")
+    if config["time_shift_type"] not in TIME_SHIFTS:
+        raise ValueError(f"time_shift_type {config['time_shift_type']!r} is not one of {', '.join(TIME_SHIFTS)}")
     name = grid_name(config, model)
     if model.flow:
+        if not config["use_dynamic_shifting"]:
+            shift_of(config, None)
         _flow(config, name, 2, 1.0)
     else:
         _ends(config, model, name)
