@@ -1,0 +1,224 @@
+"""Which trajectory and which run a call of `step` belongs to: threads, interleaved loops, copies, broken orders."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from scheduling import KINDS, ByFormula, loop, made, network, relative, state
+from torch import Tensor
+
+import logsnr as ls
+from logsnr.adapters import registry
+
+
+def test_views_slices_and_numbers_find_their_step() -> None:
+    scheduler = made()
+    scheduler.set_timesteps(10)
+    whole = loop(scheduler, state())
+    for timesteps in (
+        scheduler.timesteps,
+        [t.expand(1) for t in scheduler.timesteps],
+        [t.clone() for t in scheduler.timesteps],
+        scheduler.timesteps.tolist(),
+    ):
+        assert torch.equal(loop(scheduler, state(), timesteps), whole)
+    assert scheduler.step_index == 10
+    assert scheduler.index_for_timestep(scheduler.timesteps[3]) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starting_late_is_the_tail_of_the_plan(kind: str) -> None:
+    scheduler = made(kind, solver="ipndm")
+    scheduler.set_timesteps(8)
+    for begin in (None, 3):
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        found = loop(scheduler, state(), scheduler.timesteps[3:])
+        scale = scheduler.model.scale(scheduler.plan.sigmas[3])
+        wanted = ls.sample(ByFormula(scheduler), scheduler.plan.tail(3), noise=state() / scale)
+        assert relative(found, wanted) < 1e-5
+
+
+def test_interleaved_runs_in_one_thread() -> None:
+    """Two trajectories by their timesteps, two runs along one trajectory by their states."""
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(6)
+    first = scheduler.timesteps
+    alone = loop(scheduler, state(0), first), loop(scheduler, state(1), first)
+    scheduler.set_timesteps(6)
+    second = scheduler.timesteps
+    x, y, u, v = (state(seed) for seed in (0, 1, 0, 1))
+    for t, other in zip(first, second, strict=True):
+        x = scheduler.step(network(x, t), t, x, return_dict=False)[0]
+        u = scheduler.step(network(u, other), other, u, return_dict=False)[0]
+        y = scheduler.step(network(y, t), t, y, return_dict=False)[0]
+        v = scheduler.step(network(v, other), other, v, return_dict=False)[0]
+    for found, wanted in zip((x, y, u, v), alone * 2, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_second_pass_needs_no_set_timesteps() -> None:
+    """diffusers' schedulers raise IndexError there."""
+    scheduler = made()
+    scheduler.set_timesteps(5)
+    assert torch.equal(loop(scheduler, state()), loop(scheduler, state()))
+    loop(scheduler, state(), scheduler.timesteps[:3])  # given up half way
+    assert torch.equal(loop(scheduler, state()), loop(scheduler, state()))
+
+
+def test_a_pipeline_may_replace_the_state_between_steps() -> None:
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(5)
+    wanted = loop(scheduler, state())
+    x = state()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, return_dict=False)[0].clone()
+    assert torch.equal(x, wanted)
+
+
+def test_broken_orders_are_errors() -> None:
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(6)
+    t, x = scheduler.timesteps, state()
+    x1 = scheduler.step(x, t[0], x, return_dict=False)[0]
+    with pytest.raises(
+        ValueError, match=r"step 2 .* was given the state that step 1 .* needs: take the timesteps in order"
+    ):
+        scheduler.step(x, t[2], x1)
+    with pytest.raises(ValueError, match="set_begin_index"):
+        scheduler.step(x, t[2], x1.clone())
+    x2 = scheduler.step(x, t[1], x1, return_dict=False)[0]
+    with pytest.raises(ValueError, match="already taken from this state"):
+        scheduler.step(x, t[1], x1)
+    other = scheduler.step(x, t[0], x, return_dict=False)[0]
+    scheduler.step(x, t[1], other, return_dict=False)
+    with pytest.raises(ValueError, match="2 interleaved runs wait for step 2"):
+        scheduler.step(x, t[2], x2.clone())
+    with pytest.raises(ValueError, match="before set_timesteps"):
+        made().step(x, 5, x)
+    with pytest.raises(ValueError, match="is not one of this run's"):
+        scheduler.step(x, 5, x)
+    with pytest.raises(ValueError, match="6 timesteps"):
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match=r"timestep = None: pass an element of scheduler.timesteps"):
+        scheduler.step(x, None, x)
+
+
+def test_a_plan_without_memory_takes_its_steps_in_any_order() -> None:
+    """Windows of a long video, each a new tensor at the same timestep: DDIM needs no history, so nothing is refused."""
+    scheduler = made(gamma=1.0)
+    scheduler.set_timesteps(6)
+    x, y = state(0), state(1)
+    both = loop(scheduler, torch.cat([x, y]))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x.clone(), return_dict=False)[0]
+        y = scheduler.step(network(y, t), t, y.clone(), return_dict=False)[0]
+    assert torch.equal(both, torch.cat([x, y]))
+    t = scheduler.timesteps
+    assert torch.equal(scheduler.step(x, t[4], x)[0], scheduler.step(x, t[4], x)[0])
+
+
+def test_a_number_that_only_other_runs_have() -> None:
+    scheduler = made()
+    scheduler.set_timesteps(timesteps=[900, 500])
+    scheduler.set_timesteps(timesteps=[900, 400])
+    scheduler.set_timesteps(timesteps=[800, 300])
+    x = state()
+    scheduler.step(x, 400, x)
+    with pytest.raises(ValueError, match="ambiguous: 2 runs have it"):
+        scheduler.step(x, 900, x)
+
+
+def test_a_bounded_number_of_trajectories(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "TRAJECTORIES", 3)
+    scheduler = made()
+    kept = []
+    for _ in range(5):
+        scheduler.set_timesteps(4)
+        kept.append(scheduler.timesteps)
+    x = state()
+    with pytest.raises(ValueError, match="keeps the last"):
+        scheduler.step(x, kept[0][1], x)
+    assert loop(scheduler, x, kept[2]).isfinite().all()
+    inside = contextvars.copy_context()
+    inside.run(scheduler.set_timesteps, 4)
+    for _ in range(4):
+        scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="this thread's run was dropped"):
+        inside.run(lambda: scheduler.timesteps)
+
+
+def test_threads_see_their_own_timesteps() -> None:
+    scheduler = made(gamma=2.0)
+    wanted = {}
+    for n in range(3, 11):
+        scheduler.set_timesteps(n)
+        wanted[n] = loop(scheduler, state(n))
+    found: dict[int, list[Tensor]] = {n: [] for n in wanted}
+    gate = threading.Barrier(8)
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            gate.wait()
+            scheduler.set_timesteps(n)
+            gate.wait()
+            found[n].append(loop(scheduler, state(n)) if scheduler.num_inference_steps == n else torch.empty(0))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(x, wanted[n]) for n in wanted for x in found[n])
+    assert all(len(images) == 20 for images in found.values())
+
+
+def test_threads_along_one_trajectory() -> None:
+    """One `set_timesteps`, eight loops over its timesteps at once: runs are told apart by their states."""
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(20)
+    timesteps = scheduler.timesteps
+    wanted = [loop(scheduler, state(seed), timesteps) for seed in range(8)]
+    found: dict[int, Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: loop(scheduler, state(seed), timesteps)}))
+        for seed in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[seed], wanted[seed]) for seed in range(8))
+
+
+def test_a_step_that_failed_may_be_taken_again() -> None:
+    scheduler = made(gamma=2.0, mu=0.2)
+    scheduler.set_timesteps(4)
+    wanted = loop(scheduler, state(), generator=torch.Generator().manual_seed(0))
+    x, generator = state(), torch.Generator().manual_seed(0)
+    for i, t in enumerate(scheduler.timesteps):
+        if i < 3:  # the last step draws nothing
+            with pytest.raises((TypeError, AttributeError)):
+                scheduler.step(network(x, t), t, x, generator="none")
+        x = scheduler.step(network(x, t), t, x.clone(), generator=generator, return_dict=False)[0]
+    assert torch.equal(x, wanted)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deep", "pickle"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_go_on_from_where_they_were_made(kind: str, copied) -> None:
+    scheduler = made(kind, gamma=2.0, thresholding=True)
+    scheduler.set_timesteps(5)
+    wanted = loop(scheduler, state())
+    x = loop(scheduler, state(), scheduler.timesteps[:3])
+    twin = copied(scheduler)
+    assert torch.equal(loop(twin, x, twin.timesteps[3:]), wanted)
+    assert torch.equal(loop(scheduler, x, scheduler.timesteps[3:]), wanted)
+    assert copied(made(kind)).config.prediction_type == kind
