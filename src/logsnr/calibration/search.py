@@ -225,15 +225,21 @@ class Search:
         return replace(prior, rows=tuple(tuple(row) for row in fitted))
 
     def refine(self, starts: list[tuple[float, Plan]]) -> None:
-        """One step from each of the two best starts, on from the better; then with longer rows, while it lasts."""
+        """One step from each of the two best starts, on from the better; with a stronger prior; from the others."""
         tried = [self.descent(plan, DESCENT[0], steps=1) for _, plan in starts[:2]]
-        _, leader = min(tried, key=lambda entry: entry[0])
-        _, leader = self.descent(leader, DESCENT[0])
-        longest = min(self.n - 1, LONGEST)
-        if self.settings["history"] == "auto" and max(map(len, leader.rows)) <= longest:
-            self.descent(lengthened(leader, longest), DESCENT[0])
+        tried.sort(key=lambda entry: entry[0])
+        self.extend(tried[0][1])
         for strength in DESCENT[1:]:
             self.descent(starts[0][1], strength)
+        for _, plan in [*tried[1:], *starts[2:]]:
+            self.extend(plan)
+
+    def extend(self, first: Plan) -> None:
+        """Descend, then with longer rows where the history is free."""
+        _, plan = self.descent(first, DESCENT[0])
+        longest = min(self.n - 1, LONGEST)
+        if self.settings["history"] == "auto" and max(map(len, plan.rows)) <= longest:
+            self.descent(lengthened(plan, longest), DESCENT[0])
 
     def descent(self, first: Plan, strength: float, steps: int | None = None) -> tuple[float, Plan]:
         """Descend; the best plan on the way by its error on the selection noise."""
