@@ -49,7 +49,7 @@ def default_of(weighting: str) -> str:
 def runs_in(folder: Path) -> Runs:
     """The runs of one data set."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return {(run["weighting"], run["schedule"], run["seed"]): run for run in found}
+    return {(run["weighting"], run["schedule"], run["seed"]): run for run in found if "curve" in run}
 
 
 def steps_to(curve: Sequence[Sequence[float]], target: float) -> float:

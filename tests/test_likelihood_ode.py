@@ -108,6 +108,23 @@ def test_gaussian_dequantisation_is_the_variational_bound_of_an_exact_model():
 
 
 @pytest.mark.parametrize(
+    ("span", "kind", "words"),
+    [
+        ((-5.0, 5.0), "gaussian", r"the reconstruction term .* alone is 1\.\d+ bits/dim.* to about 7.88"),
+        ((-1.0, 7.8), "gaussian", r"the prior term .* to about -5.00"),
+        ((-1.0, 5.0), "uniform", r"the prior term .* to about -5.00"),
+    ],
+)
+def test_warns_with_the_size_of_the_end_that_is_short(span, kind, words):
+    images = torch.randint(17, (2, 4), generator=generator(4), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match=words) as found:
+        ode_bits_per_dim(
+            gaussian(), images, levels=17, logsnr_range=span, dequantise=kind, rtol=1e-2, generator=generator()
+        )
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda m: ode_log_likelihood(m, torch.zeros(1, 4), logsnr_range=(-5, 5)), ["generator = None", "needs both"]),
@@ -123,6 +140,10 @@ def test_gaussian_dequantisation_is_the_variational_bound_of_an_exact_model():
             ["draws = 1", "at least 2"],
         ),
         (lambda m: ode_bits_per_dim(m, torch.zeros(1, 4), generator=generator()), ["float32", "uint8"]),
+        (
+            lambda m: ode_bits_per_dim(m, torch.full((1, 4), 17, dtype=torch.uint8), levels=17, generator=generator()),
+            ["17", "0 ... 16"],
+        ),
     ],
 )
 def test_bad_input(call, words):

@@ -378,7 +378,7 @@ def test_pure_noise_counts_by_its_outputs_error() -> None:
         (lambda: LoopObjective("v-cosine", SD3, target="epsilon"), ["pure noise", "-20"]),
         (lambda: LoopObjective(WeightedELBO(ELBO(), Linear(12, 14)), SD), ["[12, 14]", "7.07", "do not meet"]),
         (lambda: LoopObjective(WeightedELBO(ELBO(), Cosine()), SD3, continuous=True), ["infinite", "truncate"]),
-        (lambda: LoopObjective(WeightedELBO(Custom(lambda x: x), Linear(-5, 5)), SD), ["negative, not finite"]),
+        (lambda: LoopObjective(WeightedELBO(Custom(lambda x: x), Linear(-5, 5)), SD), ["negative or not a number"]),
         (lambda: LoopObjective(WeightedELBO(Custom(lambda x: 0 * x), Linear(-5, 5)), SD), ["zero everywhere"]),
         (lambda: LoopObjective("flow", {**SD3, "invert_sigmas": True}), ["continuous=True"]),
         (lambda: LoopObjective("flow", SD3, continuous=True).probabilities(), ["continuous", "no table"]),

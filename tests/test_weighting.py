@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from logsnr import prediction as predictions
+from logsnr.adaptive import Adaptive
+from logsnr.errors import LogsnrError
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s_from_logsnr
+from logsnr.objective import WeightedELBO
 from logsnr.prediction import Prediction
-from logsnr.schedule import Cosine, CosMap, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
+from logsnr.schedule import Cosine, CosMap, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
+from logsnr.timesteps import TimestepTable
 from logsnr.weighting import (
     EDM,
     ELBO,
@@ -347,3 +351,47 @@ def test_weightings_answer_in_the_dtype_they_are_asked_in() -> None:
 def test_bad_input_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+NO_WEIGHTINGS = {
+    "negative": (lambda l: -torch.ones_like(l), r"negative or not a number at log-SNR -5.00: .* on all of \[-5, 6\]"),
+    "negative somewhere": (lambda l: 3.0 - l, r"negative or not a number at log-SNR 3"),
+    "zero everywhere": (lambda l: 0 * l, r"zero everywhere on \[-5, 6\]: there is nothing to learn"),
+    "not a number": (lambda l: torch.full_like(l, math.nan), "negative or not a number at log-SNR -5.00"),
+    "not a number somewhere": (lambda l: torch.where(l > 3, math.nan, 1.0), "negative or not a number at log-SNR 3"),
+    "infinite": (lambda l: torch.where(l > 3, math.inf, 1.0), "infinite at log-SNR 3"),
+}
+
+
+@pytest.mark.parametrize(("fn", "message"), NO_WEIGHTINGS.values(), ids=list(NO_WEIGHTINGS))
+def test_what_is_no_weighting_is_refused_wherever_one_goes(fn: Callable[[Tensor], Tensor], message: str) -> None:
+    """With the place, the range and the fix in one line: never as a loss of nan or 0."""
+    w = Custom(fn)
+    for make in (
+        lambda: WeightedELBO(w, Linear(-5, 6)),
+        lambda: Adaptive((-5, 6), w),
+        lambda: w.check(-5, 6),
+    ):
+        with pytest.raises(LogsnrError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)
+    at_lo = float(w.log(-5.0))
+    with pytest.raises(ValueError, match=message if math.isfinite(at_lo) else "no finite, positive w at lo = -5"):
+        w.augmentation(-5, 6)
+    with pytest.raises(ValueError, match=r"negative or not|infinite|zero everywhere"):
+        w.envelope()
+    if "not a number" in message:
+        with pytest.raises(LogsnrError, match=message):
+            w.is_monotone(-5, 6)
+
+
+def test_a_weighting_may_be_zero_in_places_and_large_in_others() -> None:
+    """What is refused above is not these: no weight outside a table, 4e4 at one end, levels from -inf to inf."""
+    for weighting, schedule in (
+        (implied_by(Linear(-2, 2), predictions.Eps()), Linear(-5, 6)),
+        (V(), Cosine()),
+        (InDI(), FlowUniform()),
+        (implied_by(Discrete(TimestepTable.ddpm()), predictions.Eps()), Cosine()),
+    ):
+        weighting.check(*schedule.range)
+        WeightedELBO(weighting, schedule)

@@ -86,9 +86,13 @@ class WeightedELBO:
         weighting: what each noise level counts.
         schedule: how noise levels are drawn; its range is the objective's.
         name: what reports call it.
+
+    Raises:
+        LogsnrError: if w is negative, not a number or infinite somewhere on that range, or zero everywhere.
     """
 
     def __init__(self, weighting: Weighting, schedule: Schedule, *, name: str = "custom") -> None:
+        weighting.check(*schedule.range)
         self.weighting = weighting
         self.schedule = schedule
         self.name = name

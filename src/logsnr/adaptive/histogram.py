@@ -54,7 +54,8 @@ class Adaptive(Schedule):
         dim: dimensions of a sample.
 
     Raises:
-        ValueError: for an empty or infinite range, an unknown importance, or a parameter out of range.
+        ValueError: for an empty or infinite range, an unknown importance, a parameter out of range, or a weighting that
+            is negative, not a number or infinite somewhere on the range, or zero everywhere.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Adaptive(Schedule):
                 f"bins = {bins}, decay = {decay}, floor = {floor}, sigma_data = {sigma_data}, dim = {dim}: need "
                 "bins >= 1, decay in [0, 1), floor in (0, 1], sigma_data > 0 and dim >= 1"
             )
+        weighting.check(lo, hi)
         self.weighting, self.importance, self.dim = weighting, importance, dim
         self.bins, self.decay, self.floor = bins, decay, floor
         self._range, self._width = (float(lo), float(hi)), (float(hi) - float(lo)) / bins

@@ -28,7 +28,13 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import require
-from logsnr.likelihood.terms import check_levels, default_logsnr_range
+from logsnr.likelihood.terms import (
+    check_levels,
+    default_logsnr_range,
+    expected_reconstruction_nats,
+    prior_nats,
+    warn_if_short,
+)
 from logsnr.noise import alpha_s, sigma_from_logsnr
 from logsnr.pixels import Pixels
 
@@ -189,6 +195,11 @@ def ode_bits_per_dim(
     codec = Pixels(levels)
     x = codec.encode(images).double()
     n, dim = len(x), denoiser.dim
+    if n and -math.inf < lo < hi < math.inf:
+        # What the ends cost the variational bound; uniform noise on a cell has no softmax to lose by.
+        unit = 1 / (dim * math.log(2))
+        clean = expected_reconstruction_nats(images, levels, hi).mean() if dequantise == "gaussian" else 0.0
+        warn_if_short(lo, hi, float(prior_nats(x, lo).mean()) * unit, float(clean) * unit, levels)
     nats, spent = [], 0
     for _ in range(draws):
         y, offset = _dequantised(x, levels, hi, dequantise, generator)

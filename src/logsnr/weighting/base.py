@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from logsnr.density import uniforms
+from logsnr.errors import LogsnrError
 
 SCAN = (-60.0, 60.0)
-"""Log-SNRs among which envelopes look for local maxima."""
+"""Log-SNRs among which envelopes look for local maxima; where infinite ranges are cut to look at a weighting."""
 
 
 class Weighting(ABC):
@@ -31,6 +32,27 @@ class Weighting(ABC):
         """w(lambda)."""
         return self.log(logsnr).exp()
 
+    def check(self, lo: float, hi: float, *, points: int = 2001) -> None:
+        """Refuse what is no weighting on [lo, hi], as seen on a dense grid.
+
+        Raises:
+            LogsnrError: if w is negative, not a number or infinite somewhere, or zero everywhere.
+        """
+        x = _grid(lo if lo > -math.inf else min(SCAN[0], hi - 1), hi if hi < math.inf else max(SCAN[1], lo + 1), points)
+        log_w = self.log(x)
+        bad = log_w.isnan() | (log_w == math.inf)
+        if bool(bad.any()):
+            what = "infinite" if bool((log_w[bad][0] == math.inf).all()) else "negative or not a number"
+            raise LogsnrError(
+                f"{self!r} is {what} at log-SNR {float(x[bad][0]):.2f}: w must be finite and at least 0 on all of "
+                f"[{lo:g}, {hi:g}]; mend it, or truncate the objective's schedule to where it is"
+            )
+        if not bool((log_w > -math.inf).any()):
+            raise LogsnrError(
+                f"{self!r} is zero everywhere on [{lo:g}, {hi:g}]: there is nothing to learn; give another range or "
+                "weighting"
+            )
+
     def shift(self, s: float) -> Weighting:
         """w(lambda - s): the same weighting for data whose noise counts for s more log-SNR (2 ln(64/resolution))."""
         return Shifted(self, float(s))
@@ -39,8 +61,13 @@ class Weighting(ABC):
         """Whether w never increases with log-SNR on [lo, hi], as seen on a dense grid.
 
         Rises of ln w up to 1e-12 (relative, for large ln w) between neighbours are rounding.
+
+        Raises:
+            LogsnrError: if w is negative or not a number somewhere.
         """
         log_w = self.log(_grid(lo, hi, points))
+        if bool(log_w.isnan().any()):
+            self.check(lo, hi, points=points)
         rise = log_w.diff().nan_to_num(0.0)  # -inf next to -inf: no weight, no rise
         slack = 1e-12 * (1 + log_w[1:].abs().nan_to_num(0.0, posinf=0.0))
         return bool((rise <= slack).all())
@@ -52,15 +79,16 @@ class Weighting(ABC):
         enough to find those once: exact, idempotent, and w itself where w already never increases.
 
         Raises:
-            ValueError: if w still rises at the end of the scan, log-SNR 60.
+            ValueError: if w still rises at the end of the scan, log-SNR 60, or is negative or not a number.
         """
+        self.check(*SCAN)
         return Envelope(self, *_peaks(self.log))
 
     def augmentation(self, lo: float, hi: float) -> Augmentation:
         """The mixture p_w over noise levels whose ELBO L_w on [lo, hi] is (Theorem 1), signed if w is not monotone.
 
         Raises:
-            ValueError: if the range is empty or infinite, or w(lo) is zero or infinite.
+            ValueError: if the range is empty or infinite, w(lo) is zero or infinite, or w is negative or not a number.
         """
         return Augmentation(weighting=self, lo=float(lo), hi=float(hi))
 
@@ -92,6 +120,7 @@ class Augmentation:
             raise ValueError(f"augmentation({self.lo}, {self.hi}): the ends must be finite and increase")
         if not math.isfinite(float(self.weighting.log(self.lo))):
             raise ValueError(f"{self.weighting!r} has no finite, positive w at lo = {self.lo}: move lo to where it has")
+        self.weighting.check(self.lo, self.hi)
 
     def density(self, logsnr: float | Tensor) -> Tensor:
         """-w'(lambda)/w(lo), by differentiation of ln w; 0 outside [lo, hi].  Negative where w rises."""
