@@ -50,8 +50,14 @@ def test_step_keeps_shape_and_dtype_and_answers_as_tuple_or_object(kind: str) ->
         assert out.pred_original_sample.shape == x.shape
 
 
-def test_the_denoised_image_of_a_step() -> None:
-    ours, stock = made("v_prediction"), diffusers.DDIMScheduler(**SD, prediction_type="v_prediction", clip_sample=False)
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"clip_sample": True, "clip_sample_range": 0.8}, {"thresholding": True}],
+    ids=["free", "clip", "threshold"],
+)
+def test_the_denoised_image_of_a_step_is_ddims(limits: dict[str, Any]) -> None:
+    stock = diffusers.DDIMScheduler(**SD, prediction_type="v_prediction", **{"clip_sample": False, **limits})
+    ours = Scheduler.from_config(stock.config)
     for scheduler in (ours, stock):
         scheduler.set_timesteps(10)
     t, x = ours.timesteps[3], state()
@@ -118,6 +124,26 @@ def test_every_number_of_steps_makes_as_many_and_corrupts_none(n: int, kind: str
         assert relative(x, image) < 1e-9
 
 
+@pytest.mark.parametrize("total", [10, 100, 500, 2000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_other_numbers_of_training_timesteps(total: int, spacing: str) -> None:
+    config = {**SD, "num_train_timesteps": total, "timestep_spacing": spacing, "clip_sample": False}
+    stock = diffusers.DDIMScheduler(**config)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
+    assert len(ours) == total
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(5)
+    assert torch.equal(ours.timesteps, stock.timesteps)
+    assert relative(loop(ours, state()), loop(stock, state())) < 1e-5
+
+
+def test_our_defaults_go_back_with_the_config() -> None:
+    """DDIM clips by default and we do not: what ran without clipping here runs without it there."""
+    back = diffusers.DDIMScheduler.from_config(made(timestep_spacing="trailing").config)
+    assert (back.config.clip_sample, back.config.timestep_spacing) == (False, "trailing")
+    assert diffusers.EulerDiscreteScheduler.from_config(made().config).config.timestep_spacing == "leading"
+
+
 def test_all_stock_schedulers_convert() -> None:
     """Every table or flow scheduler's default config makes one of ours, with the same levels and prediction."""
     names = [e.name for e in diffusers.schedulers.KarrasDiffusionSchedulers if "SDE" not in e.name]
@@ -153,6 +179,10 @@ def test_reversed_flows() -> None:
     ours.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     assert torch.allclose(ours.timesteps, stock.timesteps)
     assert relative(loop(ours, state()), loop(stock, state())) < 1e-6
+    x, noise, t = state(0), state(1), torch.tensor([250.0, 900.0])
+    noisy = torch.stack([0.25 * x[0] + 0.75 * noise[0], 0.9 * x[1] + 0.1 * noise[1]])
+    assert relative(ours.scale_noise(x, t, noise), noisy) < 1e-6
+    assert torch.equal(ours.get_velocity(x, noise, t), x - noise)
 
 
 def test_video_diffusion_with_continuous_labels() -> None:

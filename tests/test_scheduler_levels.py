@@ -70,6 +70,46 @@ def test_named_table_grids_are_dpm_solvers(flag: str) -> None:
     assert torch.allclose(ours.sigmas, stock.sigmas, rtol=1e-5)
 
 
+@pytest.mark.parametrize("flag", [{}, {"use_karras_sigmas": True}], ids=["flow", "karras"])
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_dynamic_shifts_and_their_terminal_are_flow_match_eulers(kind: str, flag: dict[str, bool]) -> None:
+    """LTX: shifted by the pipeline's mu, stretched to end at shift_terminal, then respaced."""
+    options = {"use_dynamic_shifting": True, "time_shift_type": kind, "shift_terminal": 0.1}
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(**options, **flag)
+    stock.set_timesteps(sigmas=[1 - i / 5 for i in range(5)], mu=0.9)
+    ours = Scheduler.from_config(stock.config)
+    for call in ({"num_inference_steps": 5}, {"sigmas": [1 - i / 5 for i in range(5)]}):
+        ours.set_timesteps(**call, mu=0.9)
+        assert torch.allclose(ours.sigmas, stock.sigmas, atol=1e-6)
+        assert torch.allclose(ours.timesteps, stock.timesteps, atol=1e-3)
+
+
+def test_a_flow_grid_that_starts_below_noise_is_spaced_before_its_shift() -> None:
+    ours = made("flow_prediction", shift=3.0, start=0.75)
+    ours.set_timesteps(4)
+    # sigma 3 over the shift is 1, time 1/2; a quarter of it at a time
+    times = [0.5, 0.375, 0.25, 0.125]
+    assert ours.plan.sigmas == pytest.approx([*(3 * t / (1 - t) for t in times), 0.0])
+
+
+def test_ends_of_a_config_and_of_its_rho() -> None:
+    """sigma_min, sigma_max and rho of a stock config are the ends and the bend of its Karras levels."""
+    stock = diffusers.HeunDiscreteScheduler(**SD, use_karras_sigmas=True)
+    ours = Scheduler.from_config(stock.config, sigma_min=0.1, sigma_max=9.0, rho=4.0)
+    ours.set_timesteps(6)
+    assert ours.plan.sigmas == pytest.approx(ls.grids.karras(6, 9.0, 0.1, rho=4.0))
+
+
+def test_karras_levels_of_a_model_that_starts_from_pure_noise() -> None:
+    ours = made("v_prediction", rescale_betas_zero_snr=True, grid="karras")
+    low, high = float(ours.model.table.sigmas[0]), float(ours.model.table.sigmas[-2])
+    ours.set_timesteps(5)
+    assert ours.timesteps[0] == 999
+    assert ours.plan.sigmas == pytest.approx((math.inf, *ls.grids.karras(4, high, low)))
+    ours.set_timesteps(1)
+    assert ours.plan.sigmas == (math.inf, 0.0)
+
+
 def test_the_papers_grid() -> None:
     """2306.04848's levels from start 40 on DDPM's table; more steps than the table resolves are refused."""
     scheduler = Scheduler(grid="ge-paper")

@@ -13,7 +13,7 @@ from scheduling import KINDS, ByFormula, loop, made, network, relative, state
 from torch import Tensor
 
 import logsnr as ls
-from logsnr.adapters import registry
+from logsnr.adapters import registry, trajectory
 
 
 def test_views_slices_and_numbers_find_their_step() -> None:
@@ -144,13 +144,68 @@ def test_a_bounded_number_of_trajectories(monkeypatch) -> None:
     x = state()
     with pytest.raises(ValueError, match="keeps the last"):
         scheduler.step(x, kept[0][1], x)
-    assert loop(scheduler, x, kept[2]).isfinite().all()
+    # one that is used stays: two more leave it, and drop those that were made after it
+    t = kept[2]
+    x1 = scheduler.step(x, t[0], x, return_dict=False)[0]
+    for _ in range(2):
+        scheduler.set_timesteps(4)
+    x1 = scheduler.step(x1, t[1], x1, return_dict=False)[0]
+    with pytest.raises(ValueError, match="keeps the last"):
+        scheduler.step(x, kept[3][1], x)
     inside = contextvars.copy_context()
     inside.run(scheduler.set_timesteps, 4)
     for _ in range(4):
         scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="this thread's run was dropped"):
         inside.run(lambda: scheduler.timesteps)
+
+
+def test_what_is_kept_of_runs_is_bounded(monkeypatch) -> None:
+    """A run keeps the estimates that its rows read; finished runs keep none, and few are kept that were given up."""
+    monkeypatch.setattr(trajectory, "RUNS", 4)
+    scheduler = made(solver="ipndm")
+    scheduler.set_timesteps(12)
+    kept = scheduler._current()._runs
+    x = loop(scheduler, state(), scheduler.timesteps[:9])
+    assert [len(run.history) for run in kept] == [3]
+    loop(scheduler, x, scheduler.timesteps[9:])
+    assert kept == []
+    for seed in range(7):
+        loop(scheduler, state(seed), scheduler.timesteps[:2])
+    assert len(kept) == 4
+
+
+def test_a_late_start_beside_a_run_that_was_given_up() -> None:
+    """Skipping a step is an error; a pipeline that says where it begins may begin there."""
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(6)
+    alone = loop(scheduler, state(1), scheduler.timesteps[3:])
+    loop(scheduler, state(), scheduler.timesteps[:1])
+    with pytest.raises(ValueError, match=r"call set_begin_index\(3\) to start there"):
+        loop(scheduler, state(1), scheduler.timesteps[3:])
+    scheduler.set_begin_index(3)
+    assert torch.equal(loop(scheduler, state(1), scheduler.timesteps[3:]), alone)
+
+
+def test_replaced_states_of_two_batches_are_told_apart_by_their_shape() -> None:
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(5)
+    large, small = state(0), state(1, (1, 3, 8, 8))
+    wanted = loop(scheduler, large), loop(scheduler, small)
+    for t in scheduler.timesteps:
+        large, small = (scheduler.step(network(x, t), t, x, return_dict=False)[0].clone() for x in (large, small))
+    assert all(torch.equal(a, b) for a, b in zip((large, small), wanted, strict=True))
+
+
+def test_a_number_that_stands_twice_in_a_run_is_the_one_that_the_run_waits_for() -> None:
+    """Two levels within the rounding of the table's last timestep have one label."""
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(sigmas=[14.7, 14.65, 3.0, 0.5, 0.0])
+    labels = scheduler.timesteps.tolist()
+    assert labels[0] == labels[1] == 999
+    wanted = loop(scheduler, state())
+    x = scheduler.step(network(state(), 999), scheduler.timesteps[0], state(), return_dict=False)[0]
+    assert torch.equal(loop(scheduler, x, labels[1:]), wanted)
 
 
 def test_threads_see_their_own_timesteps() -> None:

@@ -189,9 +189,8 @@ def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
     terminal, first = config["shift_terminal"], 1.0 if config["start"] is None else float(config["start"])
     if name == "flow" and first == 1 and not terminal:
         return grids.flow(n, shift)
+    first = _shifted(first, 1 / shift)
     times = [_shifted(first * (1 - i / n), shift) for i in range(n)]
-    if config["start"] is not None:
-        times = [t * first / times[0] for t in times]
     if terminal:
         factor = (1 - times[-1]) / (1 - terminal)
         times = [1 - (1 - t) / factor for t in times] if factor > 0 else times
