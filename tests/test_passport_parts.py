@@ -24,6 +24,8 @@ from logsnr.models.config import NetworkConfig
 from logsnr.models.store import save_denoiser
 from logsnr.models.unet import build_network
 from logsnr.report.passport import write_passport
+from logsnr.training import load_data
+from logsnr.training.config import DataConfig
 
 VARIANCES = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.1, 0.05])
 MEAN = torch.tensor([0.5, -0.3, 0.0, 0.2, 0.1, 0.0])
@@ -333,6 +335,27 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, capsy
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_examines_a_pipeline_on_the_data_given(tmp_path, monkeypatch, capsys):
+    """Its images reach the model as `Pixels` of their own grey levels, 17, not of 256."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1,
+        norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+    )  # fmt: skip
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "tiny")
+    arguments = ("passport", tmp_path / "tiny", *SIZE, "--out", tmp_path / "p.html", "--json")
+    code, _, err = call(monkeypatch, capsys, *arguments, "--data", "digits")
+    assert code == 0, err
+    data = load_data(DataConfig())
+    x = ls.Pixels(17).encode(torch.cat([data.test_images, data.train_images])[:2048])
+    found = Passport.load(tmp_path / "p.json")
+    assert found.network.startswith("UNet2DModel")
+    by_hand = examine(ls.load(tmp_path / "tiny"), x, images=32, trajectories=2, name=str(tmp_path / "tiny"))
+    assert found.to_dict() == by_hand.to_dict()
+    assert {f.kind for f in found.troubles} == {"undertrained"}
 
 
 def test_help_shows_an_example(monkeypatch, capsys):

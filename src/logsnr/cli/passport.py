@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def passport(
-    model: Annotated[str, typer.Argument(help="Folder of a run, or a diffusers folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.")],
     data: Annotated[
         str | None,
         typer.Option(help="digits, an .npz/.npy file or folder, or none [default: the recipe's, if it can be read]."),
@@ -96,6 +96,7 @@ def _samples(
     from logsnr.cli import support
     from logsnr.denoiser import NetworkDenoiser
     from logsnr.errors import LogsnrError
+    from logsnr.pixels import Pixels
     from logsnr.training import load_data
     from logsnr.training.config import DataConfig
 
@@ -123,5 +124,6 @@ def _samples(
     labels = None
     if drawn is not None and loaded.train_labels is not None and loaded.test_labels is not None:
         labels = {"class_labels": torch.cat([loaded.test_labels, loaded.train_labels])[:2048]}
-    encoded = torch.cat([denoiser.encode(images[i : i + 64]) for i in range(0, len(images), 64)])
+    boxed = Pixels(loaded.levels).encode(images)  # a pipeline takes stored images for 8-bit ones
+    encoded = torch.cat([denoiser.encode(boxed[i : i + 64]) for i in range(0, len(boxed), 64)])
     return encoded, labels, ""
