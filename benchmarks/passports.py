@@ -104,7 +104,10 @@ def cases(fashion: Path | None) -> dict[str, tuple[Callable[[], Subject], set[st
     }
     if fashion is not None:
         config = DataConfig(source=str(fashion))
-        for name in (f"zoo:{n}" for n in zoo.names() if n.startswith("fashion")):
+        names = [f"zoo:{name}" for name in zoo.names() if name.startswith("fashion")]
+        if not names:
+            print(f"--fashion-mnist {fashion}: the zoo has no Fashion-MNIST model, only {', '.join(zoo.names())}")
+        for name in names:
             found[f"{name}, held-out images"] = (partial(of_zoo, name, config), set())
     return found
 
@@ -161,7 +164,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {found} | {c} | {r['loss / linear'][0]:.3g} – {r['loss / linear'][1]:.3g} | {nats:.2g} | "
             f"{usable} | {'more than 20' if choose is None else f'{choose:.0f}'} | {r['evaluations']:,} | "
-            f"{r['CPU seconds']:.0f} s, {r['machine']} |"
+            f"{r['CPU seconds']:.2g} s, {r['machine']} |"
         )
     return "\n".join(lines)
 
