@@ -86,27 +86,30 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
     Raises:
         ValueError: if the call does not fit the config or the model; the message names the fix.
     """
-    plans = load_plans(config["plan"])
-    shift = shift_of(config, asked.mu) if model.flow else 1.0
-    if asked.timesteps is not None or asked.sigmas is not None:
-        if config["gamma"] == "auto":
-            raise ValueError(
-                "explicit timesteps or sigmas with gamma='auto', which has levels of its own: call "
-                "set_timesteps(num_inference_steps) alone, or give gamma as a number"
-            )
-        if plans:
-            raise ValueError(
-                "explicit timesteps or sigmas, but this scheduler has a plan, which has its own: "
-                "call set_timesteps(num_inference_steps) alone, or build the scheduler with plan=None"
-            )
-        plan = solve(config, model, explicit(config, model, asked.timesteps, asked.sigmas, shift))
-    elif plans:
+    plans, auto = load_plans(config["plan"]), config["gamma"] == "auto"
+    told = asked.timesteps is not None or asked.sigmas is not None
+    if told and auto:
+        raise ValueError(
+            "explicit timesteps or sigmas with gamma='auto', which has levels of its own: call "
+            "set_timesteps(num_inference_steps) alone, or give gamma as a number"
+        )
+    if told and plans:
+        raise ValueError(
+            "explicit timesteps or sigmas, but this scheduler has a plan, which has its own: "
+            "call set_timesteps(num_inference_steps) alone, or build the scheduler with plan=None"
+        )
+    if plans:
         plan = stored(plans, asked.steps)
     elif asked.steps is None:
         raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas: give one of them")
     else:
-        own = universal(model, asked.steps, shift) if config["gamma"] == "auto" else None
-        plan = own or solve(config, model, named(config, model, asked.steps, shift))
+        shift = shift_of(config, asked.mu) if model.flow else 1.0
+        if told:
+            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
+        else:
+            grid = named(config, model, asked.steps, shift)
+        own = universal(model, asked.steps, shift) if auto else None
+        plan = own or solve(config, model, grid)
     check_range(plan, model)
     return plan
 
