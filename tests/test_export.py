@@ -203,6 +203,33 @@ def test_edm_pipelines_keep_their_classes(ours, tmp_path):
     )
 
 
+def test_the_zoos_digits(run, tmp_path):
+    """The trained model by the command line: stock diffusers draws our digits, and our scheduler runs its plans."""
+    from logsnr.adapters import GradientEstimationScheduler
+
+    code, _, err = run("export", "zoo:digits", "--to", "diffusers", "-o", tmp_path / "pipe", "--keep-classes")
+    assert code == 0, err
+    pipe = diffusers.DiffusionPipeline.from_pretrained(str(tmp_path / "pipe"))
+    pipe.set_progress_bar_config(disable=True)
+    model, plans = ls.load("zoo:digits"), ls.load_plans("zoo:digits")
+    labels, noise = [0, 1, 7], torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def draw(n):
+        call = {"batch_size": 3, "class_labels": labels, "num_inference_steps": n, "output_type": "np"}
+        images = pipe(generator=torch.Generator().manual_seed(0), **call).images
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def wanted(plan):
+        return (ls.sample(model, plan, noise=noise, cond={"class_labels": torch.tensor(labels)}) / 2 + 0.5).clamp(0, 1)
+
+    theirs = draw(12)
+    grid = levels(pipe, model.prediction)
+    assert_close(theirs, wanted(ls.solvers.dpmpp(grid, 2, form="published", final="ramp")))
+    pipe.scheduler = GradientEstimationScheduler.from_config(pipe.scheduler.config, plan=plans)
+    for n in plans:
+        assert_close(draw(n), wanted(plans[n]))
+
+
 def test_the_folder_needs_nothing_of_ours(tmp_path):
     """Another process, without logsnr, loads it."""
     export_diffusers(denoiser(V(label="flow")), tmp_path / "out")
