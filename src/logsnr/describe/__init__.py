@@ -2,9 +2,9 @@
 
     report = describe(resolve(["--snr_gamma", "5", "--prediction_type", "v_prediction"]))
 
-`resolve` understands names, recipes and other people's flags and configuration files (sources.py, foreign.py,
-configs.py);
-`describe` measures (report.py); `plot` draws (plot.py).
+`resolve` understands names, recipes (sources.py), other people's flags (foreign.py: diffusers' in huggingface.py,
+kohya's in kohya.py, their flow times in flow.py) and configuration files (configs.py); `describe` measures (report.py);
+`plot` draws (plot.py).
 """
 
 from logsnr.describe.foreign import FLAGS, KOHYA
