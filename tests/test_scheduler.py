@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -252,6 +253,23 @@ def test_gamma_one_is_ddim_with_its_limits_and_its_noise(kind: str, eta: float, 
         scheduler.set_timesteps(10)
         results.append(loop(scheduler, state(), eta=eta, generator=torch.Generator().manual_seed(2)))
     assert relative(*results) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_zero_terminal_snr_starts_from_pure_noise_as_ddim_does(kind: str, eta: float) -> None:
+    config = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    stock = diffusers.DDIMScheduler(**config, prediction_type=kind)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
+    results = []
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(10)
+        results.append(loop(scheduler, state(), eta=eta, generator=torch.Generator().manual_seed(2)))
+    assert ours.plan.sigmas[0] == math.inf
+    assert relative(*results) < 1e-5
+    both = Scheduler.from_config(stock.config, gamma=2.0)
+    both.set_timesteps(10)
+    assert relative(loop(both, state()), ls.sample(ByFormula(both), both.plan, noise=state())) < 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"thresholding": True}, {"mu": 0.3}], ids=["plain", "threshold", "noise"])

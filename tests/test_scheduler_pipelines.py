@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -155,6 +156,9 @@ def test_a_saved_pipeline_comes_back_with_its_scheduler(name: str, kind: str, sa
     case.pipe.scheduler = ours(case, kind, **{"gamma" if sampler == "gammas" else "plan": options[sampler]})
     before = run(case)
     case.pipe.save_pretrained(tmp_path)
+    # the module's name is written into every saved folder: it must stay importable
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["logsnr.adapters.scheduler", "GradientEstimationScheduler"]
     missing = {key: None for key, part in case.pipe.components.items() if part is None}
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True, **missing)
     assert isinstance(loaded.scheduler, GradientEstimationScheduler)
