@@ -164,6 +164,7 @@ def _readme(name: str, denoiser: NetworkDenoiser, measured: dict[str, Any], imag
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
     shape = " x ".join(map(str, denoiser.shape[1:]))
     condition = f"class-conditional ({card['classes']} classes)" if card["classes"] else "unconditional"
+    article = "A" if card["classes"] else "An"
     given = ""
     if "given_label" in bound:
         given = f" without the label, {bound['given_label']:.3f} +- {bound['given_label_stderr']:.3f} given it"
@@ -173,7 +174,7 @@ def _readme(name: str, denoiser: NetworkDenoiser, measured: dict[str, Any], imag
     lines = [
         f"# zoo:{name}",
         "",
-        f"A {condition} U-Net of {parameters:.2f} M parameters for {shape} images, trained on {images:,} images of "
+        f"{article} {condition} U-Net of {parameters:.2f} M parameters for {shape} images, trained on {images:,} images of "
         f"`{recipe['data']['source']}` with `logsnr train`: {card['step']} steps of {recipe['batch']}, seed "
         f"{recipe['seed']}, {ObjectiveConfig(**recipe['objective']).describe()}. Weights in float16; everything below "
         f"was measured on them. Machine: {measured['machine']}.",

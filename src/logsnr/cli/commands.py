@@ -70,8 +70,8 @@ def sample(
     solver: Annotated[
         str,
         typer.Option(
-            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp, unipc or universal [default: the model's own "
-            "plan of that many evaluations where it has one, else the universal one, else ge]."
+            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp, unipc or universal "
+            "[default: the model's own plan of that many evaluations where it has one, else ge]."
         ),
     ] = "auto",
     gamma: Annotated[float, typer.Option(help="Gradient estimation's gamma; 1 is DDIM.")] = 2.0,
@@ -121,7 +121,7 @@ def sample(
     chosen = (
         Plan.load(plan)
         if plan
-        else (None if asked else support.best_plan(model, denoiser, nfe))
+        else (None if asked else support.own_plan(model, nfe))
         or support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from logsnr.load import Loaded, is_pipeline, load, load_plans, plans_file
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, Step, grids, solvers
 from logsnr.sampling.plan import Grid
-from logsnr.sampling.universal import universal_plan, universal_sizes
+from logsnr.sampling.universal import universal_plan
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -44,12 +44,9 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     return denoiser
 
 
-def best_plan(model: str, denoiser: Loaded, nfe: int) -> Plan | None:
-    """The calibrated plan of `nfe` evaluations that lies beside a model, else the universal one; None without both."""
-    own = load_plans(model).get(nfe) if plans_file(model).is_file() else None
-    if own is None and nfe in universal_sizes():
-        return universal_plan(nfe, *denoiser.sampling_range, sigma_data=denoiser.sigma_data)
-    return own
+def own_plan(model: str, nfe: int) -> Plan | None:
+    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one."""
+    return load_plans(model).get(nfe) if plans_file(model).is_file() else None
 
 
 def solver_plan(
