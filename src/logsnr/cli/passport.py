@@ -84,7 +84,8 @@ def passport(
         return
     for f in found.findings:
         print(f"{ {'error': 'TROUBLE', 'warning': 'WARNING', 'info': 'note'}[f.severity]:8}{f.text}")
-    print(f"{page}: {found.cost:,} network evaluations; {page.with_suffix('.json')} for `calibrate --passport`")
+    values = page.with_suffix(".json")
+    print(f"{page}: {found.cost:,} network evaluations; {values} for `calibrate --passport` and `compare --passport`")
 
 
 def _samples(
