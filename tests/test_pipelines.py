@@ -443,6 +443,21 @@ def test_codec_is_the_pipelines_vae_with_its_scaling(tiny, family):
     assert torch.equal(denoiser.encode(grey), denoiser.encode((grey.float() + 0.5) * (2 / 256) - 1))
 
 
+def test_a_vae_without_a_posterior(tiny):
+    """TAESD answers with latents: nothing to draw from."""
+    pipe = tiny.stable_diffusion()
+    torch.manual_seed(0)
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    pipe.register_modules(vae=diffusers.AutoencoderTiny(**channels, **blocks).eval())
+    denoiser = denoiser_from(pipe, prompt=PROMPT)
+    images = noise(1, 3, 16, 16).clamp(-1, 1)
+    x = denoiser.encode(images, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(x, pipe.vae.encode(images).latents)
+        assert torch.equal(denoiser.decode(x), pipe.vae.decode(x).sample)
+
+
 def test_decoded_images_are_the_pipelines(tiny):
     pipe = silent(tiny.stable_diffusion())
     pipe.scheduler = ddim()

@@ -158,6 +158,9 @@ def test_a_bounded_number_of_trajectories(monkeypatch) -> None:
         scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="this thread's run was dropped"):
         inside.run(lambda: scheduler.timesteps)
+    own = inside.run(copy.deepcopy, scheduler)  # which the message recommends
+    inside.run(own.set_timesteps, 4)
+    assert torch.equal(inside.run(loop, own, x), loop(scheduler, x))
 
 
 def test_what_is_kept_of_runs_is_bounded(monkeypatch) -> None:

@@ -22,7 +22,7 @@ class Latents:
     """The VAE of a pipeline with its scaling; `vae` None for a pixel model.
 
     Args:
-        vae: an `AutoencoderKL`, or another with `encode(x).latent_dist` and `decode(z)`.
+        vae: an `AutoencoderKL`, or another with `encode(x).latent_dist` (or `.latents`: TAESD) and `decode(z)`.
         channels: channels of the images.
     """
 
@@ -51,8 +51,12 @@ class Latents:
         if self.vae is None:
             return images.to(torch.promote_types(images.dtype, torch.float32))
         with _in_float32(self.vae) as vae:
-            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-            latents = posterior.mode() if generator is None else posterior.sample(generator)
+            answer = vae.encode(images.to(vae.device, vae.dtype))
+            posterior = getattr(answer, "latent_dist", None)
+            if posterior is None:
+                latents = answer.latents
+            else:
+                latents = posterior.mode() if generator is None else posterior.sample(generator)
         return self._scaled(latents.to(torch.float32))
 
     @torch.no_grad()

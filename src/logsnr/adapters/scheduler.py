@@ -338,7 +338,11 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_registry", "_token", "_latest")
-        return {**{key: value for key, value in self.__dict__.items() if key not in own}, "_kept": self._current()}
+        kept = self._reference()
+        return {
+            **{key: value for key, value in self.__dict__.items() if key not in own},
+            "_kept": self._latest if kept is None else kept(),  # None of a run that was dropped: a copy is the way out
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = state.pop("_kept")
@@ -360,17 +364,20 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         others = [entry for entry in _CURRENT.get() if entry[0] is not self._token and entry[1]() is not None]
         _CURRENT.set(((self._token, weakref.ref(trajectory)), *others[:31]))
 
+    def _reference(self) -> weakref.ref[Trajectory] | None:
+        return next((reference for token, reference in _CURRENT.get() if token is self._token), None)
+
     def _current(self) -> Trajectory | None:
-        for token, reference in _CURRENT.get():
-            if token is self._token:
-                trajectory = reference()
-                if trajectory is None:
-                    raise ValueError(
-                        f"this thread's run was dropped: a scheduler keeps the last {TRAJECTORIES} that were used; "
-                        "call set_timesteps again, or give each worker its own copy.deepcopy(scheduler)"
-                    )
-                return trajectory
-        return self._latest
+        reference = self._reference()
+        if reference is None:
+            return self._latest
+        trajectory = reference()
+        if trajectory is None:
+            raise ValueError(
+                f"this thread's run was dropped: a scheduler keeps the last {TRAJECTORIES} that were used; "
+                "call set_timesteps again, or give each worker its own copy.deepcopy(scheduler)"
+            )
+        return trajectory
 
     def _find(self, timestep: Any) -> tuple[Trajectory, int]:
         if isinstance(timestep, Tensor):
