@@ -89,7 +89,8 @@ def test_a_component_is_no_pipeline(tmp_path, file):
         logsnr.load(tmp_path)
 
 
-def test_a_hub_id_reaches_diffusers_unchanged(monkeypatch):
+@pytest.mark.parametrize(("version", "word"), [("0.41.0", "torch_dtype"), ("0.42.0", "dtype"), ("1.0.0", "dtype")])
+def test_a_hub_id_reaches_diffusers_unchanged(monkeypatch, version, word):
     """The loading is diffusers' own; here it is only seen what it is asked for."""
     diffusers = pytest.importorskip("diffusers")
     asked = []
@@ -99,11 +100,12 @@ def test_a_hub_id_reaches_diffusers_unchanged(monkeypatch):
         raise OSError("no such repository")
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(diffusers, "__version__", version)
     with pytest.raises(
         LogsnrError, match=r"'owner/some-model.v2' cannot be loaded .*\(OSError: no such repository\): give"
     ):
         logsnr.load("owner/some-model.v2", dtype=torch.float16)
-    assert asked == [("owner/some-model.v2", {"torch_dtype": torch.float16})]
+    assert asked == [("owner/some-model.v2", {word: torch.float16})]
 
 
 def test_a_misspelt_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):

@@ -539,6 +539,18 @@ def test_a_pipeline_with_our_scheduler_still_says_what_its_model_is(tiny, tmp_pa
 # refusals
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_folder_that_cannot_be_loaded(tmp_path, monkeypatch, installed):
+    """Without transformers diffusers fails in words that do not name it."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "X"]}')
+    if not installed:
+        monkeypatch.setattr("logsnr.adapters.pipelines.find_spec", lambda name: None)
+    with pytest.raises(LogsnrError, match="cannot be loaded as a diffusers pipeline") as error:
+        ls.load(tmp_path)
+    assert ("pip install 'logsnr[diffusers]'" in str(error.value)) == (not installed)
+    assert "\n" not in str(error.value)
+
+
 def test_bad_input_is_one_line(tiny, tmp_path):
     sd = tiny.stable_diffusion()
     classes = diffusers.DDPMPipeline(unet(num_class_embeds=5), ddim())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,10 @@ def load_pipeline(
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(source), **chosen)
     except Exception as error:  # a damaged folder can raise anything there
+        hint = "" if find_spec("transformers") else "pip install 'logsnr[diffusers]' (texts need transformers), "
         raise LogsnrError(
             f"{str(source)!r} cannot be loaded as a diffusers pipeline ({type(error).__name__}: {one_line(error)}): "
-            "give a folder that save_pretrained wrote, or a hub id that this machine can reach"
+            f"{hint}give a folder that save_pretrained wrote, or a hub id that this machine can reach"
         ) from error
     if device is not None:
         pipeline.to(device)
