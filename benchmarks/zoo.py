@@ -174,8 +174,8 @@ def _readme(name: str, denoiser: NetworkDenoiser, measured: dict[str, Any], imag
     lines = [
         f"# zoo:{name}",
         "",
-        f"{article} {condition} U-Net of {parameters:.2f} M parameters for {shape} images, trained on {images:,} images of "
-        f"`{recipe['data']['source']}` with `logsnr train`: {card['step']} steps of {recipe['batch']}, seed "
+        f"{article} {condition} U-Net of {parameters:.2f} M parameters for {shape} images, trained on {images:,} "
+        f"images of `{recipe['data']['source']}` with `logsnr train`: {card['step']} steps of {recipe['batch']}, seed "
         f"{recipe['seed']}, {ObjectiveConfig(**recipe['objective']).describe()}. Weights in float16; everything below "
         f"was measured on them. Machine: {measured['machine']}.",
         "",
