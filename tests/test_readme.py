@@ -58,12 +58,12 @@ def test_python_block(block, checkout):
 
 def test_command_lines(checkout):
     lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("logsnr")]
-    commands = ["sample", "train", "evaluate", "passport", "compare", "calibrate", "objective", "export"]
+    commands = ["sample", "sample", "train", "evaluate", "passport", "compare", "calibrate", "objective", "export"]
     assert [shlex.split(line, comments=True)[1] for line in lines] == commands
     for line in lines:
         extra = " " + shlex.join(TINY) if " train " in line else ""
         command(line.split("#")[0] + extra, checkout)
-    for file in ("samples.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
+    for file in ("samples.png", "boots.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
         assert (checkout / file).exists()
 
 

@@ -74,7 +74,7 @@ def solver_plan(
         raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
     solver = "ge" if solver == "auto" else solver
     if solver not in {"ge", "universal", *plain, *multistep}:
-        raise LogsnrError(f"--solver {solver!r} is not one of ge, universal, {', '.join([*plain, *multistep])}")
+        raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}, universal")
     if order is not None and solver not in multistep:
         raise LogsnrError(f"--order {order}: {solver} has no order; it belongs to {', '.join(multistep)}")
     lo, hi = denoiser.sampling_range
