@@ -458,6 +458,18 @@ def test_a_vae_without_a_posterior(tiny):
         assert torch.equal(denoiser.decode(x), pipe.vae.decode(x).sample)
 
 
+def test_latents_are_as_small_as_the_vae_says(tiny):
+    pipe = tiny.stable_diffusion()
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    pipe.register_modules(
+        vae=diffusers.AutoencoderKL(block_out_channels=(4, 4, 4), norm_num_groups=4, latent_channels=4, **blocks).eval()
+    )
+    denoiser = denoiser_from(pipe, prompt=PROMPT, size=(16, 32))
+    assert denoiser.encode(noise(1, 3, 16, 32)).shape == (1, *denoiser.shape) == (1, 4, 4, 8)
+    with pytest.raises(LogsnrError, match="multiples of 4 pixels"):
+        denoiser_from(pipe, prompt=PROMPT, size=18)
+
+
 def test_decoded_images_are_the_pipelines(tiny):
     pipe = silent(tiny.stable_diffusion())
     pipe.scheduler = ddim()
@@ -496,7 +508,7 @@ def test_pixel_models_denoise_the_images_themselves():
 # from disk
 
 
-def test_a_folder_is_the_pipeline(tiny, tmp_path):
+def test_a_folder_is_the_pipeline(tiny, tmp_path, monkeypatch):
     pipe = tiny.stable_diffusion(prediction_type="v_prediction")
     pipe.save_pretrained(tmp_path / "sd")
     denoiser = ls.load(tmp_path / "sd", prompt=PROMPT, guidance=2.0)
@@ -512,9 +524,12 @@ def test_a_folder_is_the_pipeline(tiny, tmp_path):
     z = noise(1, 4, 8, 8)
     want = denoiser_from(pipe, prompt=PROMPT, guidance=2.0)
     assert torch.equal(denoiser(z, 1.0).x0, want(z, 1.0).x0)
+    to, moved = diffusers.DiffusionPipeline.to, []
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", lambda self, *where: moved.append(where) or to(self, *where))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # diffusers has renamed torch_dtype
         half = ls.load(str(tmp_path / "sd"), prompt=PROMPT, guidance=2.0, dtype=torch.bfloat16, device="cpu")
+    assert moved == [("cpu",)]
     x0 = half(z, 1.0).x0
     assert x0.dtype == torch.float32
     assert_close(x0, want(z, 1.0).x0, 2e-2)
@@ -619,5 +634,18 @@ def test_from_callable_is_a_network_denoiser():
     assert calls[0].tolist() == [500.0] * 4
     assert from_callable(torch.nn.Identity(), Flow(), shape=(2,)).trained_range == (0.002, 157.0)
     assert from_callable(function, Eps(label="ddpm"), shape=(2,), trained_range=(0.1, 5)).trained_range == (0.1, 5)
+    assert from_callable(function, ddim().config, shape=(2,), trained_range=(0.1, 5)).trained_range == (0.1, 5)
     with pytest.raises(ValueError, match=r"int is no function: give function\(x, label"):
         from_callable(3, V(), shape=(2,))
+
+
+def test_from_callable_feeds_a_network_of_flow_sigmas_with_the_flows_state():
+    """An epsilon network on a flow path (`use_flow_sigmas`): the state is (1 - t) x + t eps, the label 1000 t."""
+    stock = diffusers.UniPCMultistepScheduler(prediction_type="epsilon", use_flow_sigmas=True)
+    calls = []
+    denoiser = from_callable(lambda x, label: calls.append((x, label)) or x, stock.config, shape=(2, 3))
+    z, (alpha, s) = noise(4, 2, 3), alpha_s(3.0)
+    estimate = denoiser(z, 3.0)
+    assert_close(estimate.eps, z / (alpha + s), 1e-6)
+    assert_close(calls[0][0], z / (alpha + s), 1e-6)
+    assert calls[0][1].tolist() == [750.0] * 4

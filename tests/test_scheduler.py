@@ -128,10 +128,10 @@ def test_every_number_of_steps_makes_as_many_and_corrupts_none(n: int, kind: str
 
 
 @pytest.mark.parametrize("total", [10, 100, 500, 2000])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_other_numbers_of_training_timesteps(total: int, spacing: str) -> None:
+@pytest.mark.parametrize(("spacing", "to_one"), [("leading", True), ("trailing", True), ("trailing", False)])
+def test_other_numbers_of_training_timesteps(total: int, spacing: str, to_one: bool) -> None:
     config = {**SD, "num_train_timesteps": total, "timestep_spacing": spacing, "clip_sample": False}
-    stock = diffusers.DDIMScheduler(**config)
+    stock = diffusers.DDIMScheduler(**config, set_alpha_to_one=to_one)
     ours = Scheduler.from_config(stock.config, gamma=1.0)
     assert len(ours) == total
     for scheduler in (ours, stock):

@@ -100,6 +100,15 @@ def test_ends_of_a_config_and_of_its_rho() -> None:
     assert ours.plan.sigmas == pytest.approx(ls.grids.karras(6, 9.0, 0.1, rho=4.0))
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_one_step_starts_from_noise(spacing: str) -> None:
+    """Stock schedulers with leading spacing start at timestep 0, where there is nothing to do."""
+    ours = made(timestep_spacing=spacing, steps_offset=1)
+    ours.set_timesteps(1)
+    assert ours.timesteps.tolist() == [999]
+    assert ours.plan.sigmas[-1] == 0
+
+
 def test_karras_levels_of_a_model_that_starts_from_pure_noise() -> None:
     ours = made("v_prediction", rescale_betas_zero_snr=True, grid="karras")
     low, high = float(ours.model.table.sigmas[0]), float(ours.model.table.sigmas[-2])
