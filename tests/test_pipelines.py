@@ -121,7 +121,10 @@ def test_estimates_are_those_of_the_schedulers_step(tiny, kind, config):
     scheduler = ddim(kind, **config)
     pipe = tiny.stable_diffusion()
     pipe.scheduler = scheduler
+    pipe.unet.train()
+    pipe.vae.train()
     denoiser = denoiser_from(pipe, prompt=PROMPT)
+    assert (pipe.unet.training, pipe.vae.training) == (False, False)
     embeds = pipe.encode_prompt(PROMPT, torch.device("cpu"), 1, False)[0]
     z = noise(2, 4, 8, 8)
     table = denoiser.prediction.label

@@ -58,6 +58,11 @@ THREE = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))
         ({"final_sigmas_type": "none"}, "zero, sigma_min"),
         ({"plan": ls.solvers.ddim((80.0, 1.0, 0.0))}, "sigma = 80 is outside the model's range"),
         ({"plan": ls.solvers.ddim((10.0, 0.001, 0.0))}, "sigma = 0.001 is outside the model's range"),
+        (
+            {"plan": ls.solvers.ddim((14.8, 1.0, 0.0))},
+            r"sigma = 14.8 is outside the model's range \[0.0291675, 14.6146\]",
+        ),
+        ({"plan": ls.solvers.ddim((10.0, 0.0287, 0.0))}, "sigma = 0.0287 is outside the model's range"),
         ({"plan": THREE, "gamma": 1.7}, r"plan with gamma: .* \(plan=None, or gamma=None\)"),
         ({"plan": THREE, "solver": "dpmpp"}, r"plan with solver: .* or solver='ge'\)"),
         ({"plan": THREE, "mu": 0.5, "grid": "karras"}, r"plan with mu, grid: .* or mu=0.0, grid=None\)"),
