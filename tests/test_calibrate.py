@@ -285,6 +285,15 @@ def test_one_step_runs() -> None:
     assert calibrate(MIXTURE, 1, batch=16, rollouts=40).nfe == 1
 
 
+@pytest.mark.parametrize("method", ["search", "gits", "ays", "ends"])
+@pytest.mark.parametrize("n", [1, 4, 10])
+def test_the_smallest_budget_allowed_ends_in_a_reported_plan(n: int, method: str) -> None:
+    plan = calibrate(MIXTURE, n, batch=4, rollouts=40, teacher=32, method=method)
+    assert plan.nfe == n
+    assert plan.meta["evaluations"]["rollouts"] <= 40
+    assert plan.meta["report"]["rmse"] > 0
+
+
 SMALL = {"batch": 24, "rollouts": 80, "teacher": 32}
 
 
@@ -535,7 +544,7 @@ class Broken(Counting):
         ({"nfe": 21}, "built-in solver"),
         ({"nfe": 4, "history": 4}, "history = 4: must be 0, 1, 2, 3 or 'auto'"),
         ({"nfe": 4, "basis": "score"}, "basis 'score' is not one of"),
-        ({"nfe": 4, "batch": 1}, r"batch = 1: must be in \[2"),
+        ({"nfe": 4, "batch": 3}, r"batch = 3: must be in \[4"),
         ({"nfe": 4, "method": "lhs"}, "method 'lhs' is not one of search, gits, ays, ends"),
         ({"nfe": 4, "rollouts": 201}, r"rollouts = 201: must be in \[40, 200\]"),
         ({"nfe": 10, "teacher": 18}, r"teacher = 18: must be in \[20"),

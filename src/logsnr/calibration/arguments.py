@@ -47,7 +47,7 @@ def check_arguments(
     if method not in get_args(Method):
         raise LogsnrError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
     for name, value, least, most in (
-        ("batch", batch, 2, 1_000_000),
+        ("batch", batch, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
         ("teacher", teacher, max(16, 2 * nfe), 1000),
         ("rollouts", rollouts, 40, 200),
         ("chunk", 1 if chunk is None else chunk, 1, 1_000_000),

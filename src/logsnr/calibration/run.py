@@ -62,7 +62,8 @@ def calibrate(
         basis: what rows combine, or "auto".
         sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; None is the denoiser's
             `sampling_range`.
-        batch: number of noises to fit to; half as many to select by and to report on, or all of them up to 64.
+        batch: number of noises to fit to, at least 4; half as many to select by and to report on, or all of them up
+            to 64.
         generator: source of the seed; or
         seed: the seed itself.
         cond: conditions by keyword; rows of tensors are used in turn.
