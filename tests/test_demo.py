@@ -32,6 +32,7 @@ def demo(tmp_path_factory):
 def test_the_report_stands_alone_and_quotes_the_summary(demo):
     out, summary = demo
     page = (out / "report.html").read_text(encoding="utf-8")
+    assert "The clock ended" not in page
     bound = summary["likelihood"]
     assert f"{bound['bits_per_dim']:.4f} ± {bound['stderr']:.4f} bits per dimension" in page
     assert f"{bound['bits_per_dim_given_label']:.4f} ± {bound['stderr_given_label']:.4f}" in page
@@ -54,6 +55,14 @@ def test_the_summary_counts_what_was_asked(demo):
     assert summary["likelihood"]["grey_levels"] == 17
     assert summary["training"]["steps"] == 4
     assert [row["rmse"] is None for row in summary["samplers"]] == [False] * 8 + [True] * 3 + [False]
+
+
+def test_a_training_that_the_clock_ended_is_told(tmp_path):
+    summary = run_demo(tmp_path, quiet=True, max_seconds=0.01, overrides={**TINY, "steps": 1000})
+    training = summary["training"]
+    assert training["of_steps"] == 1000
+    assert training["steps"] < 900
+    assert f"after {training['steps']} of 1000 steps" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_bound_can_be_measured_again_from_the_saved_model(demo):

@@ -33,6 +33,7 @@ def _opening(result: DemoResult) -> list[Html]:
             "Everything below was computed on this machine just now.",
             kind="lead",
         ),
+        *([paragraph(training.warning)] if training.warning else []),
         cards(
             [
                 (

@@ -63,6 +63,7 @@ def run_demo(
         objective_name=recipe.objective.describe(),
         parameters=sum(p.numel() for p in denoiser.parameters()),
         steps=summary.steps,
+        of_steps=recipe.steps or summary.steps,
         seconds=summary.seconds,
         images_per_second=summary.images_per_second,
         **_curve(out),
@@ -71,6 +72,8 @@ def run_demo(
         f"    {training.steps} steps in {training.seconds:.0f} s, {training.images_per_second:,.0f} images/s; "
         f"{training.parameters / 1e6:.2f} M parameters"
     )
+    if training.warning:
+        console.print(f"    [yellow]{training.warning}[/]")
     console.print("[bold]2/5[/] variational bound of the held-out digits")
     likelihood, given_label = _bounds(denoiser, data, seed)
     console.print(f"    {likelihood}; {given_label.bits_per_dim:.4f} +- {given_label.stderr:.4f} given the label")
