@@ -19,7 +19,7 @@ from logsnr.calibration.descent import NUDGE, Space, mean_square, normal_equatio
 from logsnr.calibration.ledger import Meter, fingerprint
 from logsnr.calibration.rollout import Batch, Rollout, spread_cond
 from logsnr.calibration.rows import fit_rows, prior_rows
-from logsnr.calibration.schedule import MIN_STEP, best_levels, local_errors
+from logsnr.calibration.schedule import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
 from logsnr.calibration.search import LEADERS, Search
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser, Estimate
@@ -200,6 +200,31 @@ def test_the_path_is_the_best_of_all(history: int) -> None:
     assert searched(cache, 3, MIXTURE.sigma_data).nfe == 3
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 10, 20])
+def test_tried_levels_are_the_caches_far_apart_and_near_the_grids_they_stand_for(n: int) -> None:
+    low, high = MIXTURE.sampling_range
+    grid = teacher_grid(64, low, high)
+    _, cache = remember(MIXTURE, of(noises(4, 6, 5, torch.float32)), grid, 4, None)
+    found = tried_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
+    assert found[0] == best_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
+    assert len(set(found)) == len(found)
+    for levels in found:
+        assert len(levels) == n + 1
+        assert set(levels) <= set(cache.sigmas)
+        assert levels[-1] == 0
+        assert all(math.log(a / b) >= MIN_STEP for a, b in pairwise(levels[:-1]))
+    spacing = math.log(high / low) / 63
+    meant = [spread(n, high, last * MIXTURE.sigma_data) for spread in SPREADS for last in LASTS]
+    for levels in found[1:]:
+        assert levels[0] == high
+        assert any(
+            all(abs(math.log(a / b)) <= spacing / 2 + 1e-9 for a, b in zip(levels[:-1], ideal[:-1], strict=True))
+            for ideal in meant
+        )
+    if n == 4:
+        assert len(found) == 1 + len(meant)
+
+
 # Descent
 
 
@@ -235,6 +260,10 @@ def test_space_keeps_levels_apart_and_in_range() -> None:
         assert 0.1 <= plan.sigmas[-2]
         assert plan.sigmas[0] <= 30.0
         assert all(math.log(a / b) >= MIN_STEP - 1e-9 for a, b in pairwise(plan.sigmas[:-1]))
+        ending = replace(template, sigmas=(*template.sigmas[:-1], 0.1))  # at the smallest level, not at 0
+        plan = replace(space, template=ending).plan(space.vector(ending) + 3 * noises(1, 14, seed)[0])
+        assert plan.sigmas[-1] == 0.1
+        assert all(math.log(a / b) >= MIN_STEP - 1e-9 for a, b in pairwise(plan.sigmas))
 
 
 # The whole: fresh noise, every solver, both grids
@@ -276,7 +305,7 @@ def test_beats_every_stock_solver_on_fresh_noise(n: int) -> None:
     plan = calibrated(n)
     lo, hi = MIXTURE.sampling_range
     assert plan.nfe == n
-    assert plan.sigmas[-1] == 0
+    assert plan.sigmas[-1] in (0, lo)
     assert lo <= plan.sigmas[-2] < plan.sigmas[0] <= hi
     assert all(a / b > 1.2 for a, b in pairwise(plan.sigmas[:-1]))
 

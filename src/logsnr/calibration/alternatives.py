@@ -17,6 +17,7 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     "DEIS-3": partial(solvers.deis, order=3),
     "DPM++(2M)": solvers.dpmpp,
     "UniPC-2": solvers.unipc,
+    "UniPC-3 ramp": partial(solvers.unipc, order=3, final="ramp"),
 }
 
 GRIDS: dict[str, Callable[[int, float, float], Grid]] = {

@@ -62,7 +62,10 @@ class Space:
         """The plan of a vector, its levels pushed apart to the smallest step and into the range."""
         n, values = self.n, p.tolist()
         logs = values[:n]
+        end = self.template.sigmas[-1]
         low, high = math.log(self.low), math.log(self.high)
+        if end > 0:
+            low = max(low, math.log(end) + MIN_STEP)
         for i in range(n):  # from the noisy end down, leaving room below
             ceiling = high if i == 0 else logs[i - 1] - MIN_STEP
             logs[i] = max(min(logs[i], ceiling), low + (n - 1 - i) * MIN_STEP)
@@ -72,7 +75,7 @@ class Space:
             at += len(row)
         # exp(log(high)) may miss high by a rounding error: stay within
         sigmas = tuple(min(max(math.exp(v), self.low), self.high) for v in logs)
-        return replace(self.template, sigmas=(*sigmas, 0.0), rows=tuple(rows), meta={})
+        return replace(self.template, sigmas=(*sigmas, end), rows=tuple(rows), meta={})
 
     def owners(self) -> list[int]:
         """For each parameter the last step whose evaluation it leaves alone (-1: none)."""

@@ -1,4 +1,5 @@
-"""Schedules from a cache: the levels of least summed local error, by dynamic programming (as GITS, 2405.11326).
+"""Schedules from a cache: levels to try, and those of least summed local error by dynamic programming (as GITS,
+2405.11326).
 
 A step from node j to node k that combines the estimates at j and at the node i before it has the error
 
@@ -10,16 +11,51 @@ numbers; the path of n steps with the smallest sum costs no evaluation.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
 from logsnr.calibration.teacher import Cache
+from logsnr.sampling import grids
 from logsnr.sampling.plan import Grid
 
 MIN_STEP = math.log(1.25)
 """Smallest step in log sigma: a shorter one spends an evaluation on nothing."""
+
+SPREADS = (grids.log_linear, grids.karras, grids.flow_range)
+LASTS = (0.05, 0.1, 0.2, 0.4)
+"""Last levels above 0 of the grids to try, in units of sigma_data."""
+
+
+def tried_levels(cache: Cache, n: int, sigma_data: float, history: int) -> list[Grid]:
+    """Levels among the cache's that are worth a rollout, each once: those of least local error, and log-linear, Karras
+    and even flow-time grids from the largest to one of `LASTS`.
+
+    Args:
+        cache: the teacher's trajectories.
+        n: number of steps.
+        sigma_data: of the data.
+        history: as in `best_levels`.
+    """
+    high, low = cache.sigmas[0], cache.sigmas[-2]
+    found = [best_levels(cache, n, sigma_data, history)]
+    for spread in SPREADS:
+        for last in LASTS:
+            levels = _onto(cache, spread(n, high, min(max(last * sigma_data, low), high / 2)))
+            if levels is not None and levels not in found:
+                found.append(levels)
+    return found
+
+
+def _onto(cache: Cache, levels: Grid) -> Grid | None:
+    """Levels moved to the nearest of the cache's (in log sigma); None where two would meet or nearly so."""
+    known = torch.tensor(cache.sigmas[:-1], dtype=torch.float64).log()
+    at = [int((known - math.log(s)).abs().argmin()) for s in levels[:-1]]
+    if any(known[i] - known[j] < MIN_STEP for i, j in itertools.pairwise(at)):
+        return None
+    return (*(cache.sigmas[i] for i in at), 0.0)
 
 
 def best_levels(cache: Cache, n: int, sigma_data: float, history: int, slack: float = 0.25) -> Grid:

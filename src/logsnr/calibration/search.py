@@ -1,12 +1,12 @@
 """The search of a calibration: from a few starts to a plan, counted and remembered step by step.
 
     teacher      fine trajectories from the same noise; those of fit are remembered level by level   (teacher.py)
-    schedule     levels of least summed local error, by dynamic programming on the cache               (schedule.py)
+    schedule     levels to try: evenly spread ones, and those of least summed local error on the cache (schedule.py)
     rows         each step's coefficients by ridge least squares along the student's own rollout       (rows.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                  (descent.py)
 
-The universal plan and the best built-in solver are two more places to descend from.  Errors are compared as descent.py
-tempers them, reported plain.
+The best built-in solver is one more place to descend from.  Errors are compared as descent.py tempers them, reported
+plain.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equa
 from logsnr.calibration.ledger import Ledger, Meter
 from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.rows import fit_rows, lengthened, prior_rows, targets_at
-from logsnr.calibration.schedule import best_levels
+from logsnr.calibration.schedule import tried_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
-from logsnr.sampling.plan import Basis, Plan
+from logsnr.sampling.plan import Basis, Grid, Plan
 from logsnr.sampling.sample import start
-from logsnr.sampling.universal import universal_plan, universal_sizes
 
 LONGEST = 2
-"""Past estimates that "auto" goes on to use, once rows of one are fitted."""
+"""Past estimates that "auto" uses on all levels; one less and one more on the best of them."""
 RIDGE = 1e-3
 """Strength of the least-squares prior, relative to the error of the prior's own row."""
-DESCENT = (1.0, 30.0)
-"""Strengths of the descent's prior that are tried, in units of one sample."""
+STRENGTHS = (1.0, 30.0)
+"""Of the descent's prior, in units of one sample: the usual one, and one for when fitting noises are too few."""
 FEW = 4
 """All built-in solvers are ranked on one selection noise of so many."""
 LEADERS = 6
@@ -162,7 +161,7 @@ class Search:
 
     def rank(self) -> None:
         """The built-in solvers on a few of the selection noises; the leaders among them on all."""
-        few = max(len(self.sets["select"]) // FEW, 2)
+        few = max(len(self.sets["select"]) // FEW, 1)
         found = {name: self.squares(plan, "select", few) for name, plan in self.alternatives.items()}
         ranked = sorted(found, key=lambda name: float(found[name].log().mean()))
         self.leaders = {name: self.alternatives[name] for name in ranked[:LEADERS]}
@@ -188,29 +187,33 @@ class Search:
             self.offer(plan, {"from": method, "name": "iPNDM-4, GITS" if method == "gits" else "DPM++(2M), AYS"})
 
     def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
-        """Where to descend from, best first: levels from the cache with fitted rows, the universal plan, and the best
-        built-in solver that fits the search's space."""
+        """Where to descend from, best first: fitted rows on many levels, and the best built-in solver that
+        fits the search's space."""
         bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
         if self.settings["basis"] != "auto":
             bases = (self.settings["basis"],)
         wanted = self.settings["history"]
-        history = min(1 if wanted == "auto" else wanted, self.n - 1)
+        histories = [min(h, self.n - 1) for h in ((LONGEST, 1, LONGEST + 1) if wanted == "auto" else (wanted,))]
         found: list[tuple[float, Plan]] = []
-        levels = best_levels(cache, self.n, self.meter.sigma_data, min(1, history))
-        for basis in bases:
+
+        def offer(plan: Plan, source: str) -> None:
+            found.append((self.offer(plan, {"from": source}), plan))
+
+        def rows(levels: Grid, history: int, basis: Basis) -> None:
             self.tell("rows")
-            plan = self.rows(prior_rows(levels, history, basis), RIDGE, cache)
-            found.append((self.offer(plan, {"from": "rows", "history": history}), plan))
-        if "eps" in bases and history and self.n in universal_sizes():
-            plan = universal_plan(self.n, self.low, self.high, sigma_data=self.meter.sigma_data)
-            plan = lengthened(replace(plan, meta={}), history)
-            found.append((self.offer(plan, {"from": "universal"}), plan))
+            offer(self.rows(prior_rows(levels, history, basis), RIDGE, cache), "rows")
+
+        for levels in tried_levels(cache, self.n, self.meter.sigma_data, min(1, histories[0])):
+            rows(levels, histories[0], bases[0])
+        best = min(found, key=lambda entry: entry[0])[1].sigmas
+        for basis in bases[1:]:
+            rows(best, histories[0], basis)
+        for history in dict.fromkeys(histories[1:]):
+            rows(best, history, bases[0])
         longest = self.n if wanted == "auto" else wanted + 1
-        for plan in self.leaders.values():
-            if plan.basis in bases and plan.sigmas[-1] == 0 and max(map(len, plan.rows)) <= longest:
-                plan = lengthened(plan, history)
-                found.append((self.offer(plan, {"from": "built-in"}), plan))
-                break
+        fit = [plan for plan in self.leaders.values() if plan.basis in bases and max(map(len, plan.rows)) <= longest]
+        for plan in fit[:1]:
+            offer(lengthened(plan, histories[0]), "built-in")
         return sorted(found, key=lambda entry: entry[0])
 
     def rows(self, prior: Plan, ridge: float, cache: Cache) -> Plan:
@@ -225,54 +228,41 @@ class Search:
         return replace(prior, rows=tuple(tuple(row) for row in fitted))
 
     def refine(self, starts: list[tuple[float, Plan]]) -> None:
-        """One step from each of the two best starts, on from the better; with a stronger prior; from the others."""
-        tried = [self.descent(plan, DESCENT[0], steps=1) for _, plan in starts[:2]]
-        tried.sort(key=lambda entry: entry[0])
-        self.extend(tried[0][1])
-        for strength in DESCENT[1:]:
-            self.descent(starts[0][1], strength)
-        for _, plan in [*tried[1:], *starts[2:]]:
-            self.extend(plan)
+        """Down from the best start; once more with a strong prior; down from the others."""
+        plans = [plan for _, plan in starts]
+        self.descent(plans[0], STRENGTHS[0])
+        self.descent(plans[0], STRENGTHS[1])
+        for plan in plans[1:]:
+            self.descent(plan, STRENGTHS[0])
 
-    def extend(self, first: Plan) -> None:
-        """Descend, then with longer rows where the history is free."""
-        _, plan = self.descent(first, DESCENT[0])
-        longest = min(self.n - 1, LONGEST)
-        if self.settings["history"] == "auto" and max(map(len, plan.rows)) <= longest:
-            self.descent(lengthened(plan, longest), DESCENT[0])
-
-    def descent(self, first: Plan, strength: float, steps: int | None = None) -> tuple[float, Plan]:
-        """Descend; the best plan on the way by its error on the selection noise."""
+    def descent(self, first: Plan, strength: float) -> None:
+        """Descend, and offer every plan on the way, until three in a row are worse on the selection noise."""
         space = Space(template=first, low=self.low, high=self.high)
         note = {"from": "descent", "history": max(map(len, first.rows)) - 1, "strength": strength}
-        best = self.offer(first, {"from": "start"}), first
-        taken = worse = 0
+        best, worse = self.offer(first, {"from": "start"}), 0
 
         def errors(plan: Plan) -> torch.Tensor:
             return self.squares(plan, "fit")
 
         def equations(p: torch.Tensor, scale: float) -> Normal:
-            batch = self.sets["fit"]
-            if steps is not None:
-                batch = batch.first((len(batch) + 1) // 2)
-            self.afford(space.cost() * len(batch))
+            self.afford(space.cost() * self.batch)
             values = self.ledger.recall(
-                f"normal {len(batch)} {space.plan(p).hash}",
-                lambda: normal_equations(self.meter, space, p, batch, self.chunk, self.metric, scale).to_json(),
+                f"normal {space.plan(p).hash}",
+                lambda: normal_equations(
+                    self.meter, space, p, self.sets["fit"], self.chunk, self.metric, scale
+                ).to_json(),
             )
             return Normal.from_json(values)
 
         def accept(plan: Plan) -> bool:
-            nonlocal best, taken, worse
+            nonlocal best, worse
             self.tell("descent")
             error = self.offer(plan, note)
-            worse = 0 if error < best[0] else worse + 1
-            best = min(best, (error, plan), key=lambda entry: entry[0])
-            taken += 1
-            return taken != steps and worse < 3
+            worse = 0 if error < best else worse + 1
+            best = min(best, error)
+            return worse < 3
 
-        descend(space, first, len(self.sets["fit"]), strength, equations, errors, accept)
-        return best
+        descend(space, first, self.batch, strength, equations, errors, accept)
 
     # The report
 
