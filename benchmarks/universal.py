@@ -5,7 +5,8 @@
 
 The family: exact mixtures of 8, 16 and 48 dimensions, every sixth of the digits smoothed by a Gaussian kernel (an exact
 denoiser of real images), and the networks named on the command line, their classes in turn.  Two ranges are fitted:
-"wide" with levels up to 80 sigma_data, "narrow" up to 14 (Stable Diffusion's tables end at 14.6).
+"wide" for models whose levels go on to 40 sigma_data or more, "narrow" for those that end at 14 (Stable Diffusion's
+tables end at 14.6).  A plan's first level is each model's own largest.
 
 `judge` fits each plan once more without the model that it is judged on (all networks of one data set, and its kernel,
 are left out together), and prints its RMSE over that of the model's own calibrated plan (regret), and over GE(2),
@@ -30,6 +31,7 @@ from torch import Tensor
 from logsnr import exact, load
 from logsnr.calibration import calibrate
 from logsnr.calibration.descent import mean_square
+from logsnr.calibration.rows import lengthened
 from logsnr.calibration.universal import Member, fit_universal, member, relative_start
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s
@@ -38,6 +40,7 @@ from logsnr.sampling.universal import FORMAT, scaled
 
 OUT = Path(__file__).parents[1] / "src/logsnr/sampling/universal.json"
 RANGES = {"wide": 80.0, "narrow": 14.0}
+HISTORY = 2
 PEERS: dict[str, Callable[[tuple[float, ...]], Plan]] = {
     "GE(2)": solvers.ge,
     "DPM++(2M)": solvers.dpmpp,
@@ -108,10 +111,6 @@ def family(runs: list[str], span: str) -> Family:
     return models
 
 
-def geometric(first: float, last: float, n: int) -> list[float]:
-    return [last * (first / last) ** (1 - i / max(n - 1, 1)) for i in range(n)]
-
-
 def split(plan: Plan, n: int, rank: int) -> Plan:
     """The plan with levels put into its largest gaps until it has n; the first into the gap of that rank."""
     while plan.nfe < n:
@@ -120,17 +119,15 @@ def split(plan: Plan, n: int, rank: int) -> Plan:
         i = sorted(range(len(gaps)), key=lambda i: -gaps[i])[min(rank, len(gaps) - 1)] + 1
         middle, rank = math.sqrt(levels[i - 1] * levels[i]), 0
         plan = Plan((*levels[:i], middle, *levels[i:], 0.0), (*plan.rows[:i], (1.6, -0.6), *plan.rows[i:]))
-    return plan
+    return lengthened(plan, HISTORY)
 
 
 def starts(members: list[Member], n: int, high: float, shorter: Plan | None) -> list[Plan]:
-    """The best of a few geometric starts on fit noise, and a shorter plan with a level put into its largest gap."""
+    """The best of a few evenly spread grids on fit noise, and of a shorter plan with a level put into a large gap."""
     tries = [
-        relative_start(geometric(first, last, n), gamma, 1)
-        for first in (high, 30.0, 10.0)
-        if first <= high
+        relative_start(spread(n, high, last)[:-1], 1.6, HISTORY)
+        for spread in (grids.log_linear, grids.karras, grids.flow_range)
         for last in (0.1, 0.2, 0.35)
-        for gamma in (1.6,)
     ]
     if shorter is not None:
         tries += [split(shorter, n, first) for first in range(3)]

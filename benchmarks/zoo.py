@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="held-out images of the bound")
     parser.add_argument("--samples", type=int, default=500, help="samples of the comparison")
     parser.add_argument("--batch", type=int, default=96, help="noises that plans are fitted to")
-    parser.add_argument("--rollouts", type=int, help="budget of each plan [default: 770/nfe]")
+    parser.add_argument("--rollouts", type=int, help="budget of each plan [default: that of calibrate]")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

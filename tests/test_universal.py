@@ -49,20 +49,21 @@ def test_a_plan_belongs_to_no_unit(n: int) -> None:
 
 @pytest.mark.parametrize("n", universal_sizes())
 @pytest.mark.parametrize(("low", "high"), [(0.03, 14.6), (0.002, 80.0), (0.2, 3.0), (1e-4, 1e4), (0.01, 0.02)])
-def test_levels_fit_the_range_and_keep_their_order(n: int, low: float, high: float) -> None:
+def test_levels_start_at_the_largest_fit_the_range_and_keep_their_order(n: int, low: float, high: float) -> None:
     plan = universal_plan(n, low, high)
     assert plan.nfe == n
     assert plan.sigmas[-1] == 0
+    assert plan.sigmas[0] == high
     assert low * (1 - 1e-9) <= plan.sigmas[-2]
-    assert plan.sigmas[0] <= high * (1 + 1e-9)
-    free = universal_plan(n, 1e-6, high if high < 40 else 1e6)
-    if low < free.sigmas[-2] and plan.sigmas[0] < high:
-        assert plan.sigmas == free.sigmas
+    assert all(a > b for a, b in pairwise(plan.sigmas))
+    # the same plan where nothing is in its way
+    free = universal_plan(n, 1e-6, 1e6 if high >= 40 else 39.999).sigmas[1:-1]
+    own = plan.sigmas[1:-1]
+    if low < free[-1] and free[0] < high / 1.25:
+        assert own == free
     # drawn together geometrically: log levels keep their proportions
-    wide = universal_plan(n, 1e-6, 1e6) if high >= 40 else universal_plan(n, 1e-6, 39.0)
-    inside = [math.log(s / plan.sigmas[-2]) / math.log(plan.sigmas[0] / plan.sigmas[-2]) for s in plan.sigmas[:-1]]
-    original = [math.log(s / wide.sigmas[-2]) / math.log(wide.sigmas[0] / wide.sigmas[-2]) for s in wide.sigmas[:-1]]
-    assert inside == pytest.approx(original, abs=1e-9)
+    inside = [math.log(s / own[-1]) / math.log(own[0] / own[-1]) for s in own]
+    assert inside == pytest.approx([math.log(s / free[-1]) / math.log(free[0] / free[-1]) for s in free], abs=1e-9)
 
 
 class Ending(Denoiser):
@@ -102,10 +103,10 @@ def test_beats_stock_solvers_on_models_it_never_saw(n: int, span: str) -> None:
 
 
 def test_the_fit_is_where_the_mean_of_log_errors_is_flat() -> None:
-    """Two models, two steps, chosen by the noise that is fitted: the slopes of mean_m log mse_m fall to a tenth."""
+    """Two models, three steps, chosen by the noise that is fitted: the slopes of mean_m log mse_m fall to a tenth."""
     members = [member(mixture(scale, seed), batch=24, teacher=32) for scale, seed in ((1.0, 3), (0.5, 4))]
     members = [replace(m, select=m.fit) for m in members]
-    first = relative_start([8.0, 0.5], 1.6, 1)
+    first = relative_start([8.0, 1.5, 0.3], 1.6, 1)
     found = fit_universal(members, [first], low=0.01, high=50.0, strength=0.0)
 
     def objective(plan: Plan) -> float:
@@ -113,7 +114,7 @@ def test_the_fit_is_where_the_mean_of_log_errors_is_flat() -> None:
 
     def slopes(plan: Plan) -> list[float]:
         out = []
-        for i in range(2):
+        for i in (1, 2):  # the first is each model's largest
             up, down = list(plan.sigmas), list(plan.sigmas)
             up[i], down[i] = up[i] * math.exp(1e-3), down[i] * math.exp(-1e-3)
             out.append((objective(Plan(tuple(up), plan.rows)) - objective(Plan(tuple(down), plan.rows))) / 2e-3)
@@ -129,7 +130,7 @@ def test_the_fit_is_where_the_mean_of_log_errors_is_flat() -> None:
 def test_members_measure_in_their_own_units() -> None:
     one = member(mixture(3.0), batch=8, teacher=32)
     plan = universal_plan(5, 1e-3, 1e3)
-    own = scaled(plan, one.denoiser.sigma_data)
+    own = scaled(plan, one.denoiser.sigma_data, *one.denoiser.sampling_range)
     x = sample(one.denoiser, own, noise=one.select.noise)
     assert one.error(plan, one.select) == pytest.approx(float((x - one.select.end).square().mean()), rel=1e-6)
 

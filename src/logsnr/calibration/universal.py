@@ -1,7 +1,8 @@
 """Universal plans: one plan for every model, fitted over several.
 
 In units of sigma_data every model's data has variance 1, and eps and x0 rows do not change with the unit: a plan of
-relative levels sigma/sigma_data is a plan for all of them.  Its numbers minimise the geometric mean over models of the
+relative levels sigma/sigma_data is a plan for all of them, but for its first level, which is each model's own largest
+(sampling/universal.py).  The other numbers minimise the geometric mean over models of the
 end-point error,
 
     mean_m log mse_m(p),     by one model's damped Gauss-Newton (descent.py) with J^T J -> mean_m J_m^T J_m / mse_m,
@@ -47,7 +48,8 @@ class Member:
 
     def error(self, relative: Plan, batch: Batch, chunk: int = 512) -> float:
         """Mean squared end-point error of a plan of relative levels."""
-        return mean_square(self.denoiser, scaled(relative, self.denoiser.sigma_data), batch, chunk, None)
+        own = scaled(relative, self.denoiser.sigma_data, *self.denoiser.sampling_range)
+        return mean_square(self.denoiser, own, batch, chunk, None)
 
 
 @torch.no_grad()
@@ -97,9 +99,10 @@ def fit_universal(
 
     Args:
         members: the models.
-        starts: plans of relative levels to descend from, all of one number of steps; history and basis are theirs.
+        starts: plans of relative levels to descend from, all of one number of steps; history and basis are theirs, and
+            so stays the first level, which stands for each model's largest.
         low: smallest relative level allowed.
-        high: largest.
+        high: largest, that of the starts.
         strength: of the pull towards the start, in units of one sample.
 
     Raises:
@@ -122,14 +125,16 @@ def _descended(members: Sequence[Member], first: Plan, low: float, high: float, 
     def equations(p: torch.Tensor, scale: float) -> Normal:
         parts = []
         for m in members:
-            sd = m.denoiser.sigma_data
-            own = Space(template=first, low=low * sd, high=high * sd)
+            own = Space(template=first, low=m.denoiser.sampling_range[0], high=m.denoiser.sampling_range[1])
             moved = p.clone()
-            moved[: space.n] += math.log(sd)
+            moved[1 : space.n] += math.log(m.denoiser.sigma_data)
+            moved[0] = math.log(own.high)
             parts.append(normal_equations(m.denoiser, own, moved, m.fit, 512, None))
         mse = math.exp(sum(math.log(max(part.mse, 1e-300)) for part in parts) / len(parts))
         gram = sum((part.gram / part.mse for part in parts), torch.zeros(())) * (mse / len(parts))
         pull = sum((part.pull / part.mse for part in parts), torch.zeros(())) * (mse / len(parts))
+        # the first level is each model's own
+        gram[0], gram[:, 0], pull[0] = 0.0, 0.0, 0.0
         return Normal(gram, pull, mse)
 
     best = Fitted(plan=first, error=math.sqrt(geometric(first, "select")))

@@ -1,12 +1,14 @@
 """Universal plans: few-step plans for a model that nobody calibrated.
 
-    sigma_i = sigma_data u_i,     rows as they are
+    sigma_0 = the model's largest,     sigma_i = sigma_data u_i,     rows as they are
 
 In units of sigma_data all data have variance 1, and neither eps nor x0 rows know the unit: u_i and the rows were fitted
 once over several models (calibration/universal.py, benchmarks/universal.py) and are kept in universal.json, one plan
-per number of evaluations and range.  The *wide* ones use levels up to 80 sigma_data, where the first evaluation sees
-little but noise; models whose levels end earlier (Stable Diffusion's at 14.6) get the *narrow* ones, up to 14.  Levels
-that leave a model's range are drawn together, geometrically, until they fit.
+per number of evaluations and range.  The first level is the model's own largest, because pure noise is a state of the
+model there and nowhere below: at sigma it lacks the mean image, which is sqrt(D) |mean| / sigma standard deviations of
+the noise along its own direction, and large images have large D.  Models whose levels reach 40 sigma_data get the
+*wide* plans, whose first evaluation sees little but noise; others (Stable Diffusion's end at 14.6) the *narrow* ones.
+Other levels that leave a model's range are drawn together, geometrically, until they fit.
 """
 
 from __future__ import annotations
@@ -57,17 +59,29 @@ def universal_sizes() -> tuple[int, ...]:
     return tuple(sorted(_stored()["wide"]))
 
 
-def scaled(relative: Plan, sigma_data: float, low: float = 0.0, high: float = math.inf) -> Plan:
-    """A plan of relative levels in a model's units, drawn together where it leaves [low, high]."""
-    levels = [sigma_data * u for u in relative.sigmas[:-1]]
-    first, last = min(levels[0], high), max(levels[-1], low)
-    if not last < first:  # the whole plan lies beyond one end
-        first, last = high, low
-    if (first, last) != (levels[0], levels[-1]):
-        span = math.log(levels[0] / levels[-1])
-        levels = [first, *(last * (first / last) ** (math.log(s / levels[-1]) / span) for s in levels[1:-1]), last]
+def scaled(relative: Plan, sigma_data: float, low: float, high: float) -> Plan:
+    """A plan of relative levels in a model's units: from `high`, the others drawn together where they leave the range.
+
+    Those beyond [low, high / 1.25] keep their proportions in log sigma within it.
+    """
+    inner = [sigma_data * u for u in relative.sigmas[1:-1]]
+    levels = _within(inner, low, max(high / 1.25, math.sqrt(low * high))) if inner else []
     meta = {**relative.meta, "solver": "universal", "sigma_data": sigma_data}
-    return replace(relative, sigmas=(*levels, relative.sigmas[-1]), meta=meta)
+    return replace(relative, sigmas=(high, *levels, relative.sigmas[-1]), meta=meta)
+
+
+def _within(levels: list[float], low: float, high: float) -> list[float]:
+    """Falling levels, drawn together geometrically where they leave [low, high]."""
+    first, last = min(levels[0], high), max(levels[-1], low)
+    if (first, last) == (levels[0], levels[-1]):
+        return levels
+    if len(levels) == 1:
+        return [min(last, high)]
+    if not last < first:  # all of them lie beyond one end
+        first, last = high, low
+    span = math.log(levels[0] / levels[-1])
+    inner = (last * (first / last) ** (math.log(s / levels[-1]) / span) for s in levels[1:-1])
+    return [first, *inner, last]
 
 
 @cache
