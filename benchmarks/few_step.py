@@ -291,10 +291,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The table with what it needs to be read alone."""
-    sizes, machines = rows[-1]["sizes"], sorted({row["machine"] for row in rows})
+    machines = sorted({row["machine"] for row in rows})
+    reported = ", ".join(f"{name} {size:,}" for name, size in {r["model"]: r["sizes"]["report"] for r in rows}.items())
+    sizes = rows[-1]["sizes"]
     features = sorted({row["features"] for row in rows if row["features"]})
-    told = f"""End-point RMSE on {sizes["report"]} fresh noises (the mixture: 16 times as many), seed
-    {rows[0]["seed"]}, against a teacher
+    told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher
     of the same noise. Plans are fitted to {sizes["fit"]} other noises; the zoo's models are judged with
     the plans that they come with. (a) is over the best stock solver on the very noise that is reported,
     (b) over the best that was tuned

@@ -1,6 +1,6 @@
 """Cheaper likelihoods: evaluations for a standard error of .01 bits/dim, against VDM's antithetic lattice.
 
-    python benchmarks/likelihood.py runs/demo
+    python benchmarks/likelihood.py zoo:digits
 
 Same model, images, batch and log-SNR range for every design; only noise and noise levels count, the images are fixed.
 A pass is one evaluation of every image.  VDM's design is one lattice u_i = (u0 + i/n) mod 1, uniform in log-SNR, over
@@ -48,9 +48,10 @@ def lattice_pass(
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("run", help="folder of a run, or zoo:NAME")
     parser.add_argument("--passes", type=int, default=96, help="passes per design, a multiple of 8")
     parser.add_argument("--pilots", type=int, default=3, help="pilots per design, for an average over them")
+    parser.add_argument("--pilot", type=int, default=2048, help="evaluations of a pilot")
     parser.add_argument("--limit", type=int, help="use only the first held-out images")
     parser.add_argument("--logsnr", type=float, nargs=2, help="range of the bound")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,7 +83,13 @@ def main() -> None:
             pilot = Pilot.uniform(lo, hi)
             if measured:
                 pilot = Pilot.measure(
-                    denoiser, x, logsnr_range=(lo, hi), cond=cond, generator=generator, gaussian=control
+                    denoiser,
+                    x,
+                    logsnr_range=(lo, hi),
+                    cond=cond,
+                    generator=generator,
+                    gaussian=control,
+                    evaluations=args.pilot,
                 )
             for _ in range(max(1, args.passes // REPLICATES // args.pilots)):
                 result = integrate(

@@ -1,7 +1,7 @@
 """The universal plans: fitted over a family of models, and what a model loses by not being asked.
 
-    python benchmarks/universal.py fit runs/digits                 re-makes src/logsnr/sampling/universal.json
-    python benchmarks/universal.py judge runs/digits               leave-one-out regret, ratios to stock solvers
+    python benchmarks/universal.py fit zoo:digits zoo:fashion-mnist      re-makes src/logsnr/sampling/universal.json
+    python benchmarks/universal.py judge zoo:digits zoo:fashion-mnist    leave-one-out regret, ratios to stock solvers
 
 The family: exact mixtures of 8, 16 and 48 dimensions, every sixth of the digits smoothed by a Gaussian kernel (an exact
 denoiser of real images), and the networks named on the command line, their classes in turn.  Two ranges are fitted:
@@ -9,8 +9,9 @@ denoiser of real images), and the networks named on the command line, their clas
 tables end at 14.6).  A plan's first level is each model's own largest.
 
 `judge` fits each plan once more without the model that it is judged on (all networks of one data set, and its kernel,
-are left out together), and prints its RMSE over that of the model's own calibrated plan (regret), and over GE(2),
-DPM++(2M) and UniPC-2, each on the better of a log-linear and a Karras grid over the model's sampling range.
+are left out together), and prints its RMSE over that of the model's own calibrated plan (regret; a zoo model's is the
+one it comes with), and over GE(2), DPM++(2M) and UniPC-2, each on the better of a log-linear and a Karras grid over the
+model's sampling range.
 Both commands keep what is done in --work and go on from there.
 """
 
@@ -28,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr import exact, load
+from logsnr import exact
 from logsnr.calibration import calibrate
 from logsnr.calibration.descent import mean_square
 from logsnr.calibration.rows import lengthened
 from logsnr.calibration.universal import Member, fit_universal, member, relative_start
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.load import load, load_plans
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.sampling.universal import FORMAT, scaled
@@ -102,13 +104,17 @@ def family(runs: list[str], span: str) -> Family:
         "digits, kernel": ("digits", Smoothed(digits[::6], 0.25), None),
     }
     for run in runs:
-        denoiser = load(run)
-        classes, name = denoiser.card.get("classes"), Path(run.removeprefix("zoo:")).name
+        denoiser, name = load(run), network(run)
+        classes = denoiser.card.get("classes")
         cond = {"class_labels": torch.arange(classes)} if classes else None
-        models[f"network {name}"] = (name.split("-")[0], denoiser, cond)
+        models[name] = (name.split()[1].split("-")[0], denoiser, cond)
     if span == "narrow":
         models = {name: (group, Narrow(d), cond) for name, (group, d, cond) in models.items()}
     return models
+
+
+def network(run: str) -> str:
+    return f"network {Path(run.removeprefix('zoo:')).name}"
 
 
 def split(plan: Plan, n: int, rank: int) -> Plan:
@@ -176,6 +182,7 @@ def main() -> None:
     parser.add_argument("--nfe", default="3,4,5,6,7,8,9,10")
     parser.add_argument("--ranges", default="wide,narrow")
     parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--only", nargs="+", help="judge these groups only: 8d, 16d, 48d, digits, fashion")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/universal.json"))
@@ -196,13 +203,18 @@ def main() -> None:
                 plans.setdefault(span, {})[str(n)] = plan.to_dict()
                 options.out.write_text(json.dumps({"format": FORMAT, "plans": plans}, indent=1) + "\n")
             else:
-                judge(work, models, members, span, n, options.batch)
+                judge(work, models, members, span, n, options)
 
 
-def judge(work: Work, models: Family, members: dict[str, Member], span: str, n: int, batch: int) -> None:
-    """Print regret and ratios of every model, and their geometric means."""
-    table = []
+def judge(
+    work: Work, models: Family, members: dict[str, Member], span: str, n: int, options: argparse.Namespace
+) -> None:
+    """Print regret and ratios of every model (or those of --only), and their geometric means."""
+    table, batch = [], options.batch
+    shipped = {network(run): load_plans(run) for run in options.runs if run.startswith("zoo:") and span == "wide"}
     for name, (group, denoiser, cond) in models.items():
+        if options.only and group not in options.only:
+            continue
         rest = {other: members[other] for other in models if models[other][0] != group}
         plan = scaled(fitted(work, rest, span, n, group, batch), denoiser.sigma_data, *denoiser.sampling_range)
         low, high = denoiser.sampling_range
@@ -214,7 +226,8 @@ def judge(work: Work, models: Family, members: dict[str, Member], span: str, n: 
         def own(denoiser: Denoiser = denoiser, cond: Any = cond) -> dict[str, Any]:
             return calibrate(denoiser, n, batch=96, seed=1, cond=cond).to_dict()
 
-        best = error(Plan.from_dict(work.recall(f"own {span} {n} {name}", own)))
+        plans = shipped.get(name, {})
+        best = error(plans[n] if n in plans else Plan.from_dict(work.recall(f"own {span} {n} {name}", own)))
         spacings = (grids.log_linear, grids.karras)
         peers = [min(error(solve(grid(n, high, low))) for grid in spacings) for solve in PEERS.values()]
         mine = error(plan)
@@ -223,7 +236,7 @@ def judge(work: Work, models: Family, members: dict[str, Member], span: str, n: 
     means = [math.exp(sum(map(math.log, column)) / len(column)) for column in zip(*table, strict=True)]
     print(f"{span:7} {n:2} {'geometric mean':25} " + " ".join(f"{v:6.3f}" for v in means))
     print(f"  columns: RMSE, over the model's own plan, over {', over '.join(PEERS)}")
-    work.recall(f"judged {span} {n}", lambda: dict(zip(("own", *PEERS), means, strict=True)))
+    work.recall(f"judged {span} {n} {options.only or ''}", lambda: dict(zip(("own", *PEERS), means, strict=True)))
 
 
 if __name__ == "__main__":
