@@ -80,6 +80,8 @@ GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
 
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
 Cond = Mapping[str, Any]
+Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]
+"""What makes uint8 images of samples, and the recipe's data."""
 
 
 def mixture(d: int = 8, components: int = 6, seed: int = 0) -> GaussianMixture:
@@ -95,7 +97,7 @@ def noises(denoiser: Denoiser, cond: Mapping[str, Any] | None, seed: int, n: int
     return Batch(noise=noise, cond=spread_cond(cond, 0, n), end=noise.new_empty(n, 0))
 
 
-def model(name: str, device: str) -> tuple[Denoiser, Cond | None, dict[str, Any] | None]:
+def model(name: str, device: str) -> tuple[Denoiser, Cond | None, Training | None]:
     """A model, its conditions and what it was trained on, of "mixture" or "FOLDER" or "zoo:NAME", and "@GUIDANCE"."""
     if name == "mixture":
         return mixture().to(device), None, None
@@ -104,24 +106,24 @@ def model(name: str, device: str) -> tuple[Denoiser, Cond | None, dict[str, Any]
     card = denoiser.card
     classes = card.get("classes")
     cond = {"class_labels": torch.arange(classes, device=device)} if classes else None
-    data = card.get("training", {}).get("data")
+    trained = (denoiser.decode, card["training"]["data"]) if "data" in card.get("training", {}) else None
     if not scale:
-        return denoiser, cond, data
+        return denoiser, cond, trained
     if card.get("null_class") is None:
         raise LogsnrError(f"{name}: the model has no null class to guide away from; leave out @{scale}")
     null = {"class_labels": torch.tensor([card["null_class"]], device=device)}
-    return guidance.cfg(denoiser, float(scale), null), cond, data
+    return guidance.cfg(denoiser, float(scale), null), cond, trained
 
 
-def judge(denoiser: Denoiser, data: dict[str, Any] | None, at: list[Path], seed: int) -> FeatureSpace | None:
+def judge(trained: Training | None, at: list[Path], seed: int) -> FeatureSpace | None:
     """Features of a classifier of the model's data, None where these are not at hand or have no labels."""
-    inner: Any = getattr(denoiser, "denoiser", denoiser)
-    if data is None:
+    if trained is None:
         return None
+    decode, data = trained
     source = next((str(path) for path in at if path.name == data["source"]), data["source"])
     try:
         config = DataConfig(**{**data, "source": source})
-        return feature_space("classifier", inner.decode, load_data(config), source=Path(config.source).name, seed=seed)
+        return feature_space("classifier", decode, load_data(config), source=Path(config.source).name, seed=seed)
     except (LogsnrError, ValueError, OSError) as error:
         print(f"no FD: {error}")
         return None
@@ -132,7 +134,7 @@ class Bench:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.options = name, options
-        self.denoiser, self.cond, data = model(name, options.device)
+        self.denoiser, self.cond, trained = model(name, options.device)
         self.low, self.high = self.denoiser.sampling_range
         self.table = table_of(self.denoiser)
         self.chunk = options.chunk
@@ -145,7 +147,7 @@ class Bench:
         # of the exact mixture one noise in several hundred switches modes, and is most of its mean square
         count = options.report * (16 if name == "mixture" else 1)
         self.report = teacher_ends(self.denoiser, draw(10**6 + seed, count), grid, self.chunk, None)
-        self.space = judge(self.denoiser, data, options.data, seed)
+        self.space = judge(trained, options.data, seed)
 
     def squares(self, plan: Plan, batch: Batch) -> Tensor:
         return squares(self.denoiser, plan, batch, self.chunk, None)

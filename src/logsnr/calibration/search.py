@@ -187,13 +187,14 @@ class Search:
             self.offer(plan, {"from": method, "name": "iPNDM-4, GITS" if method == "gits" else "DPM++(2M), AYS"})
 
     def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
-        """Where to descend from, best first: fitted rows on many levels, and the best built-in solver that
-        fits the search's space."""
+        """Where to descend from, best first: fitted rows on many levels, and the best built-in solver that fits the
+        search's space."""
         bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
         if self.settings["basis"] != "auto":
             bases = (self.settings["basis"],)
         wanted = self.settings["history"]
-        histories = [min(h, self.n - 1) for h in ((LONGEST, 1, LONGEST + 1) if wanted == "auto" else (wanted,))]
+        history = min(LONGEST if wanted == "auto" else wanted, self.n - 1)
+        others = {1, min(LONGEST + 1, self.n - 1)} - {history, self.n} if wanted == "auto" else set()
         found: list[tuple[float, Plan]] = []
 
         def offer(plan: Plan, source: str) -> None:
@@ -203,17 +204,17 @@ class Search:
             self.tell("rows")
             offer(self.rows(prior_rows(levels, history, basis), RIDGE, cache), "rows")
 
-        for levels in tried_levels(cache, self.n, self.meter.sigma_data, min(1, histories[0])):
-            rows(levels, histories[0], bases[0])
+        for levels in tried_levels(cache, self.n, self.meter.sigma_data, min(1, history)):
+            rows(levels, history, bases[0])
         best = min(found, key=lambda entry: entry[0])[1].sigmas
         for basis in bases[1:]:
-            rows(best, histories[0], basis)
-        for history in dict.fromkeys(histories[1:]):
-            rows(best, history, bases[0])
+            rows(best, history, basis)
+        for other in sorted(others):
+            rows(best, other, bases[0])
         longest = self.n if wanted == "auto" else wanted + 1
-        fit = [plan for plan in self.leaders.values() if plan.basis in bases and max(map(len, plan.rows)) <= longest]
-        for plan in fit[:1]:
-            offer(lengthened(plan, histories[0]), "built-in")
+        fits = (plan for plan in self.leaders.values() if plan.basis in bases and max(map(len, plan.rows)) <= longest)
+        if (plan := next(fits, None)) is not None:
+            offer(lengthened(plan, history), "built-in")
         return sorted(found, key=lambda entry: entry[0])
 
     def rows(self, prior: Plan, ridge: float, cache: Cache) -> Plan:

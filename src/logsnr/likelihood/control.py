@@ -127,7 +127,7 @@ class Pilot:
         generator: torch.Generator,
         cond: dict[str, Tensor] | None = None,
         gaussian: GaussianControl | None = None,
-        evaluations: int = 2048,
+        evaluations: int = 768,
         bins: int = 24,
         batch: int = 512,
     ) -> Pilot:
