@@ -36,6 +36,7 @@ from torch import Tensor
 
 from logsnr import guidance
 from logsnr.calibration import calibrate
+from logsnr.calibration.alternatives import GRIDS
 from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import squares
 from logsnr.calibration.ledger import fingerprint
@@ -69,15 +70,6 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     **{f"UniPC-{p}": partial(solvers.unipc, order=p) for p in (1, 2, 3)},
     **{f"UniPC-{p} ramp": partial(solvers.unipc, order=p, final="ramp") for p in (2, 3)},
 }
-GRIDS: dict[str, Callable[[int, float, float], Grid]] = {
-    "log-linear": grids.log_linear,
-    "karras": grids.karras,
-    "log-linear, min": partial(grids.log_linear, last="min"),
-    "karras, min": partial(grids.karras, last="min"),
-    "flow": grids.flow_range,
-    "flow, min": partial(grids.flow_range, last="min"),
-}
-
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
 Cond = Mapping[str, Any]
 Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]
