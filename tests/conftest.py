@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,12 @@ def run(capsys, monkeypatch):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Tiny pipelines with random weights (examples/tiny.py)."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    import tiny
+
+    return tiny
