@@ -155,6 +155,58 @@ def test_a_pilot_and_controls_pay():
     assert gaussian < 0.7 * free
 
 
+def test_a_small_pilot_learns_from_what_it_serves():
+    """Fed the draws of later passes it knows the levels as well as a pilot of as many draws; to each its own seed."""
+    x = Pixels(17).encode(data(40))
+    span = {"logsnr_range": (LO, HI)}
+
+    def pilot(evaluations, seed):
+        return Pilot.measure(model(), x, generator=generator(seed), evaluations=evaluations, **span)
+
+    reference = pilot(96_000, 1)
+    small, large = pilot(192, 2), pilot(9_600, 3)
+    fed = small.after(large.draws)
+    assert len(fed.draws) == 192 + 9_600
+    assert fed.evaluations == small.evaluations == 192
+
+    def off(found):
+        return float((found.spread / reference.spread).log().square().mean().sqrt())
+
+    assert off(fed) < 1.2 * off(large) < 0.3 * off(small)
+    again = small.after(reference.draws)
+    assert again.after(large.draws) is again  # enough
+    uniform = Pilot.uniform(LO, HI)
+    assert uniform.after(large.draws) is uniform
+    first = bits_per_dim(model(), data(40), levels=17, generator=generator(5), pilot=small, **span)
+    more = bits_per_dim(
+        model(), data(40), levels=17, generator=generator(5), pilot=small, evaluations_per_image=64, **span
+    )
+    assert more.stderr < 0.75 * first.stderr
+    assert abs(more.bits_per_dim - bound_of_gaussian(data(40), 0.3, LO, HI)) < 4 * more.stderr
+
+
+def test_every_bin_of_a_pilot_sees_all_images():
+    x = torch.arange(48.0)[:, None].expand(48, 6)  # 48 shares factors with 24 bins
+    pilot = Pilot.measure(Numbered(), x, logsnr_range=(-1, 1), generator=generator(), evaluations=48 * 24)
+    bins = ((pilot.draws.logsnr + 1) * 12).long().clamp(max=23)
+    for b in range(24):
+        assert sorted(pilot.draws.error[bins == b].tolist()) == list(range(48))
+
+
+class Numbered(Denoiser):
+    """Its error is the number of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.shape, self.sigma_data, self.trained_range = (6,), 1.0, (1e-3, 1e3)
+
+    def forward(self, z, sigma, **cond):
+        raise NotImplementedError
+
+    def eps_error(self, x, eps, sigma, **cond):
+        return x[:, 0].floor()
+
+
 def test_stops_at_the_tolerance():
     images = data(12)
     args = {"levels": 17, "logsnr_range": (LO, HI), "evaluations_per_image": 8}

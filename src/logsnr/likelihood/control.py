@@ -11,8 +11,8 @@ The integrand at one level is m = ||eps_hat - eps||^2 of one image and one noise
 
 All have mean 0 for every image and level, so m minus beta(lambda) times them has the mean of m whatever beta is.
 What is left has a standard deviation r(lambda) over images and noise, and the integral of g m over lambda has least
-variance with levels from p ~ g r.  A pilot regresses m on the controls in each bin of log-SNR for beta and r.  Its
-draws are its own: given beta and p, the estimate is unbiased.
+variance with levels from p ~ g r.  A pilot regresses m on the controls in each bin of log-SNR for beta and r.  It
+learns from draws before those that it serves: given beta and p, an estimate is unbiased.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.noise import sigma_from_logsnr
 
+ENOUGH = 2**15
+"""Draws after which a pilot learns no more."""
 FLOOR = 0.05
 """Share of the levels that are uniform: no level is lost to a pilot that saw nothing there."""
 
@@ -91,6 +93,25 @@ class Controls:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Draws of the error: levels `[n]`, errors `[n]` and controls `[n, controls]`, float64, on the CPU."""
+
+    logsnr: Tensor
+    error: Tensor
+    known: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logsnr)
+
+    def __add__(self, other: Draws) -> Draws:
+        return Draws(
+            logsnr=torch.cat([self.logsnr, other.logsnr]),
+            error=torch.cat([self.error, other.error]),
+            known=torch.cat([self.known, other.known]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pilot:
     """Noise levels and control coefficients for one range, in equal bins of log-SNR.
 
@@ -101,6 +122,7 @@ class Pilot:
         means: mean error in each bin `[bins]`; empty where nothing was measured.
         controls: what the coefficients are for; None for none.
         evaluations: what the pilot cost.
+        draws: what it learned from; None where nothing was measured.
     """
 
     range: tuple[float, float]
@@ -109,6 +131,7 @@ class Pilot:
     means: Tensor
     controls: Controls | None = None
     evaluations: int = 0
+    draws: Draws | None = field(default=None, repr=False)
 
     @classmethod
     def uniform(cls, lo: float, hi: float) -> Pilot:
@@ -127,7 +150,7 @@ class Pilot:
         generator: torch.Generator,
         cond: dict[str, Tensor] | None = None,
         gaussian: GaussianControl | None = None,
-        evaluations: int = 768,
+        evaluations: int = 512,
         bins: int = 24,
         batch: int = 512,
     ) -> Pilot:
@@ -152,13 +175,13 @@ class Pilot:
         each = evaluations // bins
         if bins < 3 or each < 4:
             raise ValueError(f"evaluations = {evaluations}, bins = {bins}: give at least 3 bins and 4 draws for each")
-        n, width = each * bins, (hi - lo) / bins
+        n = each * bins
         jitter = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
         at = torch.arange(n, device=generator.device)
         logsnr = (lo + (hi - lo) * (at + jitter) / n).to(x.device)
-        chosen = torch.cat([torch.randperm(len(x), generator=generator, device=generator.device)] * (n // len(x) + 1))
-        # Neighbouring levels get images far apart, so that no bin sees only a few of them.
-        chosen = chosen[(at % each) * bins + at // each].to(x.device)
+        # A fresh order of the images whenever all had their turn: no bin sees only a few of them.
+        orders = [torch.randperm(len(x), generator=generator, device=generator.device) for _ in range(0, n, len(x))]
+        chosen = torch.cat(orders)[:n].to(x.device)
         controls = Controls.of(x, gaussian)
         error, known = draw_errors(
             denoiser,
@@ -169,10 +192,23 @@ class Pilot:
             batch=batch,
             controls=controls,
         )
-        error, known, logsnr = error.cpu(), known.cpu(), logsnr.cpu()
+        draws = Draws(logsnr=logsnr.cpu(), error=error.cpu(), known=known.cpu())
+        return cls._learned(draws, (lo, hi), bins, controls, n)
+
+    @classmethod
+    def _learned(
+        cls, draws: Draws, span: tuple[float, float], bins: int, controls: Controls | None, evaluations: int
+    ) -> Pilot:
+        """What draws say: in each bin a regression of the error on level and controls, with the bins beside it."""
+        lo, hi = span
+        width = (hi - lo) / bins
+        at = ((draws.logsnr - lo) / width).long().clamp(0, bins - 1)
+        order, count = at.argsort(stable=True), torch.bincount(at, minlength=bins)
+        logsnr, error, known = draws.logsnr[order], draws.error[order], draws.known[order]
+        edges = [0, *count.cumsum(0).tolist()]
         spread, betas = torch.empty(bins).double(), torch.empty(bins, known.shape[1]).double()
         for b in range(bins):
-            window = slice(max(b - 1, 0) * each, min(b + 2, bins) * each)
+            window = slice(edges[max(b - 1, 0)], edges[min(b + 2, bins)])
             centred = (logsnr[window] - (lo + (b + 0.5) * width)) / width
             regressors = torch.cat([torch.ones(len(centred), 1), centred[:, None], known[window]], 1)
             scale = regressors.square().mean(0).sqrt().clamp(min=1e-30)
@@ -183,17 +219,27 @@ class Pilot:
             residual = (y - A @ coefficients).square().sum() / max(len(y) - A.shape[1], 1)
             spread[b] = residual.sqrt()
             betas[b] = (coefficients[:, 0] / scale)[2:]
-        means = error.view(bins, each).mean(1)
+        means = torch.zeros(bins).double().index_add_(0, at, draws.error) / count
         # An error that is (almost) noise-free still varies over a bin.
         spread = torch.maximum(spread, 1e-3 * means).clamp(min=1e-12)
         return cls(
-            range=(lo, hi),
+            range=span,
             spread=spread,
             betas=betas,
             means=means,
             controls=controls,
-            evaluations=n,
+            evaluations=evaluations,
+            draws=draws,
         )
+
+    def after(self, draws: Draws) -> Pilot:
+        """The pilot that has seen these draws too; itself where it knows nothing or enough.
+
+        An estimate whose parts each use the pilot of the parts before is unbiased part by part.
+        """
+        if self.draws is None or len(self.draws) >= ENOUGH:
+            return self
+        return self._learned(self.draws + draws, self.range, len(self.spread), self.controls, self.evaluations)
 
     def probabilities(self, weight: Callable[[Tensor], Tensor]) -> Tensor:
         """Share of the levels in each bin `[bins]`, ~ g r, for the integral of g m."""

@@ -4,8 +4,9 @@
 
 Image i takes one level in each of K equal strata, at positions that a fresh permutation of the images deals out, so
 that over all images the whole range is covered in n K strata.  Nothing in this says how far the sum is off: the whole
-of it is repeated in 8 independent replicates, and their spread is the standard error.  No antithetic noise: the error
-is nearly even in eps, so that a pair +-eps says little more than one.
+of it is repeated in 8 replicates, and their spread is the standard error.  Each replicate is unbiased whatever the ones
+before were, so p and beta may learn from them: the pilot can be small.  No antithetic noise: the error is nearly even
+in eps, so that a pair +-eps says little more than one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.likelihood.control import GaussianControl, Pilot, draw_errors
+from logsnr.likelihood.control import Draws, GaussianControl, Pilot, draw_errors
 
 REPLICATES = 8
-"""Independent repetitions of the whole estimate; their spread is the standard error."""
+"""Repetitions of the whole estimate; their spread is the standard error."""
 CURVE = 20
 """Bins of the loss curve."""
 
@@ -64,11 +65,11 @@ def integrate(
     n = len(x)
     total, variance, spent = torch.zeros(n, dtype=torch.float64), 0.0, 0
     curve = torch.zeros(2, CURVE, dtype=torch.float64)
-    share = pilot.probabilities(weight)
     strata = evaluations_per_image // REPLICATES
     while True:
         values = torch.zeros(REPLICATES, n, dtype=torch.float64)
         for replicate in values:
+            share, draws = pilot.probabilities(weight), []
             for k in range(strata):
                 deal = torch.randperm(n, generator=generator, device=generator.device)
                 jitter = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
@@ -77,10 +78,13 @@ def integrate(
                 error, known = draw_errors(
                     denoiser, x, logsnr, cond=cond, generator=generator, batch=batch, controls=pilot.controls
                 )
+                draws.append(Draws(logsnr=logsnr.cpu(), error=error.cpu(), known=known.cpu()))
                 error = (error - (pilot.coefficients(logsnr) * known).sum(1)).cpu()
                 inverse = 1 / density.cpu()
                 replicate += 0.5 * weight(logsnr.cpu()) * inverse * error / strata
                 _add_to_curve(curve, pilot, logsnr.cpu(), error, inverse)
+            for seen in draws:
+                pilot = pilot.after(seen)
         spent += strata
         total += strata * values.mean(0)
         variance += strata**2 * float(values.mean(1).var()) / REPLICATES
@@ -107,7 +111,7 @@ def prepare(
     batch: int,
     evaluations_per_image: int,
 ) -> Pilot:
-    """The pilot that was given, or one of about a quarter of the evaluations, with draws of its own on x.
+    """The pilot that was given, or one of about an eighth of the evaluations, with draws of its own on x.
 
     Raises:
         ValueError: if the given pilot is for another range.
@@ -117,7 +121,7 @@ def prepare(
             raise ValueError(f"the pilot knows log-SNR {pilot.range}, the bound has {logsnr_range}: measure another")
         return pilot
     gaussian = None if train is None else GaussianControl(train)
-    size = min(max(len(x) * evaluations_per_image // 4, 192), 3072)
+    size = min(max(len(x) * evaluations_per_image // 8, 192), 512)
     return Pilot.measure(
         denoiser,
         x,
