@@ -291,7 +291,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     features = sorted({row["features"] for row in rows if row["features"]})
     told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher
     of the same noise. Plans are fitted to {sizes["fit"]} other noises; the zoo's models are judged with
-    the plans that they come with. (a) is over the best stock solver on the very noise that is reported,
+    the plans that they come with, guided ones with plans made under that guidance. (a) is over the best stock solver on the very noise that is reported,
     (b) over the best that was tuned
     to the model on {sizes["select"]} noises (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
     guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
