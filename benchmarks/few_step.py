@@ -286,14 +286,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 def page(rows: list[dict[str, Any]]) -> str:
     """The table with what it needs to be read alone."""
     machines = sorted({row["machine"] for row in rows})
-    reported = ", ".join(f"{name} {size:,}" for name, size in {r["model"]: r["sizes"]["report"] for r in rows}.items())
+    counts = {row["model"]: row["sizes"]["report"] for row in rows}
+    reported = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     sizes = rows[-1]["sizes"]
     features = sorted({row["features"] for row in rows if row["features"]})
     told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher
     of the same noise. Plans are fitted to {sizes["fit"]} other noises; the zoo's models are judged with
-    the plans that they come with, guided ones with plans made under that guidance. (a) is over the best stock solver on the very noise that is reported,
-    (b) over the best that was tuned
-    to the model on {sizes["select"]} noises (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
+    the plans that they come with, guided ones with plans made under that guidance. (a) is over the best
+    stock solver on the very noise that is reported, (b) over the best that was tuned to the model on
+    {sizes["select"]} noises (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
     guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
     the teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting
     batch per step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py
