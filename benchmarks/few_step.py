@@ -298,7 +298,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
     the teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting
     batch per step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py
-    --write docs/results`."""
+    MODEL --report NOISES --data fashion_mnist.npz`, model by model, the mixture's NOISES being a sixteenth, and
+    `--table --write docs/results`."""
     title = "# Few-step plans beside every stock solver"
     return "\n\n".join([title, textwrap.fill(" ".join(told.split()), 118), table(rows)])
 

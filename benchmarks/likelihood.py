@@ -10,8 +10,8 @@ eight at a time, each time with a pilot of its own that learns from pass to pass
 
     evaluations = n * variance of a pass / .01^2,      ratio = design / lattice
 
-The last column counts the pilot's own evaluations too.  A class-conditional model is
-given the null class: the bound is unconditional.  About two minutes on one core for the digits.
+The last column counts the pilot's own evaluations too.  A class-conditional model is given the null class: the bound is
+unconditional.  About a minute on one core for the digits.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ MIN_STEP = math.log(1.25)
 """Smallest step in log sigma: a shorter one spends an evaluation on nothing."""
 
 SPREADS = (grids.log_linear, grids.karras, grids.flow_range)
+"""How the levels of a grid to try are spread."""
 LASTS = (0.05, 0.1, 0.2, 0.4)
 """Last levels above 0 of the grids to try, in units of sigma_data."""
 
