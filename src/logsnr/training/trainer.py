@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
@@ -326,8 +327,12 @@ def _own_accelerator() -> Iterator[None]:
     """Leave no accelerate singleton and no process group behind that the caller did not have.
 
     The singleton would pin precision and device.  A group that is left to the end of the interpreter is torn down
-    while its threads still run, which now and then aborts a process after all its work is done.
+    while its threads still run, which now and then aborts a process after all its work is done.  To destroy it is
+    not enough: DistributedDataParallel imports torch.distributed.nn.functional, whose defaults (group=group.WORLD)
+    hold whatever group exists at that moment for ever.  Imported before there is one, they hold None: the current one.
     """
+    if torch.distributed.is_available():
+        importlib.import_module("torch.distributed.nn.functional")
     try:
         from accelerate.state import AcceleratorState, PartialState
     except ModuleNotFoundError:
