@@ -6,7 +6,8 @@
     python benchmarks/few_step.py --table                                  what is done, as a table
 
 Each pair of a model and a number of evaluations is one file in --out and is not done twice, so the work can be cut
-into pieces.  End-point RMSE against a teacher of the same noise, finer than the one that plans are fitted to.
+into pieces.  Its best peers are another: a new plan can be judged by them without the search for them.  End-point RMSE
+against a teacher of the same noise, finer than the one that plans are fitted to.
 
 (a) stock: the best, on the very noise that is reported, of all solvers on log-linear, Karras and even flow-time grids
     over the sampling range, with the last step to sigma 0 or none, and on the table's even timesteps; of all these
@@ -71,6 +72,7 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     **{f"UniPC-{p} ramp": partial(solvers.unipc, order=p, final="ramp") for p in (2, 3)},
 }
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
+PEER_SETTINGS = ("seed", "select", "report", "teacher", "tune", "screen")
 Cond = Mapping[str, Any]
 Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]
 """What makes uint8 images of samples, and the recipe's data."""
@@ -202,34 +204,50 @@ class Bench:
         ledger.unlink(missing_ok=True)
         return plan, seconds
 
-    def run(self, n: int) -> dict[str, Any]:
+    def rivals(self, n: int) -> tuple[tuple[str, Plan], tuple[str, Plan]]:
+        """The best stock and the best tuned peer.  Their names are kept: another plan is judged by the same ones."""
         options, low, high = self.options, self.low, self.high
         levels = {g: GRIDS[g](n, high, low) for g in GRIDS} | {"timesteps": grids.timesteps(n, self.table)}
-        peers = {(s, g): SOLVERS[s](grid) for s in SOLVERS for g, grid in levels.items()}
-        few = self.select.first(16)
-        ranked = sorted(peers, key=lambda name: self.error(peers[name], few))
-        best = min(ranked[: options.screen or None], key=lambda name: self.error(peers[name], self.report))
-        tuned: dict[str, Plan] = {
-            "iPNDM-4, searched": searched(self.cache, n, self.denoiser.sigma_data),
-            "DPM++(2M), aligned": aligned(self.cache, n),
-            "UniPC-2, aligned": aligned(self.cache, n, solvers.unipc),
-        }
-        on_select = partial(self.error, batch=self.select)
+        peers = {f"{s}, {g}": SOLVERS[s](grid) for s in SOLVERS for g, grid in levels.items()}
         on_third = partial(self.error, batch=self.select.first(max(len(self.select) // 3, 16)))
-        for s, g in [name for name in ranked if name[1] in GRIDS][: options.tune]:
-            tuned[f"{s}, {g}, ends"] = tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_third)[1]
-        winner = min(tuned, key=lambda name: on_select(tuned[name]))
+
+        def at_its_ends(name: str) -> Plan:
+            s, g = name.split(", ", 1)
+            return tuned_ends(SOLVERS[s], GRIDS[g], n, low, high, on_third)[1]
+
+        tuned: dict[str, Callable[[], Plan]] = {
+            "iPNDM-4, searched": lambda: searched(self.cache, n, self.denoiser.sigma_data),
+            "DPM++(2M), aligned": lambda: aligned(self.cache, n),
+            "UniPC-2, aligned": lambda: aligned(self.cache, n, solvers.unipc),
+            **{f"{name}, ends": partial(at_its_ends, name) for name in peers if not name.endswith("timesteps")},
+        }
+        file = options.out / f"{file_name(self.name)}-{n}.peers.json"
+        settings = {"model": fingerprint(self.denoiser), **{k: getattr(options, k) for k in PEER_SETTINGS}}
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        if kept.get("settings") != settings:
+            few = self.select.first(16)
+            ranked = sorted(peers, key=lambda name: self.error(peers[name], few))
+            best = min(ranked[: options.screen or None], key=lambda name: self.error(peers[name], self.report))
+            leading = [f"{name}, ends" for name in ranked if f"{name}, ends" in tuned][: options.tune]
+            names = [name for name in tuned if not name.endswith("ends")] + leading
+            winner = min(names, key=lambda name: self.error(tuned[name](), self.select))
+            kept = {"settings": settings, "stock": best, "tuned": winner}
+            file.write_text(json.dumps(kept, indent=1) + "\n")
+        return (kept["stock"], peers[kept["stock"]]), (kept["tuned"], tuned[kept["tuned"]]())
+
+    def run(self, n: int) -> dict[str, Any]:
+        options = self.options
+        (best, first), (winner, second) = self.rivals(n)
         plan, seconds = self.calibrated(n)
-        mine = self.squares(plan, self.report)
-        stock, other = (self.squares(peer, self.report) for peer in (peers[best], tuned[winner]))
-        sets = {"plan": self.samples(plan), "stock": self.samples(peers[best]), "teacher": self.report.end}
+        mine, stock, other = (self.squares(p, self.report) for p in (plan, first, second))
+        sets = {"plan": self.samples(plan), "stock": self.samples(first), "teacher": self.report.end}
         return {
             "model": self.name,
             "nfe": n,
             "seed": options.seed,
             "rmse": float(mine.mean().sqrt()),
             "over_stock": ratio(mine, stock),
-            "stock_name": ", ".join(best),
+            "stock_name": best,
             "over_tuned": ratio(mine, other),
             "tuned_name": winner,
             "plan": {"basis": plan.basis, **plan.meta["found"]},

@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or zoo:NAME")
     parser.add_argument("--passes", type=int, default=96, help="passes per design, a multiple of 8")
+    parser.add_argument("--strata", type=int, default=1, help="passes per replicate: levels of an image in each")
     parser.add_argument("--pilot", type=int, default=512, help="evaluations of a pilot")
     parser.add_argument("--limit", type=int, help="use only the first held-out images")
     parser.add_argument("--logsnr", type=float, nargs=2, help="range of the bound")
@@ -79,7 +80,7 @@ def main() -> None:
     }
     for name, (measured, control) in designs.items():
         means, variances, cost = [], [], 0
-        for _ in range(args.passes // REPLICATES):
+        for _ in range(args.passes // (REPLICATES * args.strata)):
             pilot = Pilot.uniform(lo, hi)
             if measured:
                 pilot = Pilot.measure(
@@ -99,15 +100,15 @@ def main() -> None:
                 cond=cond,
                 generator=generator,
                 batch=n,
-                evaluations_per_image=REPLICATES,
+                evaluations_per_image=REPLICATES * args.strata,
             )
             means.append(float(result.per_image.mean()) * unit)
-            variances.append((result.stderr * unit) ** 2 * REPLICATES)
+            variances.append((result.stderr * unit) ** 2 * REPLICATES * args.strata)
             cost = pilot.evaluations
         rows[name] = (sum(means) / len(means), sum(variances) / len(variances), cost)
 
     base = n * rows["VDM: uniform, lattice"][1] / GOAL**2
-    freedom = {name: (args.passes - 1 if "VDM" in name else args.passes * 7 / 8) for name in rows}
+    freedom = {name: (args.passes - 1 if "VDM" in name else args.passes * 7 / 8 / args.strata) for name in rows}
     table = [
         {
             "design": name,

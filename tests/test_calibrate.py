@@ -105,12 +105,13 @@ def test_one_step_has_the_analytic_optimum() -> None:
     expected = float((g * t * m).sum() / (g * g * m).sum())
     end = flow(noise, sigma, 0.0)
     prior = Plan((sigma, 0.0), ((1.0,),), "x0")
-    plan = fit_rows(GAUSSIAN, prior, of(noise), [end], 0.0, chunk=16)
+    plan, reached = fit_rows(GAUSSIAN, prior, of(noise), [end], 0.0, chunk=16)
+    assert torch.equal(reached, sample(GAUSSIAN, plan, noise=noise))
     assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
     # in eps, where y' = y - sigma c eps, with the gain of eps and the same distance to go
     h, left = s / (alpha**2 * VARIANCES + s**2), 1 / alpha - t
     expected = float((h * left * m).sum() / (h * h * m).sum()) / sigma
-    plan = fit_rows(GAUSSIAN, Plan((sigma, 0.0), ((1.0,),), "eps"), of(noise), [end], 0.0, chunk=50)
+    plan, _ = fit_rows(GAUSSIAN, Plan((sigma, 0.0), ((1.0,),), "eps"), of(noise), [end], 0.0, chunk=50)
     assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -119,7 +120,7 @@ def test_two_steps_are_exact_for_two_variances() -> None:
     noise, sigmas = noises(40, 2), (4.0, 0.8, 0.0)
     prior = prior_rows(sigmas, 1, "x0")
     targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
-    plan = fit_rows(GAUSSIAN, prior, of(noise), targets, 0.0, chunk=40)
+    plan, _ = fit_rows(GAUSSIAN, prior, of(noise), targets, 0.0, chunk=40)
     assert float((sample(GAUSSIAN, plan, noise=noise) - targets[1]).abs().max()) < 1e-8
     one = torch.ones(1, 2, dtype=F64)
     first = GAUSSIAN(one, 4.0).x0
@@ -140,7 +141,7 @@ def test_strength_pulls_to_the_prior() -> None:
     noise = noises(40, 2)
     prior = prior_rows((4.0, 0.8, 0.0), 1, "eps")
     targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
-    far = [fit_rows(GAUSSIAN, prior, of(noise), targets, k, 40) for k in (0.0, 1e-2, 1.0, 1e6)]
+    far = [fit_rows(GAUSSIAN, prior, of(noise), targets, k, 40)[0] for k in (0.0, 1e-2, 1.0, 1e6)]
 
     def distance(plan: Plan) -> float:
         return math.dist(plan.rows[1], prior.rows[1])
@@ -448,7 +449,7 @@ def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tm
 
 def test_an_alternative_that_wins_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Search, "starts", lambda self, cache: [])
-    monkeypatch.setattr(Search, "refine", lambda self, starts: None)
+    monkeypatch.setattr(Search, "refine", lambda self, starts, cache: None)
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     assert plan.meta["found"]["from"] == "alternative"
     assert plan.meta["solver"] == plan.meta["selection"]["best_alternative"]

@@ -21,7 +21,7 @@ from logsnr.endpoint import Counted
 from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Meter(Counted):

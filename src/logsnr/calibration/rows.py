@@ -46,8 +46,9 @@ def pad(row: Sequence[float], length: int) -> tuple[float, ...]:
 
 def fit_rows(
     denoiser: Denoiser, prior: Plan, batch: Batch, targets: Sequence[Tensor], strength: float, chunk: int
-) -> Plan:
-    """The prior's levels with the rows of least squares; `nfe` evaluations of the batch.
+) -> tuple[Plan, Tensor]:
+    """The prior's levels with the rows of least squares, and where they end `[N, *shape]`; `nfe` evaluations of the
+    batch.
 
     Args:
         denoiser: the model.
@@ -80,7 +81,7 @@ def fit_rows(
         step = updates(plan)[i]
         for run in runs:
             run.advance(step)
-    return plan
+    return plan, torch.cat([run.states[-1] for run in runs])
 
 
 def _gains(plan: Plan, i: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
     teacher      fine trajectories from the same noise; those of fit are remembered level by level   (teacher.py)
     schedule     levels to try: evenly spread ones, and those of least summed local error on the cache (schedule.py)
     rows         each step's coefficients by ridge least squares along the student's own rollout       (rows.py)
+    walk         levels one at a time along the teacher's grid, rows fitted anew                       (walk.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                  (descent.py)
 
 The best built-in solver is one more place to descend from.  Errors are compared as descent.py tempers them, reported
@@ -22,12 +23,13 @@ import torch
 
 from logsnr.calibration.alternatives import GRIDS, SOLVERS, alternatives
 from logsnr.calibration.baselines import aligned, searched, tuned_ends
-from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, squares, tempered
+from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, residuals, squares, tempered
 from logsnr.calibration.ledger import Ledger, Meter
 from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.rows import fit_rows, lengthened, prior_rows, targets_at
-from logsnr.calibration.schedule import tried_levels
+from logsnr.calibration.schedule import MIN_STEP, tried_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
+from logsnr.calibration.walk import Nodes, walk
 from logsnr.sampling.plan import Basis, Grid, Plan
 from logsnr.sampling.sample import start
 
@@ -37,6 +39,12 @@ RIDGE = 1e-3
 """Strength of the least-squares prior, relative to the error of the prior's own row."""
 STRENGTHS = (1.0, 30.0)
 """Of the descent's prior, in units of one sample: the usual one, and one for when fitting noises are too few."""
+STRIDES = (1.6, 0.8, 0.4, 0.2)
+"""Of the walk, in log sigma."""
+FINALISTS = 4
+"""Of the levels to start from, measured on the selection noise too."""
+WALK = 70
+"""Rollouts of a walk, at most."""
 FEW = 4
 """All built-in solvers are ranked on one selection noise of so many."""
 LEADERS = 6
@@ -155,7 +163,7 @@ class Search:
         self.tell("alternatives")
         self.rank()
         if self.settings["method"] == "search":
-            self.refine(self.starts(cache))
+            self.refine(self.starts(cache), cache)
         else:
             self.baseline(cache)
 
@@ -186,55 +194,99 @@ class Search:
             plan = searched(cache, self.n, sigma_data) if method == "gits" else aligned(cache, self.n)
             self.offer(plan, {"from": method, "name": "iPNDM-4, GITS" if method == "gits" else "DPM++(2M), AYS"})
 
-    def starts(self, cache: Cache) -> list[tuple[float, Plan]]:
-        """Where to descend from, best first: fitted rows on many levels, and the best built-in solver that fits the
-        search's space."""
+    def starts(self, cache: Cache) -> list[Plan]:
+        """Where to walk and descend from, best first: fitted rows on many levels, and the best built-in solver that
+        fits the search's space.  Levels are ranked on the fitting noise, which costs nothing; the first of them, and
+        other bases and histories on the best, on the selection noise as well."""
         bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
         if self.settings["basis"] != "auto":
             bases = (self.settings["basis"],)
         wanted = self.settings["history"]
         history = min(LONGEST if wanted == "auto" else wanted, self.n - 1)
         others = {1, min(LONGEST + 1, self.n - 1)} - {history, self.n} if wanted == "auto" else set()
-        found: list[tuple[float, Plan]] = []
 
-        def offer(plan: Plan, source: str) -> None:
-            found.append((self.offer(plan, {"from": source}), plan))
-
-        def rows(levels: Grid, history: int, basis: Basis) -> None:
+        def rows(levels: Grid, history: int, basis: Basis) -> tuple[Plan, float]:
             self.tell("rows")
-            offer(self.rows(prior_rows(levels, history, basis), RIDGE, cache), "rows")
+            return self.rows(prior_rows(levels, history, basis), cache)
 
-        for levels in tried_levels(cache, self.n, self.meter.sigma_data, min(1, history)):
-            rows(levels, history, bases[0])
-        best = min(found, key=lambda entry: entry[0])[1].sigmas
-        for basis in bases[1:]:
-            rows(best, history, basis)
-        for other in sorted(others):
-            rows(best, other, bases[0])
+        tried = tried_levels(cache, self.n, self.meter.sigma_data, min(1, history))
+        found = sorted((rows(levels, history, bases[0]) for levels in tried), key=lambda entry: entry[1])
+        found = [(plan, self.both(plan, fit, {"from": "rows"})) for plan, fit in found[:FINALISTS]]
+        best, *rest = sorted(found, key=lambda entry: entry[1])
+        variants = [rows(best[0].sigmas, history, basis) for basis in bases[1:]]
+        variants += [rows(best[0].sigmas, other, bases[0]) for other in sorted(others)]
+        best = min(
+            [best, *((plan, self.both(plan, fit, {"from": "rows"})) for plan, fit in variants)],
+            key=lambda entry: entry[1],
+        )
         longest = self.n if wanted == "auto" else wanted + 1
         fits = (plan for plan in self.leaders.values() if plan.basis in bases and max(map(len, plan.rows)) <= longest)
         if (plan := next(fits, None)) is not None:
-            offer(lengthened(plan, history), "built-in")
-        return sorted(found, key=lambda entry: entry[0])
+            plan = lengthened(plan, history)
+            rest.append((plan, self.both(plan, tempered(self.squares(plan, "fit"), self.scale), {"from": "built-in"})))
+        return [best[0], *(plan for plan, _ in sorted(rest, key=lambda entry: entry[1]))]
 
-    def rows(self, prior: Plan, ridge: float, cache: Cache) -> Plan:
-        """The prior's levels with fitted rows."""
+    def rows(self, prior: Plan, cache: Cache) -> tuple[Plan, float]:
+        """The prior's levels with fitted rows, and the error of the fitting noise, tempered."""
         batch = self.sets["fit"].first(cache.states.shape[1])
         targets = targets_at(prior.sigmas[1:], cache.sigmas, cache.states)
-        self.afford(self.n * len(batch))
-        fitted = self.ledger.recall(
-            f"rows {ridge} {prior.hash}",
-            lambda: [list(r) for r in fit_rows(self.meter, prior, batch, targets, ridge, self.chunk).rows],
-        )
-        return replace(prior, rows=tuple(tuple(row) for row in fitted))
+        name = f"rows {RIDGE} {prior.hash}"
+        if name not in self.ledger.counted:
+            self.afford(self.n * len(batch))
 
-    def refine(self, starts: list[tuple[float, Plan]]) -> None:
-        """Down from the best start; once more with a strong prior; down from the others."""
-        plans = [plan for _, plan in starts]
-        self.descent(plans[0], STRENGTHS[0])
-        self.descent(plans[0], STRENGTHS[1])
-        for plan in plans[1:]:
-            self.descent(plan, STRENGTHS[0])
+        def fit() -> list[Any]:
+            plan, end = fit_rows(self.meter, prior, batch, targets, RIDGE, self.chunk)
+            q = residuals(end, batch, self.metric).square().mean(1).cpu().nan_to_num(nan=math.inf, posinf=math.inf)
+            return [[list(row) for row in plan.rows], [_json(v) for v in q.tolist()]]
+
+        rows, q = self.ledger.recall(name, fit)
+        error = tempered(torch.tensor([float(v) for v in q], dtype=torch.float64), self.scale)
+        return replace(prior, rows=tuple(tuple(row) for row in rows)), error
+
+    def walk(self, first: Plan, cache: Cache) -> Plan:
+        """From a plan's levels to the best that single moves reach.
+
+        A move must be better on the fitting noise, and then on that and the selection noise together: a few samples
+        that end in another mode than the teacher's decide too much on either alone.
+        """
+        history, known = max(map(len, first.rows)) - 1, cache.sigmas
+        start = tuple(min(range(len(known)), key=lambda i: abs(known[i] - s)) for s in first.sigmas[:-1])
+        best, left = (math.inf, math.inf, first), WALK
+
+        def better(nodes: Nodes) -> bool:
+            nonlocal best, left
+            if not left:
+                return False
+            left -= 1
+            self.tell("walk")
+            prior = prior_rows((*(known[i] for i in nodes), 0.0), history, first.basis)
+            plan, fit = self.rows(prior, cache)
+            if fit >= best[0]:
+                return False
+            both = self.both(plan, fit, {"from": "walk"})
+            if both >= best[1]:
+                return False
+            best = fit, both, plan
+            return True
+
+        width = math.log(known[0] / known[1])
+        strides = [max(round(step / width), 1) for step in STRIDES]
+        better(start)
+        walk(start, len(known) - 2, math.ceil(MIN_STEP / width - 1e-9), strides, better)
+        return best[2]
+
+    def both(self, plan: Plan, fit: float, found: dict[str, Any]) -> float:
+        """The error on the fitting noise (given) and on the selection noise together; the plan is kept if the best."""
+        a, b = self.batch, len(self.sets["select"])
+        return (a * fit + b * self.offer(plan, found)) / (a + b)
+
+    def refine(self, starts: list[Plan], cache: Cache) -> None:
+        """Walk from the best start and descend from there, also with a strong prior; then from the others."""
+        for plan in starts:
+            on_grid = plan.sigmas[-1] == 0 and set(plan.sigmas) <= set(cache.sigmas)
+            first = self.walk(plan, cache) if on_grid else plan
+            for strength in STRENGTHS:
+                self.descent(first, strength)
 
     def descent(self, first: Plan, strength: float) -> None:
         """Descend, and offer every plan on the way, until three in a row are worse on the selection noise."""
