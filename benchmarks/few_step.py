@@ -72,7 +72,7 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     **{f"UniPC-{p} ramp": partial(solvers.unipc, order=p, final="ramp") for p in (2, 3)},
 }
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
-PEER_SETTINGS = ("seed", "select", "report", "teacher", "tune", "screen")
+PEER_SETTINGS = ("seed", "report", "teacher", "tune", "screen")
 Cond = Mapping[str, Any]
 Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]
 """What makes uint8 images of samples, and the recipe's data."""
@@ -134,12 +134,14 @@ class Bench:
         self.chunk = options.chunk
         seed, steps = options.seed, options.teacher
         draw = partial(noises, self.denoiser, self.cond)
-        select = draw(2 * 10**6 + seed, options.select)
+        # of the exact mixture one noise in several hundred switches modes, and is most of its mean square
+        many = name == "mixture"
+        self.fit, tune = (count * (4 if many else 1) for count in (options.batch, options.select))
+        select = draw(2 * 10**6 + seed, tune)
         grid = teacher_grid(steps, self.low, self.high)
         self.select, self.cache = remember(self.denoiser, select, grid, self.chunk, None)
         grid = teacher_grid(3 * steps // 2, self.low, self.high)
-        # of the exact mixture one noise in several hundred switches modes, and is most of its mean square
-        count = options.report * (16 if name == "mixture" else 1)
+        count = options.report * (16 if many else 1)
         self.report = teacher_ends(self.denoiser, draw(10**6 + seed, count), grid, self.chunk, None)
         self.space = judge(trained, options.data, seed)
 
@@ -184,7 +186,7 @@ class Bench:
     def calibrated(self, n: int) -> tuple[Plan, float | None]:
         """The plan and the seconds it took: the one that a model of the zoo comes with, or a new one."""
         options = self.options
-        settings = {"batch": options.batch, "seed": options.seed}
+        settings = {"batch": self.fit, "seed": options.seed}
         if self.name.startswith("zoo:") and "@" not in self.name:
             plan = load_plans(self.name).get(n)
             made = {} if plan is None else plan.meta
@@ -222,7 +224,11 @@ class Bench:
             **{f"{name}, ends": partial(at_its_ends, name) for name in peers if not name.endswith("timesteps")},
         }
         file = options.out / f"{file_name(self.name)}-{n}.peers.json"
-        settings = {"model": fingerprint(self.denoiser), **{k: getattr(options, k) for k in PEER_SETTINGS}}
+        settings = {
+            "model": fingerprint(self.denoiser),
+            **{k: getattr(options, k) for k in PEER_SETTINGS},
+            "select": len(self.select),
+        }
         kept = json.loads(file.read_text()) if file.exists() else {}
         if kept.get("settings") != settings:
             few = self.select.first(16)
@@ -255,7 +261,7 @@ class Bench:
             "seconds": seconds,
             "fd": self.frechet(sets),
             "features": None if self.space is None else self.space.name,
-            "sizes": {"fit": options.batch, "select": options.select, "report": len(self.report)},
+            "sizes": {"fit": self.fit, "select": len(self.select), "report": len(self.report)},
             "machine": f"{platform.machine()}, {options.device}, {torch.get_num_threads()} threads",
         }
 
@@ -309,10 +315,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     sizes = rows[-1]["sizes"]
     features = sorted({row["features"] for row in rows if row["features"]})
     told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher
-    of the same noise. Plans are fitted to {sizes["fit"]} other noises; the zoo's models are judged with
-    the plans that they come with, guided ones with plans made under that guidance. (a) is over the best
+    of the same noise. Plans are fitted to {sizes["fit"]} other noises (the mixture's to
+    {4 * sizes["fit"]}); the zoo's models are judged with the plans that they come with, guided ones with plans made under that guidance. (a) is over the best
     stock solver on the very noise that is reported, (b) over the best that was tuned to the model on
-    {sizes["select"]} noises (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
+    {sizes["select"]} noises, the mixture's on {4 * sizes["select"]} (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
     guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
     the teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting
     batch per step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py

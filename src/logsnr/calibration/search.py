@@ -281,12 +281,14 @@ class Search:
         return (a * fit + b * self.offer(plan, found)) / (a + b)
 
     def refine(self, starts: list[Plan], cache: Cache) -> None:
-        """Walk from the best start and descend from there, also with a strong prior; then from the others."""
+        """From the best start on: walk and descend, descend without the walk, then with a strong prior."""
         for plan in starts:
             on_grid = plan.sigmas[-1] == 0 and set(plan.sigmas) <= set(cache.sigmas)
-            first = self.walk(plan, cache) if on_grid else plan
-            for strength in STRENGTHS:
-                self.descent(first, strength)
+            walked = self.walk(plan, cache) if on_grid else plan
+            self.descent(walked, STRENGTHS[0])
+            if walked != plan:
+                self.descent(plan, STRENGTHS[0])
+            self.descent(walked, STRENGTHS[1])
 
     def descent(self, first: Plan, strength: float) -> None:
         """Descend, and offer every plan on the way, until three in a row are worse on the selection noise."""
