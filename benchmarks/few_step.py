@@ -314,16 +314,16 @@ def page(rows: list[dict[str, Any]]) -> str:
     reported = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     sizes = rows[-1]["sizes"]
     features = sorted({row["features"] for row in rows if row["features"]})
-    told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher
-    of the same noise. Plans are fitted to {sizes["fit"]} other noises (the mixture's to
-    {4 * sizes["fit"]}); the zoo's models are judged with the plans that they come with, guided ones with plans made under that guidance. (a) is over the best
-    stock solver on the very noise that is reported, (b) over the best that was tuned to the model on
-    {sizes["select"]} noises, the mixture's on {4 * sizes["select"]} (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
-    guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to
-    the teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting
-    batch per step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py
-    MODEL --report NOISES --data fashion_mnist.npz`, model by model, the mixture's NOISES being a sixteenth, and
-    `--table --write docs/results`."""
+    told = f"""End-point RMSE on fresh noises ({reported}), seed {rows[0]["seed"]}, against a teacher of the same
+    noise. Plans are fitted to {sizes["fit"]} other noises (the mixture's to {4 * sizes["fit"]}); the zoo's models are
+    judged with the plans that they come with, guided ones with plans made under that guidance. (a) is over the best
+    stock solver on the very noise that is reported, (b) over the best that was tuned to the model on {sizes["select"]}
+    noises, the mixture's on {4 * sizes["select"]} (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
+    guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to the
+    teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting batch per
+    step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py MODEL --report
+    NOISES --data fashion_mnist.npz`, model by model, the mixture's NOISES being a sixteenth, and `--table --write
+    docs/results`."""
     title = "# Few-step plans beside every stock solver"
     return "\n\n".join([title, textwrap.fill(" ".join(told.split()), 118), table(rows)])
 
