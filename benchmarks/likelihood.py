@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("run", help="folder of a run, or zoo:NAME")
     parser.add_argument("--passes", type=int, default=96, help="passes per design, a multiple of 8")
     parser.add_argument("--strata", type=int, default=1, help="passes per replicate: levels of an image in each")
-    parser.add_argument("--pilot", type=int, default=512, help="evaluations of a pilot")
+    parser.add_argument("--pilot", type=int, default=256, help="evaluations of a pilot")
     parser.add_argument("--limit", type=int, help="use only the first held-out images")
     parser.add_argument("--logsnr", type=float, nargs=2, help="range of the bound")
     parser.add_argument("--seed", type=int, default=0)

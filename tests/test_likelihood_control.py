@@ -177,12 +177,32 @@ def test_a_small_pilot_learns_from_what_it_serves():
     assert again.after(large.draws) is again  # enough
     uniform = Pilot.uniform(LO, HI)
     assert uniform.after(large.draws) is uniform
-    first = bits_per_dim(model(), data(40), levels=17, generator=generator(5), pilot=small, **span)
-    more = bits_per_dim(
-        model(), data(40), levels=17, generator=generator(5), pilot=small, evaluations_per_image=64, **span
-    )
-    assert more.stderr < 0.75 * first.stderr
-    assert abs(more.bits_per_dim - bound_of_gaussian(data(40), 0.3, LO, HI)) < 4 * more.stderr
+
+
+def test_learning_makes_estimates_better(monkeypatch):
+    """From 4 draws a bin on: variances summed over 16 estimates, with the pilot that learns and with the same that does
+    not.  (40 estimates say .76 +- .09.)"""
+    x, span = Pixels(17).encode(data(40)), {"logsnr_range": (LO, HI)}
+    exact = bound_of_gaussian(data(40), 0.3, LO, HI)
+
+    def variances():
+        for seed in range(16):
+            pilot = Pilot.measure(model(), x, generator=generator(seed), evaluations=96, **span)
+            found = bits_per_dim(
+                model(),
+                data(40),
+                levels=17,
+                generator=generator(seed),
+                pilot=pilot,
+                evaluations_per_image=64,
+                **span,
+            )
+            assert abs(found.bits_per_dim - exact) < 5 * found.stderr  # with 7 degrees of freedom
+            yield found.stderr**2
+
+    learned = sum(variances())
+    monkeypatch.setattr(Pilot, "after", lambda self, draws: self)
+    assert learned < 0.85 * sum(variances())
 
 
 def test_every_bin_of_a_pilot_sees_all_images():

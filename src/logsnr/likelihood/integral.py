@@ -121,7 +121,7 @@ def prepare(
             raise ValueError(f"the pilot knows log-SNR {pilot.range}, the bound has {logsnr_range}: measure another")
         return pilot
     gaussian = None if train is None else GaussianControl(train)
-    size = min(max(len(x) * evaluations_per_image // 8, 192), 512)
+    size = min(max(len(x) * evaluations_per_image // 8, 192), 256)
     return Pilot.measure(
         denoiser,
         x,
