@@ -1,17 +1,18 @@
 """Cheaper likelihoods: evaluations for a standard error of .01 bits/dim, against VDM's antithetic lattice.
 
-    python benchmarks/likelihood.py zoo:digits
+    python benchmarks/likelihood.py zoo:digits --limit 48 --strata 4 --passes 1536
 
 Same model, images, batch and log-SNR range for every design; only noise and noise levels count, the images are fixed.
 A pass is one evaluation of every image.  VDM's design is one lattice u_i = (u0 + i/n) mod 1, uniform in log-SNR, over
 the images in a fresh order in every pass (2107.00630, app. I.1).  The variance of a pass comes from `--passes`
 passes of each design, all of them summed for the standard error of that variance, and scales as 1/passes.  Ours come
-eight at a time, each time with a pilot of its own that learns from pass to pass, as `bits_per_dim` goes about it:
+8 x `--strata` at a time, each time with a pilot of its own that learns from replicate to replicate, as `bits_per_dim`
+goes about it.  A call should end near .01, which decides on --limit and --strata:
 
     evaluations = n * variance of a pass / .01^2,      ratio = design / lattice
 
 The last column counts the pilot's own evaluations too.  A class-conditional model is given the null class: the bound is
-unconditional.  About a minute on one core for the digits.
+unconditional.  About three minutes on one core.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def lattice_pass(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or zoo:NAME")
-    parser.add_argument("--passes", type=int, default=96, help="passes per design, a multiple of 8")
+    parser.add_argument("--passes", type=int, default=96, help="passes per design, a multiple of 8 x --strata")
     parser.add_argument("--strata", type=int, default=1, help="passes per replicate: levels of an image in each")
     parser.add_argument("--pilot", type=int, default=256, help="evaluations of a pilot")
     parser.add_argument("--limit", type=int, help="use only the first held-out images")
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.passes < 1 or args.passes % (REPLICATES * args.strata):
+        parser.error(f"--passes {args.passes}: give a multiple of {REPLICATES} x --strata = {REPLICATES * args.strata}")
 
     denoiser = ls.load(args.run)
     data = load_data(DataConfig(**denoiser.card["training"]["data"]))
