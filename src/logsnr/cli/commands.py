@@ -225,7 +225,7 @@ def evaluate(
     from logsnr.likelihood import bits_per_dim, default_logsnr_range
 
     denoiser = support.run_denoiser(model)
-    images, levels, cond = support.held_out_images(denoiser, data, limit)
+    images, levels, cond, train = support.held_out_images(denoiser, data, limit)
     lo, hi = default_logsnr_range(levels)
     result = bits_per_dim(
         denoiser,
@@ -235,6 +235,7 @@ def evaluate(
         cond=cond,
         generator=torch.Generator().manual_seed(seed),
         evaluations_per_image=evaluations,
+        train=train,
     )
     facts = {
         "model": model,

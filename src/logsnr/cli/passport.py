@@ -106,7 +106,7 @@ def _samples(
         if data == "none":
             return None, drawn, ""
         try:
-            images, _, cond = support.held_out_images(denoiser, data, None)
+            images, _, cond, _ = support.held_out_images(denoiser, data, None)
         except LogsnrError as error:
             if data is not None:
                 raise

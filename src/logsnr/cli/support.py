@@ -34,6 +34,9 @@ from logsnr.sampling.universal import universal_plan
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
+LARGEST_COVARIANCE = 3072
+"""Dimensions of the largest Gaussian control (32 x 32 in colour): its eigenvectors take some ten seconds and 75 MB."""
+
 
 def run_denoiser(model: str) -> NetworkDenoiser:
     """The denoiser of a run's folder; of a pipeline's there is nothing to train, measure or export."""
@@ -243,8 +246,9 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
 
 def held_out_images(
     denoiser: NetworkDenoiser, source: str | None, limit: int | None
-) -> tuple[Tensor, int, dict[str, Tensor] | None]:
-    """Held-out images, their grey levels, and their labels where the model is conditional."""
+) -> tuple[Tensor, int, dict[str, Tensor] | None, Tensor | None]:
+    """Held-out images, their grey levels, their labels where the model is conditional, and training images for the
+    Gaussian control of a likelihood: about 10,000 at most, none where their covariance would be too large."""
 
     trained_on = (denoiser.card.get("training") or {}).get("data")
     if source is None and trained_on is None:
@@ -261,7 +265,8 @@ def held_out_images(
         if labels is None:
             raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
         cond = {"class_labels": labels[:limit]}
-    return images, data.levels, cond
+    train = data.train_images[:: max(len(data.train_images) // 10_000, 1)]
+    return images, data.levels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
 
 
 def print_json(facts: dict[str, Any]) -> None:

@@ -129,6 +129,7 @@ def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likeli
             levels=data.levels,
             cond={"class_labels": labels},
             generator=torch.Generator().manual_seed(seed + 1),
+            train=data.train_images,
         )
         for labels in (null, data.test_labels)
     )
