@@ -248,7 +248,7 @@ def held_out_images(
     denoiser: NetworkDenoiser, source: str | None, limit: int | None
 ) -> tuple[Tensor, int, dict[str, Tensor] | None, Tensor | None]:
     """Held-out images, their grey levels, their labels where the model is conditional, and training images for the
-    Gaussian control of a likelihood: about 10,000 at most, none where their covariance would be too large."""
+    Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
 
     trained_on = (denoiser.card.get("training") or {}).get("data")
     if source is None and trained_on is None:
@@ -265,7 +265,7 @@ def held_out_images(
         if labels is None:
             raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
         cond = {"class_labels": labels[:limit]}
-    train = data.train_images[:: max(len(data.train_images) // 10_000, 1)]
+    train = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
     return images, data.levels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
 
 
