@@ -76,6 +76,7 @@ def test_the_bound_can_be_measured_again_from_the_saved_model(demo):
         levels=17,
         cond={"class_labels": data.test_labels},
         generator=torch.Generator().manual_seed(3 + 1),
+        train=data.train_images,
     )
     assert again.bits_per_dim == pytest.approx(summary["likelihood"]["bits_per_dim_given_label"], abs=1e-6)
 
