@@ -1,4 +1,4 @@
-"""The walk over levels: a local optimum of an enumerable problem, its rules, and what it gains on an exact model."""
+"""The walk over levels: a local optimum of an enumerable problem, its rules, and what long strides are for."""
 
 import math
 from collections.abc import Callable
