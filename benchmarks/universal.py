@@ -1,48 +1,64 @@
 """The universal plans: fitted over a family of models, and what a model loses by not being asked.
 
-    python benchmarks/universal.py fit zoo:digits zoo:fashion-mnist      re-makes src/logsnr/sampling/universal.json
-    python benchmarks/universal.py judge zoo:digits zoo:fashion-mnist    leave-one-out regret, ratios to stock solvers
+    MODELS="zoo:digits zoo:fashion-mnist zoo:fashion-mnist-classes --images fashion_mnist.npz cifar10.npz"
+    python benchmarks/universal.py fit $MODELS      re-makes src/logsnr/sampling/universal.json
+    python benchmarks/universal.py judge $MODELS    leave-one-out regret, ratios to stock solvers
 
-The family: exact mixtures of 8, 16 and 48 dimensions, every sixth of the digits smoothed by a Gaussian kernel (an exact
-denoiser of real images), and the networks named on the command line, their classes in turn.  Two ranges are fitted:
-"wide" for models whose levels go on to 40 sigma_data or more, "narrow" for those that end at 14 (Stable Diffusion's
-tables end at 14.6).  A plan's first level is each model's own largest.
+The family is of images: every sixth of the digits smoothed by a Gaussian kernel (an exact denoiser of real images),
+one Gaussian per class of the images named on the command line (the exact denoiser of their first two moments), a
+Gaussian field of 12,288 numbers (the larger images are, the higher their coarse structure lies above the noise), and
+the networks named there, their classes in turn.  Two ranges are fitted: "wide" for models whose levels go on to 40
+sigma_data or more, "narrow" for those that end at 14 (Stable Diffusion's tables end at 14.6).
 
-`judge` fits each plan once more without the model that it is judged on (all networks of one data set, and its kernel,
-are left out together), and prints its RMSE over that of the model's own calibrated plan (regret; a zoo model's is the
-one it comes with), and over GE(2), DPM++(2M) and UniPC-2, each on the better of a log-linear and a Karras grid over the
-model's sampling range.
+`judge` fits each plan once more without the model that it is judged on (all models of one data set, by the first word
+of their names, are left out together), and compares: with the model's own calibrated plan (regret; a zoo model's is the
+one it comes with), and with GE(2), DPM++(2M) and UniPC-2, each on the better of a log-linear and a Karras grid over the
+model's sampling range.  Exact mixtures of 8, 16 and 48 dimensions are judged too, and take part in no fit: where a
+small mixture decides, and how late, is no guide to images.  It writes docs/results/universal.md.
 Both commands keep what is done in --work and go on from there.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from logsnr import exact
 from logsnr.calibration import calibrate
 from logsnr.calibration.descent import mean_square
-from logsnr.calibration.rows import lengthened
-from logsnr.calibration.universal import Member, fit_universal, member, relative_start
+from logsnr.calibration.rollout import Batch, spread_cond
+from logsnr.calibration.teacher import teacher_ends, teacher_grid
+from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.load import load, load_plans
 from logsnr.noise import alpha_s
+from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, grids, solvers
-from logsnr.sampling.universal import FORMAT, scaled
+from logsnr.sampling.sample import start
+from logsnr.sampling.universal import FORMAT, WIDE, scaled
+from logsnr.training import Dataset, load_data
+from logsnr.training.config import DataConfig
 
-OUT = Path(__file__).parents[1] / "src/logsnr/sampling/universal.json"
+PLANS = Path(__file__).parents[1] / "src/logsnr/sampling/universal.json"
+RESULTS = Path(__file__).parents[1] / "docs/results"
 RANGES = {"wide": 80.0, "narrow": 14.0}
-HISTORY = 2
+JUDGED = 128
+"""Noises to judge by."""
+OWN = (4, 5, 6, 8, 10)
+"""Numbers of evaluations at which models have plans of their own."""
+MACHINE = f"{platform.machine()}, cpu"
 PEERS: dict[str, Callable[[tuple[float, ...]], Plan]] = {
     "GE(2)": solvers.ge,
     "DPM++(2M)": solvers.dpmpp,
@@ -56,7 +72,7 @@ class Smoothed(Denoiser):
     def __init__(self, points: Tensor, width: float) -> None:
         super().__init__()
         self.cloud, self.width, self.shape = exact.PointCloud(points), width, tuple(points.shape[1:])
-        self.sigma_data = math.hypot(self.cloud.sigma_data, width)
+        self.sigma_data = math.hypot(float(points.std()), width)
         self.trained_range = self.cloud.trained_range
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
@@ -81,6 +97,21 @@ class Narrow(Denoiser):
         return estimate
 
 
+class Field(Denoiser):
+    """A Gaussian of independent directions, the i-th of variance 1/i: the spectrum 1/f^2 of images, of any size."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        variances = 1 / torch.arange(1, dim + 1, dtype=torch.float64)
+        self.variances = (variances / variances.mean()).float()
+        self.shape, self.sigma_data, self.trained_range = (dim,), 1.0, (0.002, 160.0)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        alpha, s = alpha_s(float(sigma))
+        seen = z / (alpha**2 * self.variances + s**2)
+        return Estimate(alpha * self.variances * seen, s * seen)
+
+
 def mixture(d: int, k: int, seed: int, spread: float, floor: float, decay: float = 0.0) -> exact.GaussianMixture:
     g = torch.Generator().manual_seed(seed)
     scale = torch.arange(1, d + 1) ** (-decay / 2)
@@ -89,59 +120,64 @@ def mixture(d: int, k: int, seed: int, spread: float, floor: float, decay: float
     return exact.GaussianMixture(torch.ones(k) / k, means, factors @ factors.mT + floor**2 * torch.eye(d))
 
 
-Family = dict[str, tuple[str, Denoiser, Mapping[str, Any] | None]]
-"""Name -> (group that is left out together, model, conditions)."""
+@dataclass(frozen=True)
+class Model:
+    """A model, its conditions, the group that is left out with it, and whether plans are fitted to it."""
+
+    denoiser: Denoiser
+    group: str
+    cond: Mapping[str, Any] | None = None
+    fitted: bool = True
 
 
-def family(runs: list[str], span: str) -> Family:
+def family(runs: list[str], images: list[Path], span: str) -> dict[str, Model]:
+    """All models by name.
+
+    sigma_data is the standard deviation of all pixels for every model of images, as for the networks (and EDM's).
+    """
     from sklearn.datasets import load_digits
 
     digits = (torch.tensor(load_digits().images, dtype=torch.float32)[:, None] + 0.5) / 17 * 2 - 1
-    models: Family = {
-        "mixture 8d": ("8d", mixture(8, 6, 11, 0.4, 0.1), None),
-        "mixture 16d": ("16d", mixture(16, 8, 12, 0.5, 0.1), None),
-        "mixture 48d": ("48d", mixture(48, 10, 13, 0.7, 0.05, 1.0), None),
-        "digits, kernel": ("digits", Smoothed(digits[::6], 0.25), None),
+    models = {
+        "mixture 8d": Model(mixture(8, 6, 11, 0.4, 0.1), "8d", fitted=False),
+        "mixture 16d": Model(mixture(16, 8, 12, 0.5, 0.1), "16d", fitted=False),
+        "mixture 48d": Model(mixture(48, 10, 13, 0.7, 0.05, 1.0), "48d", fitted=False),
+        "field 12288d": Model(Field(3 * 64 * 64), "field"),
+        "kernel digits": Model(Smoothed(digits[::6], 0.25), "digits"),
     }
     for run in runs:
-        denoiser, name = load(run), network(run)
+        denoiser = load(run)
         classes = denoiser.card.get("classes")
         cond = {"class_labels": torch.arange(classes)} if classes else None
-        models[name] = (name.split()[1].split("-")[0], denoiser, cond)
+        models[f"network {run}"] = Model(denoiser, group(run.removeprefix("zoo:")), cond)
+    for path in images:
+        data = load_data(DataConfig(source=str(path)))
+        models[f"Gaussians {path.stem}"] = Model(class_gaussians(data), group(path.stem))
     if span == "narrow":
-        models = {name: (group, Narrow(d), cond) for name, (group, d, cond) in models.items()}
+        models = {name: replace(one, denoiser=Narrow(one.denoiser)) for name, one in models.items()}
     return models
 
 
-def network(run: str) -> str:
-    return f"network {Path(run.removeprefix('zoo:')).name}"
+def group(name: str) -> str:
+    """What data a run or file is of: the first word of its name."""
+    return re.split("[-_ ]", Path(name).stem)[0]
 
 
-def split(plan: Plan, n: int, rank: int) -> Plan:
-    """The plan with levels put into its largest gaps until it has n; the first into the gap of that rank."""
-    while plan.nfe < n:
-        levels = plan.sigmas[:-1]
-        gaps = [math.log(a / b) for a, b in itertools.pairwise(levels)]
-        i = sorted(range(len(gaps)), key=lambda i: -gaps[i])[min(rank, len(gaps) - 1)] + 1
-        middle, rank = math.sqrt(levels[i - 1] * levels[i]), 0
-        plan = Plan((*levels[:i], middle, *levels[i:], 0.0), (*plan.rows[:i], (1.6, -0.6), *plan.rows[i:]))
-    return lengthened(plan, HISTORY)
-
-
-def starts(members: list[Member], n: int, high: float, shorter: Plan | None) -> list[Plan]:
-    """The best of a few evenly spread grids on fit noise, and of a shorter plan with a level put into a large gap."""
-    tries = [
-        relative_start(spread(n, high, last)[:-1], 1.6, HISTORY)
-        for spread in (grids.log_linear, grids.karras, grids.flow_range)
-        for last in (0.1, 0.2, 0.35)
-    ]
-    if shorter is not None:
-        tries += [split(shorter, n, first) for first in range(3)]
-
-    def total(plan: Plan) -> float:
-        return sum(math.log(max(m.error(plan, m.fit.first(16)), 1e-30)) for m in members)
-
-    return sorted(tries, key=total)[:1]
+def class_gaussians(data: Dataset, most: int = 1000) -> exact.GaussianMixture:
+    """One Gaussian per class of the images, at most 20,000 of them, halved in size until they have `most` numbers."""
+    images, labels = data.train_images[:20_000], data.train_labels
+    if labels is None:
+        raise SystemExit("--images: these have no labels")
+    x, labels = Pixels(data.levels).encode(images), labels[:20_000]
+    while x[0].numel() > most:
+        x = avg_pool2d(x, 2)
+    x = x.flatten(1).double()
+    means = torch.stack([x[labels == c].mean(0) for c in range(data.classes)])
+    covs = torch.stack([torch.cov(x[labels == c].T) for c in range(data.classes)])
+    covs += 1e-4 * torch.eye(x.shape[1], dtype=x.dtype)  # more directions than images would be flat
+    model = exact.GaussianMixture(torch.full((data.classes,), 1 / data.classes), means.float(), covs.float())
+    model.sigma_data = float(x.std())
+    return model
 
 
 class Work:
@@ -164,13 +200,9 @@ def fitted(work: Work, members: dict[str, Member], span: str, n: int, without: s
     """The plan of relative levels, remembered."""
 
     def make() -> dict[str, Any]:
-        everyone = list(members.values())
-        keys = [f"{span} {n - less} without {without}" for less in (1, 2)]
-        shorter = next((Plan.from_dict(work.known[key]) for key in keys if key in work.known), None)
-        high = RANGES[span]
-        found = fit_universal(everyone, starts(everyone, n, high, shorter), low=1 / 250, high=high)
+        found = fit_universal(list(members.values()), n, high=RANGES[span])
         meta = {"range": span, "models": list(members), "batch": batch}
-        return Plan(found.plan.sigmas, found.plan.rows, found.plan.basis, None, meta).to_dict()
+        return replace(found.plan, meta=meta).to_dict()
 
     return Plan.from_dict(work.recall(f"{span} {n} without {without}", make))
 
@@ -179,64 +211,119 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("fit", "judge"))
     parser.add_argument("runs", nargs="*", help="folders of runs, or zoo:NAME")
-    parser.add_argument("--nfe", default="3,4,5,6,7,8,9,10")
+    parser.add_argument("--images", type=Path, nargs="*", default=[], help=".npz files of labelled images")
+    parser.add_argument("--nfe", default="3,4,5,6,7,8,9,10,11,12")
     parser.add_argument("--ranges", default="wide,narrow")
     parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--only", nargs="+", help="judge these groups only: 8d, 16d, 48d, digits, fashion")
+    parser.add_argument("--only", nargs="+", help="judge these groups only, such as digits, fashion, 8d")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/universal.json"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help=f"of fit {PLANS.name}, of judge a folder for universal.json and .md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = Work(options.work)
-    plans: dict[str, dict[str, Any]] = {}
+    sizes, found = list(map(int, options.nfe.split(","))), {}
     for span in options.ranges.split(","):
-        models = family(options.runs, span)
+        models = family(options.runs, options.images, span)
+        lattice = nodes(min(RANGES[span], WIDE))
         members = {
-            name: member(denoiser, cond=cond, batch=options.batch, seed=options.seed)
-            for name, (_, denoiser, cond) in models.items()
+            name: member(one.denoiser, lattice, cond=one.cond, batch=options.batch, seed=options.seed)
+            for name, one in models.items()
+            if one.fitted
         }
-        for n in map(int, options.nfe.split(",")):
-            if options.command == "fit":
-                plan = fitted(work, members, span, n, None, options.batch)
-                plans.setdefault(span, {})[str(n)] = plan.to_dict()
-                options.out.write_text(json.dumps({"format": FORMAT, "plans": plans}, indent=1) + "\n")
-            else:
-                judge(work, models, members, span, n, options)
+        if options.command == "fit":
+            plans = {str(n): fitted(work, members, span, n, None, options.batch).to_dict() for n in sizes}
+            found[span] = plans
+        else:
+            for name, one in models.items():
+                if not options.only or one.group in options.only:
+                    for n in sizes:
+                        judge(work, models, members, span, n, name, options)
+    if options.command == "fit":
+        out = options.out or PLANS
+        out.write_text(json.dumps({"format": FORMAT, "plans": found}, indent=1) + "\n")
+    else:
+        write(work, options.out or RESULTS, vars(options))
 
 
 def judge(
-    work: Work, models: Family, members: dict[str, Member], span: str, n: int, options: argparse.Namespace
+    work: Work,
+    models: dict[str, Model],
+    members: dict[str, Member],
+    span: str,
+    n: int,
+    name: str,
+    options: argparse.Namespace,
 ) -> None:
-    """Print regret and ratios of every model (or those of --only), and their geometric means."""
-    table, batch = [], options.batch
-    shipped = {network(run): load_plans(run) for run in options.runs if run.startswith("zoo:") and span == "wide"}
-    for name, (group, denoiser, cond) in models.items():
-        if options.only and group not in options.only:
-            continue
-        rest = {other: members[other] for other in models if models[other][0] != group}
-        plan = scaled(fitted(work, rest, span, n, group, batch), denoiser.sigma_data, *denoiser.sampling_range)
-        low, high = denoiser.sampling_range
-        judged = members[name].select
+    """RMSE of one model on noise that no fit has seen, with the plan of the others and with what it competes with."""
+    one = models[name]
+    (low, high), denoiser = one.denoiser.sampling_range, one.denoiser
+    rest = {other: members[other] for other in members if models[other].group != one.group}
+    without = None if len(rest) == len(members) else one.group
+    plan = scaled(fitted(work, rest, span, n, without, options.batch), denoiser.sigma_data, low, high)
+    shipped = load_plans(name.removeprefix("network ")) if span == "wide" and name.startswith("network zoo:") else {}
 
-        def error(plan: Plan, denoiser: Denoiser = denoiser, judged: Any = judged) -> float:
-            return math.sqrt(mean_square(denoiser, plan, judged, 512, None))
+    def make() -> dict[str, Any]:
+        noise = start(denoiser, None, JUDGED, torch.Generator().manual_seed(10**6 + options.seed))
+        batch = Batch(noise=noise, cond=spread_cond(one.cond, 0, JUDGED), end=noise.new_empty(JUDGED, 0))
+        batch = teacher_ends(denoiser, batch, teacher_grid(96, low, high), 512, None)
 
-        def own(denoiser: Denoiser = denoiser, cond: Any = cond) -> dict[str, Any]:
-            return calibrate(denoiser, n, batch=96, seed=1, cond=cond).to_dict()
+        def rmse(plan: Plan) -> float:
+            return math.sqrt(mean_square(denoiser, plan, batch, 512, None))
 
-        plans = shipped.get(name, {})
-        best = error(plans[n] if n in plans else Plan.from_dict(work.recall(f"own {span} {n} {name}", own)))
+        own = shipped[n] if n in shipped else calibrate(denoiser, n, seed=1, cond=one.cond) if n in OWN else None
         spacings = (grids.log_linear, grids.karras)
-        peers = [min(error(solve(grid(n, high, low))) for grid in spacings) for solve in PEERS.values()]
-        mine = error(plan)
-        table.append([mine / best, *(mine / peer for peer in peers)])
-        print(f"{span:7} {n:2} {name:16} {mine:8.4f} " + " ".join(f"{v:6.3f}" for v in table[-1]), flush=True)
-    means = [math.exp(sum(map(math.log, column)) / len(column)) for column in zip(*table, strict=True)]
-    print(f"{span:7} {n:2} {'geometric mean':25} " + " ".join(f"{v:6.3f}" for v in means))
-    print(f"  columns: RMSE, over the model's own plan, over {', over '.join(PEERS)}")
-    work.recall(f"judged {span} {n} {options.only or ''}", lambda: dict(zip(("own", *PEERS), means, strict=True)))
+        return {
+            "rmse": rmse(plan),
+            "own": None if own is None else rmse(own),
+            **{peer: min(rmse(solve(grid(n, high, low))) for grid in spacings) for peer, solve in PEERS.items()},
+        }
+
+    row = work.recall(f"judged {span} {n} {name}", make)
+    print(f"{span} {n} {name}: {row}", flush=True)
+
+
+def write(work: Work, out: Path, settings: dict[str, Any]) -> None:
+    """All that was judged, as JSON and as tables of ratios with their geometric means."""
+    rows = []
+    for key, row in work.known.items():
+        if key.startswith("judged "):
+            _, span, n, name = key.split(" ", 3)
+            rows.append({"range": span, "nfe": int(n), "model": name, **row})
+    rows.sort(key=lambda row: (row["range"] != "wide", row["model"], row["nfe"]))
+    out.mkdir(parents=True, exist_ok=True)
+    about = {key: settings[key] for key in ("seed", "batch", "threads")} | {"judged": JUDGED, "machine": MACHINE}
+    (out / "universal.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    columns = ("own", *PEERS)
+    text = f"""# Universal plans on models that they were not fitted to
+
+Each row: the plan of n evaluations, fitted once more without the model and all others of its data; its RMSE to the
+teacher on {JUDGED} noises that no fit has seen; that over the RMSE of the model's own calibrated plan (regret), and
+over three solvers, each on the better of a log-linear and a Karras grid over the model's range, chosen on the same
+noise. The mixtures take part in no fit. Seed {settings["seed"]}; machine: {MACHINE}. Made by `benchmarks/universal.py`.
+"""
+    for span in RANGES:
+        chosen = [row for row in rows if row["range"] == span]
+        sizes = sorted({row["nfe"] for row in chosen})
+        if not chosen:
+            continue
+        text += f"\n## {span.capitalize()} ranges\n\n| model | evaluations | RMSE | over its own plan | "
+        text += " | ".join(f"over {peer}" for peer in PEERS) + " |\n|" + " --- |" * (4 + len(PEERS)) + "\n"
+        for row in chosen:
+            values = (f"{row['rmse'] / row[c]:.2f}" if row[c] else "" for c in columns)
+            text += f"| {row['model']} | {row['nfe']} | {row['rmse']:.4f} | " + " | ".join(values) + " |\n"
+        for kind in ("network", "mixture"):
+            for n in sizes:
+                some = [row for row in chosen if row["nfe"] == n and row["model"].startswith(kind)]
+                if some:
+                    values = (mean([row["rmse"] / row[c] for row in some if row[c]]) for c in columns)
+                    text += f"| geometric mean, {kind}s | {n} | | " + " | ".join(values) + " |\n"
+    (out / "universal.md").write_text(text)
+
+
+def mean(ratios: list[float]) -> str:
+    return f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}" if ratios else ""
 
 
 if __name__ == "__main__":

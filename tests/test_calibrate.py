@@ -18,7 +18,7 @@ from logsnr.calibration.baselines import searched, tuned_ends
 from logsnr.calibration.descent import NUDGE, Space, mean_square, normal_equations
 from logsnr.calibration.ledger import Meter, fingerprint
 from logsnr.calibration.rollout import Batch, Rollout, spread_cond
-from logsnr.calibration.rows import fit_rows, prior_rows
+from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
 from logsnr.calibration.schedule import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
 from logsnr.calibration.search import LEADERS, Search
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
@@ -48,6 +48,13 @@ def noises(n: int, d: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
 
 def of(noise: Tensor, end: Tensor | None = None) -> Batch:
     return Batch(noise=noise, cond={}, end=noise.new_empty(len(noise), 0) if end is None else end)
+
+
+def rows_of(prior: Plan, noise: Tensor, targets: list[Tensor], strength: float, chunk: int) -> tuple[Plan, Tensor]:
+    """`fit_rows` of one lesson of the Gaussian."""
+    lesson = Lesson(denoiser=GAUSSIAN, prior=prior, batch=of(noise), targets=targets)
+    (plan,), (end,) = fit_rows([lesson], strength, chunk)
+    return plan, end
 
 
 def flow(z: Tensor, sigma: float, target: float) -> Tensor:
@@ -105,13 +112,13 @@ def test_one_step_has_the_analytic_optimum() -> None:
     expected = float((g * t * m).sum() / (g * g * m).sum())
     end = flow(noise, sigma, 0.0)
     prior = Plan((sigma, 0.0), ((1.0,),), "x0")
-    plan, reached = fit_rows(GAUSSIAN, prior, of(noise), [end], 0.0, chunk=16)
+    plan, reached = rows_of(prior, noise, [end], 0.0, 16)
     assert torch.equal(reached, sample(GAUSSIAN, plan, noise=noise))
     assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
     # in eps, where y' = y - sigma c eps, with the gain of eps and the same distance to go
     h, left = s / (alpha**2 * VARIANCES + s**2), 1 / alpha - t
     expected = float((h * left * m).sum() / (h * h * m).sum()) / sigma
-    plan, _ = fit_rows(GAUSSIAN, Plan((sigma, 0.0), ((1.0,),), "eps"), of(noise), [end], 0.0, chunk=50)
+    plan, _ = rows_of(Plan((sigma, 0.0), ((1.0,),), "eps"), noise, [end], 0.0, 50)
     assert plan.rows[0][0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -120,7 +127,7 @@ def test_two_steps_are_exact_for_two_variances() -> None:
     noise, sigmas = noises(40, 2), (4.0, 0.8, 0.0)
     prior = prior_rows(sigmas, 1, "x0")
     targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
-    plan, _ = fit_rows(GAUSSIAN, prior, of(noise), targets, 0.0, chunk=40)
+    plan, _ = rows_of(prior, noise, targets, 0.0, 40)
     assert float((sample(GAUSSIAN, plan, noise=noise) - targets[1]).abs().max()) < 1e-8
     one = torch.ones(1, 2, dtype=F64)
     first = GAUSSIAN(one, 4.0).x0
@@ -137,11 +144,34 @@ def test_two_steps_are_exact_for_two_variances() -> None:
     assert plan.rows == (pytest.approx((c,), rel=1e-9), pytest.approx(by_hand, rel=1e-7))
 
 
+def test_models_that_share_their_rows_count_alike() -> None:
+    """Two Gaussians of one direction, one step: c minimises the sum of both relative errors, whatever their sizes."""
+    sigma, noise = 3.0, noises(50, 1)
+    variances, units = (2.0, 0.3), (1.0, 40.0)
+    lessons, gains, ways = [], [], []
+    alpha, s = alpha_s(sigma)
+    for v, unit in zip(variances, units, strict=True):
+        model = exact.GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), torch.full((1, 1, 1), v, dtype=F64))
+        gains.append(alpha * v / (alpha**2 * v + s**2))
+        ways.append(math.sqrt(v / (v + sigma**2)) / alpha)
+        end = ways[-1] * noise * unit
+        prior = Plan((sigma, 0.0), ((1.0,),), "x0")
+        lessons.append(Lesson(denoiser=model, prior=prior, batch=of(unit * noise), targets=[end]))
+    # the residual of c: (t - c g) unit noise; relative to that of c = 1
+    size = [(t - g) ** 2 for g, t in zip(gains, ways, strict=True)]
+    best = sum(g * t / q for g, t, q in zip(gains, ways, size, strict=True))
+    best /= sum(g * g / q for g, q in zip(gains, size, strict=True))
+    plans, ends = fit_rows(lessons, 0.0, 16)
+    assert [plan.rows[0][0] for plan in plans] == pytest.approx([best, best], rel=1e-9)
+    for end, g, unit in zip(ends, gains, units, strict=True):
+        assert torch.allclose(end, best * g * unit * noise, atol=1e-12 * unit)
+
+
 def test_strength_pulls_to_the_prior() -> None:
     noise = noises(40, 2)
     prior = prior_rows((4.0, 0.8, 0.0), 1, "eps")
     targets = [flow(noise, 4.0, 0.8), flow(noise, 4.0, 0.0)]
-    far = [fit_rows(GAUSSIAN, prior, of(noise), targets, k, 40)[0] for k in (0.0, 1e-2, 1.0, 1e6)]
+    far = [rows_of(prior, noise, targets, k, 40)[0] for k in (0.0, 1e-2, 1.0, 1e6)]
 
     def distance(plan: Plan) -> float:
         return math.dist(plan.rows[1], prior.rows[1])

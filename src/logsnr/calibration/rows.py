@@ -9,13 +9,14 @@ so the row that lands nearest the teacher's state is a linear problem in a handf
     min_c  || z_{i+1}(c) - z*_{i+1} ||^2 / || residual of the prior row ||^2 + strength || c - c_prior ||^2,
 
 solved in float64 from Gram matrices.  The next row is fitted from where this one lands: the rows repair each other.
+Several models can share a row (universal plans): the first term is then its mean over them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,44 +45,70 @@ def pad(row: Sequence[float], length: int) -> tuple[float, ...]:
     return (*row, *(0.0,) * (length - len(row)))
 
 
-def fit_rows(
-    denoiser: Denoiser, prior: Plan, batch: Batch, targets: Sequence[Tensor], strength: float, chunk: int
-) -> tuple[Plan, Tensor]:
-    """The prior's levels with the rows of least squares, and where they end `[N, *shape]`; `nfe` evaluations of the
-    batch.
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What rows are fitted to: one model on its way from noise to the teacher's states.
 
-    Args:
+    Attributes:
         denoiser: the model.
         prior: levels, row lengths, and the rows to stay near to.
         batch: noises.
         targets: the teacher's states z at `prior.sigmas[1:]`, each `[N, *shape]`.
-        strength: of the pull towards the prior; 0 for none.
-        chunk: samples per call of the denoiser.
     """
-    runs = [Rollout(denoiser, prior.basis, part) for part in batch.chunks(chunk)]
-    plan = prior
-    for i, row in enumerate(prior.rows):
-        gains = _gains(prior, i)
+
+    denoiser: Denoiser
+    prior: Plan
+    batch: Batch
+    targets: Sequence[Tensor]
+
+
+def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[list[Plan], list[Tensor]]:
+    """The rows of least squares, the same for all lessons: each lesson's levels with them, and where each ends
+    `[N, *shape]`; `nfe` evaluations of every batch.
+
+    Args:
+        lessons: of one basis and one set of prior rows, their levels their own.  Each counts by the share of its own
+            residual.
+        strength: of the pull towards the prior; 0 for none.
+        chunk: samples per call of a denoiser.
+    """
+    plans = [lesson.prior for lesson in lessons]
+    runs = [[Rollout(one.denoiser, one.prior.basis, part) for part in one.batch.chunks(chunk)] for one in lessons]
+    for i, row in enumerate(plans[0].rows):
         gram = torch.zeros(len(row), len(row), dtype=torch.float64)
-        pull, size = torch.zeros(len(row), dtype=torch.float64), 0.0
-        for first, run in zip(range(0, len(batch), chunk), runs, strict=True):
-            run.evaluate(prior.sigmas[i])
-            columns = torch.stack([run.values[i - j].flatten() for j in range(len(row))]).double() * gains[1]
-            rest = (targets[i][first : first + chunk] - gains[0] * run.states[i]).flatten().double()
-            rest = rest - columns.T @ torch.tensor(row, dtype=torch.float64, device=columns.device)
-            gram += (columns @ columns.T).cpu()
-            pull += (columns @ rest).cpu()
-            size += float(rest @ rest)
-        if 0 < size < math.inf:
-            ridge = max(strength * size, 1e-12 * float(gram.diagonal().max()))
-            change = torch.linalg.solve(gram + ridge * torch.eye(len(row), dtype=torch.float64), pull)
-            if bool(change.isfinite().all()):
-                fitted = tuple(c + d for c, d in zip(row, change.tolist(), strict=True))
-                plan = replace(plan, rows=(*plan.rows[:i], fitted, *plan.rows[i + 1 :]))
-        step = updates(plan)[i]
-        for run in runs:
-            run.advance(step)
-    return plan, torch.cat([run.states[-1] for run in runs])
+        pull = torch.zeros(len(row), dtype=torch.float64)
+        for lesson, own in zip(lessons, runs, strict=True):
+            products, towards, size = _equations(lesson, own, i, chunk)
+            if 0 < size < math.inf:
+                gram += products / (size * len(lessons))
+                pull += towards / (size * len(lessons))
+        ridge = max(strength, 1e-12 * float(gram.diagonal().max()))
+        change = torch.linalg.solve(gram + ridge * torch.eye(len(row), dtype=torch.float64), pull) if ridge else pull
+        if bool(change.isfinite().all()):
+            row = tuple(c + d for c, d in zip(row, change.tolist(), strict=True))
+            plans = [replace(plan, rows=(*plan.rows[:i], row, *plan.rows[i + 1 :])) for plan in plans]
+        for plan, own in zip(plans, runs, strict=True):
+            step = updates(plan)[i]
+            for run in own:
+                run.advance(step)
+    return plans, [torch.cat([run.states[-1] for run in own]) for own in runs]
+
+
+def _equations(lesson: Lesson, runs: Sequence[Rollout], i: int, chunk: int) -> tuple[Tensor, Tensor, float]:
+    """Of one model's step i: Gram matrix of the columns, their products with the prior row's residual, its square."""
+    prior = lesson.prior
+    row, (keep, gain) = prior.rows[i], _gains(prior, i)
+    gram = torch.zeros(len(row), len(row), dtype=torch.float64)
+    pull, size = torch.zeros(len(row), dtype=torch.float64), 0.0
+    for first, run in zip(range(0, len(lesson.batch), chunk), runs, strict=True):
+        run.evaluate(prior.sigmas[i])
+        columns = torch.stack([run.values[i - j].flatten() for j in range(len(row))]).double() * gain
+        rest = (lesson.targets[i][first : first + chunk] - keep * run.states[i]).flatten().double()
+        rest = rest - columns.T @ torch.tensor(row, dtype=torch.float64, device=columns.device)
+        gram += (columns @ columns.T).cpu()
+        pull += (columns @ rest).cpu()
+        size += float(rest @ rest)
+    return gram, pull, size
 
 
 def _gains(plan: Plan, i: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, residuals, squares, tempered
 from logsnr.calibration.ledger import Ledger, Meter
 from logsnr.calibration.rollout import Batch, spread_cond
-from logsnr.calibration.rows import fit_rows, lengthened, prior_rows, targets_at
+from logsnr.calibration.rows import Lesson, fit_rows, lengthened, prior_rows, targets_at
 from logsnr.calibration.schedule import MIN_STEP, tried_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
 from logsnr.calibration.walk import Nodes, walk
@@ -235,7 +235,8 @@ class Search:
             self.afford(self.n * len(batch))
 
         def fit() -> list[Any]:
-            plan, end = fit_rows(self.meter, prior, batch, targets, RIDGE, self.chunk)
+            lesson = Lesson(denoiser=self.meter, prior=prior, batch=batch, targets=targets)
+            (plan,), (end,) = fit_rows([lesson], RIDGE, self.chunk)
             q = residuals(end, batch, self.metric).square().mean(1).cpu().nan_to_num(nan=math.inf, posinf=math.inf)
             return [[list(row) for row in plan.rows], [_json(v) for v in q.tolist()]]
 

@@ -2,12 +2,13 @@
 
 In units of sigma_data every model's data has variance 1, and eps and x0 rows do not change with the unit: a plan of
 relative levels sigma/sigma_data is a plan for all of them, but for its first level, which is each model's own largest
-(sampling/universal.py).  The other numbers minimise the geometric mean over models of the
-end-point error,
+(sampling/universal.py).  What models do not share is where in between they turn noise into what: levels and rows that
+were free to suit six models to the end suited the seventh badly.  So the levels have two numbers only,
 
-    mean_m log mse_m(p),     by one model's damped Gauss-Newton (descent.py) with J^T J -> mean_m J_m^T J_m / mse_m,
+    sigma_0 = the model's largest,     sigma_i = sigma_data u_1 q^(i-1)   for i = 1 ... n - 1,
 
-so that each model counts by the factor its error changes by, whatever its size.
+and the rows are those of least squares along every model's own rollout, each step for itself, all models weighing the
+same (rows.py).  u_1 and q minimise the geometric mean over models of the mean squared end-point error.
 """
 
 from __future__ import annotations
@@ -19,17 +20,32 @@ from typing import Any
 
 import torch
 
-from logsnr.calibration.descent import Normal, Space, descend, mean_square, normal_equations
+from logsnr.calibration.descent import TAIL, squares, tempered
 from logsnr.calibration.rollout import Batch, spread_cond
-from logsnr.calibration.rows import pad
-from logsnr.calibration.teacher import teacher_ends, teacher_grid
+from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
+from logsnr.calibration.schedule import MIN_STEP
+from logsnr.calibration.teacher import Cache, remember, teacher_ends
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
+from logsnr.noise import alpha_s
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.sample import start
 from logsnr.sampling.universal import scaled, universal_plan
 
-__all__ = ["Fitted", "Member", "fit_universal", "member", "relative_start", "universal_plan"]
+__all__ = ["Fitted", "Member", "fit_universal", "member", "nodes", "universal_plan"]
+
+WIDTH = 0.025
+"""Of the lattice of relative levels, in log sigma."""
+LOWEST = 0.03
+"""Smallest relative level: that of Stable Diffusion's tables, and of data of 8 bits about where nothing is left."""
+RIDGE = 1e-3
+"""Pull of a row towards gradient estimation, as in a calibration."""
+
+
+def nodes(high: float) -> tuple[float, ...]:
+    """The lattice of relative levels below a largest level, falling from high/1.25 to `LOWEST`."""
+    count = int(math.log(high / 1.25 / LOWEST) / WIDTH) + 1
+    return tuple(high / 1.25 * math.exp(-WIDTH * i) for i in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,45 +54,75 @@ class Member:
 
     Attributes:
         denoiser: the model.
-        fit: noises with the teacher's ends, to fit to.
-        select: as many others, to choose by.
+        fit: noises with the teacher's ends, to fit rows to.
+        select: as many others, to choose levels by.
+        cache: the teacher's trajectories of `fit`, at the model's levels of the lattice.
+        lattice: the relative levels.
+        first: of these levels, its index in the cache.
     """
 
     denoiser: Denoiser
     fit: Batch
     select: Batch
+    cache: Cache
+    lattice: tuple[float, ...]
+    first: int
 
-    def error(self, relative: Plan, batch: Batch, chunk: int = 512) -> float:
-        """Mean squared end-point error of a plan of relative levels."""
-        own = scaled(relative, self.denoiser.sigma_data, *self.denoiser.sampling_range)
-        return mean_square(self.denoiser, own, batch, chunk, None)
+    def own(self, relative: Plan) -> Plan:
+        """A plan of relative levels in the model's units."""
+        return scaled(relative, self.denoiser.sigma_data, *self.denoiser.sampling_range)
+
+    def squares(self, relative: Plan, batch: Batch, chunk: int = 512) -> torch.Tensor:
+        """Mean squared end-point error of every sample under a plan of relative levels."""
+        return squares(self.denoiser, self.own(relative), batch, chunk, None)
+
+    def lesson(self, relative: Plan) -> Lesson:
+        """The teacher's states at the plan's levels, which are some of the lattice's."""
+        plan = self.own(relative)
+        at = [self.first + self.lattice.index(u) for u in relative.sigmas[1:-1]] + [-1]
+        targets = [self.cache.states[i] * alpha_s(self.cache.sigmas[i])[0] for i in at]
+        return Lesson(denoiser=self.denoiser, prior=plan, batch=self.fit.first(targets[0].shape[0]), targets=targets)
 
 
 @torch.no_grad()
 def member(
     denoiser: Denoiser,
+    lattice: Sequence[float],
     *,
     cond: Mapping[str, Any] | None = None,
     batch: int = 64,
-    teacher: int = 96,
     seed: int = 0,
     chunk: int = 512,
 ) -> Member:
-    """A model with 2 `batch` noises and the ends of their exact trajectories; 2 `batch` `teacher` evaluations.
+    """A model with 2 `batch` noises and their trajectories, of one evaluation per level of the lattice and some beyond.
 
     Args:
-        denoiser: the model.
+        denoiser: the model; the lattice in its units must lie within its sampling range.
+        lattice: relative levels (`nodes`).
         cond: conditions by keyword; rows of tensors are used in turn.
         batch: noises to fit to, and as many to select by.
-        teacher: evaluations of the teacher.
         seed: of the noises.
         chunk: samples per call.
+
+    Raises:
+        LogsnrError: if the lattice leaves the model's range.
     """
+    (low, high), unit = denoiser.sampling_range, denoiser.sigma_data
+    levels = [unit * u for u in lattice]
+    if not low <= levels[-1] or not levels[0] < high:
+        raise LogsnrError(
+            f"relative levels {lattice[-1]:.4g} to {lattice[0]:.4g} at sigma_data {unit:.4g} leave the model's range "
+            f"({low:.4g}, {high:.4g}): fit with a model that covers them, or wrap it"
+        )
+    grid = (*_between(high, levels[0])[:-1], *levels, *_between(levels[-1], low)[1:], 0.0)
     noise = start(denoiser, None, 2 * batch, torch.Generator().manual_seed(seed))
     whole = Batch(noise=noise, cond=spread_cond(cond, 0, 2 * batch), end=noise.new_empty(2 * batch, 0))
-    whole = teacher_ends(denoiser, whole, teacher_grid(teacher, *denoiser.sampling_range), chunk, None)
     fit, select = whole.chunks(batch)
-    return Member(denoiser=denoiser, fit=fit, select=select)
+    fit, cache = remember(denoiser, fit, grid, chunk, None)
+    select = teacher_ends(denoiser, select, grid, chunk, None)
+    return Member(
+        denoiser=denoiser, fit=fit, select=select, cache=cache, lattice=tuple(lattice), first=grid.index(levels[0])
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,80 +130,79 @@ class Fitted:
     """A universal plan.
 
     Attributes:
-        plan: levels relative to sigma_data.
-        error: geometric mean over the models of the RMSE on selection noise.
+        plan: levels relative to sigma_data; the first stands for each model's largest.
+        error: geometric mean over the models of the RMSE on selection noise, outliers tempered as in a calibration.
     """
 
     plan: Plan
     error: float
 
 
-def fit_universal(
-    members: Sequence[Member], starts: Sequence[Plan], *, low: float, high: float, strength: float = 1.0
-) -> Fitted:
-    """The plan of relative levels with the least geometric mean of errors, over all members.
+@torch.no_grad()
+def fit_universal(members: Sequence[Member], n: int, *, high: float, history: int = 2) -> Fitted:
+    """The plan of n evaluations with the least geometric mean of errors over all members.
 
     Args:
-        members: the models.
-        starts: plans of relative levels to descend from, all of one number of steps; history and basis are theirs, and
-            so stays the first level, which stands for each model's largest.
-        low: smallest relative level allowed.
-        high: largest, that of the starts.
-        strength: of the pull towards the start, in units of one sample.
+        members: the models, all on one lattice.
+        n: number of evaluations, at least 2.
+        high: relative level that stands for each model's largest.
+        history: past estimates that a row may use.
 
     Raises:
-        LogsnrError: if there is no member or no start.
+        LogsnrError: if there is no member, or no plan of so many levels on the lattice.
     """
-    if not members or not starts:
-        raise LogsnrError(f"{len(members)} models and {len(starts)} starting plans: give at least one of each")
-    found = [_descended(members, plan, low, high, strength) for plan in starts]
-    return min(found, key=lambda fitted: fitted.error)
+    if not members:
+        raise LogsnrError("no models to fit a plan over: give at least one")
+    lattice, inner = members[0].lattice, n - 1
+    closest = math.ceil(MIN_STEP / WIDTH - 1e-9)
+    if inner < 1 or closest * (inner - 1) >= len(lattice):
+        raise LogsnrError(f"n = {n}: this lattice has room for 2 to {(len(lattice) - 1) // closest + 2} evaluations")
+    scales: list[float] = []
+    known: dict[tuple[int, int], Fitted] = {}
+
+    def at(first: int, stride: int) -> Fitted:
+        """The plan of levels first, first + stride, ... of the lattice, its rows fitted."""
+        if (first, stride) not in known:
+            chosen = [lattice[first + stride * i] for i in range(inner)]
+            prior = prior_rows((high, *chosen, 0.0), min(history, n - 1), "eps")
+            rows = fit_rows([m.lesson(prior) for m in members], RIDGE, 512)[0][0].rows
+            plan = replace(prior, rows=rows)
+            errors = [m.squares(plan, m.select) for m in members]
+            scales.extend(TAIL * float(q.mean()) for q in errors[len(scales) :])
+            values = [max(tempered(q, scale), 1e-300) for q, scale in zip(errors, scales, strict=True)]
+            error = math.exp(sum(map(math.log, values)) / (2 * len(values)))
+            known[first, stride] = Fitted(plan=plan, error=error)
+        return known[first, stride]
+
+    def allowed(first: int, stride: int) -> bool:
+        return first >= 0 and stride >= closest and first + stride * (inner - 1) < len(lattice)
+
+    gaps = max(inner - 1, 1)
+    starts = [
+        (first, max(round((last - first) / gaps), closest))
+        for first in _indices(lattice, 24.0, 12.0, 6.0)
+        for last in _indices(lattice, 0.35, 0.15)
+    ]
+    starts = [s for s in dict.fromkeys(starts) if allowed(*s)] or [(0, closest)]
+    best = min(starts, key=lambda s: at(*s).error)
+    for step in (24, 12, 6, 3):
+        moved = True
+        while moved:
+            turn = max(round(step / gaps), 1)  # of the stride, so that the last level moves by about a step
+            moves = ((step, 0), (-step, 0), (0, turn), (0, -turn), (step, -turn), (-step, turn))
+            tried = [s for a, b in moves if allowed(*(s := (best[0] + a, best[1] + b)))]
+            better = min(tried, key=lambda s: at(*s).error, default=best)
+            moved = at(*better).error < at(*best).error
+            best = better if moved else best
+    return at(*best)
 
 
-@torch.no_grad()
-def _descended(members: Sequence[Member], first: Plan, low: float, high: float, strength: float) -> Fitted:
-    space = Space(template=first, low=low, high=high)
-
-    def geometric(plan: Plan, purpose: str) -> float:
-        errors = [m.error(plan, getattr(m, purpose)) for m in members]
-        return math.exp(sum(math.log(e) for e in errors) / len(errors)) if 0 < min(errors) else 0.0
-
-    def equations(p: torch.Tensor, scale: float) -> Normal:
-        parts = []
-        for m in members:
-            own = Space(template=first, low=m.denoiser.sampling_range[0], high=m.denoiser.sampling_range[1])
-            moved = p.clone()
-            moved[1 : space.n] += math.log(m.denoiser.sigma_data)
-            moved[0] = math.log(own.high)
-            parts.append(normal_equations(m.denoiser, own, moved, m.fit, 512, None))
-        mse = math.exp(sum(math.log(max(part.mse, 1e-300)) for part in parts) / len(parts))
-        gram = sum((part.gram / part.mse for part in parts), torch.zeros(())) * (mse / len(parts))
-        pull = sum((part.pull / part.mse for part in parts), torch.zeros(())) * (mse / len(parts))
-        # the first level is each model's own
-        gram[0], gram[:, 0], pull[0] = 0.0, 0.0, 0.0
-        return Normal(gram, pull, mse)
-
-    best = Fitted(plan=first, error=math.sqrt(geometric(first, "select")))
-
-    def accept(plan: Plan) -> bool:
-        nonlocal best
-        error = math.sqrt(geometric(plan, "select"))
-        if error < best.error:
-            best = Fitted(plan=plan, error=error)
-        return error < 1.05 * best.error
-
-    def errors(plan: Plan) -> torch.Tensor:
-        return torch.tensor([geometric(plan, "fit")], dtype=torch.float64)
-
-    count = sum(len(m.fit) for m in members)
-    descend(space, first, count, strength, equations, errors, accept, tail=math.inf)
-    return best
+def _between(high: float, low: float) -> tuple[float, ...]:
+    """Levels from one to another, both included, about .1 apart in log sigma; one where the two are the same."""
+    steps = math.ceil(math.log(high / low) / (4 * WIDTH) - 1e-9)
+    return (*(high * (low / high) ** (i / steps) for i in range(steps)), low)
 
 
-def relative_start(sigmas: Sequence[float], gamma: float, history: int, basis: Any = "eps") -> Plan:
-    """Gradient estimation on relative levels (0 is appended), every row as long as its history allows."""
-    rows = [(1.0,)] + [(gamma, 1 - gamma)] * (len(sigmas) - 2) + ([(1.0,)] if len(sigmas) > 1 else [])
-    if not history:
-        rows = [(1.0,)] * len(sigmas)
-    padded = tuple(pad(row, min(i, history) + 1) for i, row in enumerate(rows))
-    return replace(Plan((*sigmas, 0.0), tuple(rows), basis), rows=padded)
+def _indices(lattice: Sequence[float], *levels: float) -> list[int]:
+    """Of the lattice's levels nearest to some."""
+    return [min(range(len(lattice)), key=lambda i: abs(math.log(lattice[i] / level))) for level in levels]
