@@ -344,6 +344,9 @@ def _own_accelerator() -> Iterator[None]:
         yield
         if _grouped() and not grouped:
             torch.distributed.barrier()  # who leaves first takes the connections with it
+            # Gloo's thread needs the interpreter's lock to drop the barrier's tensor; the group's destructor waits for
+            # that thread and holds the lock.  So the thread gets the lock first.
+            time.sleep(0.2)
     finally:
         if _grouped() and not grouped:
             torch.distributed.destroy_process_group()
