@@ -42,6 +42,7 @@ from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.teacher import teacher_ends, teacher_grid
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.errors import LogsnrError
 from logsnr.load import load, load_plans
 from logsnr.noise import alpha_s
 from logsnr.pixels import Pixels
@@ -152,7 +153,11 @@ def family(runs: list[str], images: list[Path], span: str) -> dict[str, Model]:
         models[f"network {run}"] = Model(denoiser, group(run.removeprefix("zoo:")), cond)
     for path in images:
         data = load_data(DataConfig(source=str(path)))
-        models[f"Gaussians {path.stem}"] = Model(class_gaussians(data), group(path.stem))
+        if data.train_labels is None:
+            raise LogsnrError(
+                f"--images {path}: it has no labels to part the images by; give an .npz with train_labels"
+            )
+        models[f"Gaussians {path.stem}"] = Model(class_gaussians(data, data.train_labels), group(path.stem))
     if span == "narrow":
         models = {name: replace(one, denoiser=Narrow(one.denoiser)) for name, one in models.items()}
     return models
@@ -163,12 +168,9 @@ def group(name: str) -> str:
     return re.split("[-_ ]", Path(name).stem)[0]
 
 
-def class_gaussians(data: Dataset, most: int = 1000) -> exact.GaussianMixture:
+def class_gaussians(data: Dataset, labels: Tensor, most: int = 1000) -> exact.GaussianMixture:
     """One Gaussian per class of the images, at most 20,000 of them, halved in size until they have `most` numbers."""
-    images, labels = data.train_images[:20_000], data.train_labels
-    if labels is None:
-        raise SystemExit("--images: these have no labels")
-    x, labels = Pixels(data.levels).encode(images), labels[:20_000]
+    x, labels = Pixels(data.levels).encode(data.train_images[:20_000]), labels[:20_000]
     while x[0].numel() > most:
         x = avg_pool2d(x, 2)
     x = x.flatten(1).double()

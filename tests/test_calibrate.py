@@ -164,7 +164,7 @@ def test_models_that_share_their_rows_count_alike() -> None:
     plans, ends = fit_rows(lessons, 0.0, 16)
     assert [plan.rows[0][0] for plan in plans] == pytest.approx([best, best], rel=1e-9)
     for end, g, unit in zip(ends, gains, units, strict=True):
-        assert torch.allclose(end, best * g * unit * noise, atol=1e-12 * unit)
+        assert torch.allclose(end, best * g * unit * noise, rtol=1e-9, atol=1e-12 * unit)
 
 
 def test_strength_pulls_to_the_prior() -> None:

@@ -157,7 +157,7 @@ def fit_universal(members: Sequence[Member], n: int, *, high: float, history: in
     closest = math.ceil(MIN_STEP / WIDTH - 1e-9)
     if inner < 1 or closest * (inner - 1) >= len(lattice):
         raise LogsnrError(f"n = {n}: this lattice has room for 2 to {(len(lattice) - 1) // closest + 2} evaluations")
-    scales: list[float] = []
+    scales: list[float] = []  # of tempering, one per model: that of the first plan tried
     known: dict[tuple[int, int], Fitted] = {}
 
     def at(first: int, stride: int) -> Fitted:
