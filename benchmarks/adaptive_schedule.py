@@ -38,17 +38,17 @@ import torch
 from adaptive_table import FIXED, HI, LEVELS, LO, SCHEDULES
 from torch import Tensor, nn
 
-from logsnr.adaptive import Adaptive, OutputLayer, gradient_norms
 from logsnr.denoiser import NetworkDenoiser
+from logsnr.gradients import OutputLayer, gradient_norms
 from logsnr.noise import sigma_from_logsnr
-from logsnr.objective import WeightedELBO
+from logsnr.objectives import WeightedELBO
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM
-from logsnr.schedule import Schedule
+from logsnr.predictions import EDM
+from logsnr.schedules import Adaptive, Schedule
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 from logsnr.training.ema import EMA
-from logsnr.weighting import ELBO, EDMMonotonic, EpsCosine, Sigmoid, Weighting
+from logsnr.weightings import ELBO, EDMMonotonic, EpsCosine, Sigmoid, Weighting
 
 LENGTH, EVERY, BATCH, WIDTH, BLOCKS = 3000, 150, 64, 192, 3
 LR, WARMUP, DECAY = 1e-3, 100, 0.999

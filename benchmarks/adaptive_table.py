@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from logsnr.files import replace_file
-from logsnr.schedule import Cosine, EDMTraining, Linear, Schedule
+from logsnr.schedules import Cosine, EDMTraining, Linear, Schedule
 
 LO, HI, LEVELS = -10.0, 13.0, 46
 FIXED: dict[str, Schedule] = {

@@ -23,12 +23,12 @@ import torch
 from few_step import mixture
 from torch import Tensor
 
-from logsnr.compare import Comparison, measure, ours
 from logsnr.denoiser import Denoiser
+from logsnr.evaluation.compare import Comparison, measure, ours
 from logsnr.evaluation.passport import examine
 from logsnr.exact import PointCloud
 from logsnr.files import replace_file
-from logsnr.load import load
+from logsnr.loading import load
 from logsnr.theory import schedule_between
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig

@@ -43,17 +43,17 @@ from logsnr.calibration.descent import squares
 from logsnr.calibration.ledger import fingerprint
 from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
-from logsnr.compare.levels import table_of
-from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
+from logsnr.evaluation.compare.levels import table_of
+from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.metrics import Reference
 from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
-from logsnr.load import load, load_plans
+from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
+from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Grid
-from logsnr.sampling.sample import start
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 

@@ -40,8 +40,8 @@ from logsnr.evaluation.gamma import StepCovariance, error_covariance
 from logsnr.files import replace_file
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Grid
-from logsnr.sampling.sample import updates
 
 LONGEST = 10
 """Evaluations up to which the page shows every gamma; the rest is in the JSON."""

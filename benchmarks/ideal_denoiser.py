@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logsnr.endpoint import rmse
 from logsnr.evaluation.error_model import consistency, relative_error, trajectory_error
 from logsnr.evaluation.gamma import error_covariance
 from logsnr.exact import PointCloud
 from logsnr.projection import Points
 from logsnr.sampling import Plan, grids, sample, solvers
+from logsnr.sampling.counted import rmse
 from logsnr.theory import schedule_between
 from logsnr.timesteps import TimestepTable
 

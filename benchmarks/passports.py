@@ -30,11 +30,11 @@ from few_step import mixture
 from torch import Tensor
 
 from logsnr import zoo
-from logsnr.adapters.pipelines import denoiser_from
+from logsnr.adapters.diffusers.pipelines import denoiser_from
 from logsnr.denoiser import Denoiser
 from logsnr.evaluation.passport import Passport, Relabelled, examine
 from logsnr.files import replace_file
-from logsnr.load import load
+from logsnr.loading import load
 from logsnr.pixels import Pixels
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.config import DataConfig

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.prediction import Eps, Prediction, V
+from logsnr.predictions import Eps, Prediction, V
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.timesteps import TimestepTable
 

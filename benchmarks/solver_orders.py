@@ -28,8 +28,8 @@ from logsnr.denoiser import Estimate
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s, flow_time, sigma_from_flow_time
 from logsnr.sampling import Plan, grids, heun, sample, solvers
+from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Grid
-from logsnr.sampling.sample import updates
 from logsnr.timesteps import TimestepTable
 
 F64 = torch.float64

@@ -43,11 +43,11 @@ from logsnr.calibration.teacher import teacher_ends, teacher_grid
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
-from logsnr.load import load, load_plans
+from logsnr.loading import load, load_plans
 from logsnr.noise import alpha_s
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, grids, solvers
-from logsnr.sampling.sample import start
+from logsnr.sampling.loop import start
 from logsnr.sampling.universal import FORMAT, WIDE, scaled
 from logsnr.training import Dataset, load_data
 from logsnr.training.config import DataConfig

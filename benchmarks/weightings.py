@@ -29,13 +29,13 @@ from typing import Any
 
 import torch
 
-from logsnr.compare import ours
-from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.endpoint import Counted
+from logsnr.evaluation.compare import ours
+from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.metrics import bootstrap_counts
 from logsnr.files import replace_file
 from logsnr.likelihood import bits_per_dim
+from logsnr.sampling.counted import Counted
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.checkpoint import has_state
 

@@ -22,10 +22,10 @@ import torch
 
 from logsnr import zoo
 from logsnr.calibration import calibrate
-from logsnr.compare import measure, ours, plans, universal
-from logsnr.compare.result import Comparison
-from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import NetworkDenoiser
+from logsnr.evaluation.compare import measure, ours, plans, universal
+from logsnr.evaluation.compare.result import Comparison
+from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.metrics import Estimated
 from logsnr.files import replace_file
 from logsnr.likelihood import bits_per_dim

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import logsnr as ls
-from logsnr.adapters.pipelines import PipelineDenoiser
+from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.noise import sigma_from_flow_time
 from logsnr.timesteps import TimestepTable
 

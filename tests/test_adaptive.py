@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr.adaptive import IMPORTANCES, Adaptive, Importance
 from logsnr.exact import Gaussian, GaussianMixture
-from logsnr.objective import WeightedELBO
-from logsnr.schedule import Cosine, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule
-from logsnr.weighting import EDM, ELBO, EDMMonotonic, EpsCosine, Sigmoid, V, Weighting
+from logsnr.objectives import WeightedELBO
+from logsnr.schedules import Cosine, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule
+from logsnr.schedules.adaptive import IMPORTANCES, Adaptive, Importance
+from logsnr.weightings import EDM, ELBO, EDMMonotonic, EpsCosine, Sigmoid, V, Weighting
 
 LO, HI = -10.0, 10.0
 
@@ -295,7 +295,7 @@ def test_ranks_that_add_their_sums_hold_the_same_density(
     whole.update(x, error, gradient)
     sums: list[Tensor] = []
     recorder, ranks = fresh(), []
-    dist = "logsnr.adaptive.histogram.dist"
+    dist = "logsnr.schedules.adaptive.dist"
     monkeypatch.setattr(f"{dist}.is_available", lambda: True)
     monkeypatch.setattr(f"{dist}.is_initialized", lambda: True)
     monkeypatch.setattr(f"{dist}.all_reduce", lambda t: sums.append(t.clone()), raising=False)

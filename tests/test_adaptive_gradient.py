@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from logsnr.adaptive import Adaptive, OutputLayer, Spread, SpreadMeter, gradient_norms
 from logsnr.denoiser import NetworkDenoiser
+from logsnr.gradients import OutputLayer, gradient_norms
 from logsnr.models import NetworkConfig
 from logsnr.models.unet import build_network
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.objective import WeightedELBO
-from logsnr.prediction import EDM, Eps
-from logsnr.schedule import Cosine, EDMTraining, FlowUniform, Linear, Schedule
-from logsnr.weighting import ELBO, EpsCosine, Sigmoid, Weighting
+from logsnr.objectives import WeightedELBO
+from logsnr.predictions import EDM, Eps
+from logsnr.schedules import Adaptive, Cosine, EDMTraining, FlowUniform, Linear, Schedule
+from logsnr.schedules.variance import Spread, SpreadMeter
+from logsnr.weightings import ELBO, EpsCosine, Sigmoid, Weighting
 
 LO, HI = -10.0, 10.0
 

@@ -9,17 +9,14 @@ import logsnr
 
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
-    ["errors", "noise", "pixels", "images", "theory"],
-    ["files", "timesteps"],
-    ["prediction", "density"],
-    ["schedule"],
-    ["weighting", "denoiser"],
-    ["projection"],
-    ["exact", "guidance", "objective", "adaptive", "sampling"],
-    ["likelihood", "endpoint", "models", "schedules", "uncertainty"],
-    ["evaluation", "adapters", "calibration", "zoo"],
-    ["load", "training", "report"],
-    ["describe", "compare"],
+    ["errors", "noise", "pixels", "images", "theory", "projection"],
+    ["files", "timesteps", "zoo"],
+    ["predictions", "schedules"],
+    ["weightings", "denoiser"],
+    ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],
+    ["grids", "solvers", "models", "likelihood", "report"],
+    ["calibration", "adapters", "training"],
+    ["loading", "describe", "evaluation"],
     ["demo"],
     ["cli"],
 ]

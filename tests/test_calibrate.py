@@ -17,16 +17,16 @@ from logsnr.calibration import Progress, alternatives, calibrate
 from logsnr.calibration.baselines import searched, tuned_ends
 from logsnr.calibration.descent import NUDGE, Space, mean_square, normal_equations
 from logsnr.calibration.ledger import Meter, fingerprint
+from logsnr.calibration.levels import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
 from logsnr.calibration.rollout import Batch, Rollout, spread_cond
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
-from logsnr.calibration.schedule import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
 from logsnr.calibration.search import LEADERS, Search
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser, Estimate
-from logsnr.endpoint import rmse
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, sample, solve, solvers
+from logsnr.sampling.counted import rmse
 
 F64 = torch.float64
 VARIANCES = torch.tensor([0.09, 1.44], dtype=F64)

@@ -11,18 +11,29 @@ import torch
 import logsnr as ls
 from logsnr import guidance
 from logsnr.calibration.rollout import slice_cond
-from logsnr.compare import Comparison, compare, markdown, measure, ours, peers, plans, table, universal, write
-from logsnr.compare.entries import check_words, kept, largest, read_plans
-from logsnr.compare.levels import table_of
-from logsnr.compare.plot import plot
-from logsnr.compare.schedulers import SCHEDULERS
 from logsnr.denoiser import Denoiser, NetworkDenoiser
-from logsnr.endpoint import rmse
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import FeatureSpace, frechet_distance
+from logsnr.evaluation.compare import (
+    Comparison,
+    compare,
+    markdown,
+    measure,
+    ours,
+    peers,
+    plans,
+    table,
+    universal,
+    write,
+)
+from logsnr.evaluation.compare.entries import check_words, kept, largest, read_plans
+from logsnr.evaluation.compare.levels import table_of
+from logsnr.evaluation.compare.peers import SCHEDULERS
+from logsnr.evaluation.compare.plot import plot
 from logsnr.exact import GaussianMixture
-from logsnr.prediction import EDM, V
+from logsnr.predictions import EDM, V
 from logsnr.sampling import grids, solve, solvers
+from logsnr.sampling.counted import rmse
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import schedule_between
 from logsnr.timesteps import TimestepTable

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from logsnr.compare.spaces import feature_space
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import frechet_distance
+from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.passport import Passport, examine
-from logsnr.load import load
+from logsnr.loading import load
 from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM
+from logsnr.predictions import EDM
 from logsnr.sampling import grids, sample, solvers
 from logsnr.training import Dataset
 

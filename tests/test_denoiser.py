@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser, noisy
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.timesteps import TimestepTable
 
 PREDICTIONS = [Eps(), Eps(path="ve"), X0(), V(), Flow(), Flow(reverse=True), EDM(), Score(path="ve")]

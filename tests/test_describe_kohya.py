@@ -8,7 +8,7 @@ import torch
 from logsnr import weightings
 from logsnr.describe import describe, resolve
 from logsnr.errors import LogsnrError
-from logsnr.prediction import Flow
+from logsnr.predictions import Flow
 from logsnr.timesteps import TimestepTable
 
 ALPHAS = TimestepTable.stable_diffusion().alphas_cumprod.double()

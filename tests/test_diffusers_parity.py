@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.noise import alpha_s, sigma_from_flow_time
-from logsnr.prediction import X0, Eps, Flow, Prediction, V
+from logsnr.predictions import X0, Eps, Flow, Prediction, V
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.timesteps import TimestepTable
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from logsnr import exact, grids, heun, sample, solvers
-from logsnr.endpoint import Counted, rmse
+from logsnr.sampling.counted import Counted, rmse
 
 
 def test_counts_every_evaluation_and_changes_nothing():

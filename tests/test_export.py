@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import logsnr as ls
-from logsnr.adapters.export import export_diffusers
-from logsnr.adapters.pipelines import denoiser_from
+from logsnr.adapters.diffusers.export import export_diffusers
+from logsnr.adapters.diffusers.pipelines import denoiser_from
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import NetworkConfig, build_network
 from logsnr.noise import sigma_from_flow_time
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V, label_edm
+from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V, label_edm
 from logsnr.timesteps import TimestepTable
 
 diffusers = pytest.importorskip("diffusers")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
-from logsnr.endpoint import Counted
 from logsnr.exact import GaussianMixture
 from logsnr.guidance import autoguidance, cfg, cfgpp
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.prediction import EDM, Eps, Flow, V
+from logsnr.predictions import EDM, Eps, Flow, V
 from logsnr.sampling import Step, evaluations, grids, heun, sample, solve, solvers
+from logsnr.sampling.counted import Counted
 
 F64 = torch.float64
 GRID = grids.log_linear(9, 30.0, 0.02)

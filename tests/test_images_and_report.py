@@ -11,8 +11,8 @@ from PIL import Image
 from logsnr.images import data_uri, side_by_side, tile
 from logsnr.report import figures
 from logsnr.report.page import Html, cards, heading, markup, paragraph, picture, table, write_page
-from logsnr.schedule import Cosine
-from logsnr.weighting import Sigmoid
+from logsnr.schedules import Cosine
+from logsnr.weightings import Sigmoid
 
 
 def test_tile_puts_every_pixel_where_it_belongs():

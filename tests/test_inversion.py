@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr.endpoint import Counted
 from logsnr.exact import GaussianMixture
 from logsnr.sampling import ddim_invert, grids, interpolate, invert, reconstruct, sample, solvers
+from logsnr.sampling.counted import Counted
 
 F64 = torch.float64
 GRID = grids.log_linear(12, 30.0, 0.02)

@@ -15,7 +15,7 @@ import logsnr as ls
 from logsnr.adapters.kdiffusion import as_kdiffusion, sample_gradient_estimation
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.noise import flow_time
-from logsnr.prediction import EDM, Eps, Flow, V
+from logsnr.predictions import EDM, Eps, Flow, V
 from logsnr.timesteps import TimestepTable
 
 SHAPE = (2, 4, 4)

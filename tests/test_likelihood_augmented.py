@@ -7,7 +7,7 @@ import torch
 
 from logsnr import exact
 from logsnr.likelihood import augmented_elbo
-from logsnr.weighting import EDM, ELBO, Custom, EDMMonotonic, EpsCosine, Sigmoid, V
+from logsnr.weightings import EDM, ELBO, Custom, EDMMonotonic, EpsCosine, Sigmoid, V
 
 VARIANCES = torch.tensor([0.05, 0.3, 1.4], dtype=torch.float64)
 

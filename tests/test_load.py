@@ -10,7 +10,7 @@ from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
-from logsnr.prediction import V
+from logsnr.predictions import V
 
 
 def save(folder, levels=17):

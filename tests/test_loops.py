@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr import prediction as predictions
-from logsnr.adapters.loops import LoopObjective
-from logsnr.adaptive import Adaptive
+from logsnr import predictions
+from logsnr.adapters.diffusers.loops import LoopObjective
 from logsnr.errors import LogsnrError
 from logsnr.exact import GaussianMixture
-from logsnr.objective import WeightedELBO, objectives
-from logsnr.schedule import Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal
+from logsnr.objectives import WeightedELBO, objectives
+from logsnr.schedules import Adaptive, Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal
 from logsnr.timesteps import TimestepTable
-from logsnr.weighting import ELBO, Custom, EDMMonotonic, EpsCosine, Flow, Sigmoid, V
+from logsnr.weightings import ELBO, Custom, EDMMonotonic, EpsCosine, Flow, Sigmoid, V
 
 DDPM = {"_class_name": "DDPMScheduler"}
 SD = {

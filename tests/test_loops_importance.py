@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logsnr.adapters.levels import b2_of
-from logsnr.adapters.loops import Draw, LoopObjective
-from logsnr.adaptive import IMPORTANCES, Adaptive, OutputLayer
+from logsnr.adapters.diffusers.loops import Draw, LoopObjective
+from logsnr.adapters.diffusers.loops.timesteps import b2_of
 from logsnr.errors import LogsnrError
-from logsnr.objective import WeightedELBO
-from logsnr.schedule import Linear
-from logsnr.weighting import ELBO, Sigmoid
+from logsnr.gradients import OutputLayer
+from logsnr.objectives import WeightedELBO
+from logsnr.schedules import Linear
+from logsnr.schedules.adaptive import IMPORTANCES, Adaptive
+from logsnr.weightings import ELBO, Sigmoid
 
 SD = {
     "_class_name": "PNDMScheduler",

@@ -14,7 +14,7 @@ from torch import Tensor
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s, flow_time, sigma_from_flow_time
 from logsnr.sampling import Plan, grids, sample, solvers
-from logsnr.sampling.sample import updates
+from logsnr.sampling.loop import updates
 
 F64 = torch.float64
 Solver = Callable[[Sequence[float]], Plan]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logsnr.adaptive import Adaptive
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.exact import Gaussian, GaussianMixture
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.objective import WeightedELBO, objectives
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
-from logsnr.schedule import (
+from logsnr.objectives import WeightedELBO, objectives
+from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.schedules import (
+    Adaptive,
     Cosine,
     EDMTraining,
     FlowUniform,
@@ -25,8 +25,8 @@ from logsnr.schedule import (
     Schedule,
     VPLinear,
 )
-from logsnr.weighting import ELBO, Custom, EDMMonotonic, EpsCosine, MinSNR, Sigmoid, Weighting
-from logsnr.weighting import V as VWeighting
+from logsnr.weightings import ELBO, Custom, EDMMonotonic, EpsCosine, MinSNR, Sigmoid, Weighting
+from logsnr.weightings import V as VWeighting
 
 LO, HI = -10.0, 10.0
 SCHEDULES: dict[str, Schedule] = {

@@ -139,7 +139,7 @@ def good(exact, samples) -> Passport:
 
 def pipeline() -> Denoiser:
     diffusers = pytest.importorskip("diffusers")
-    from logsnr.adapters.pipelines import denoiser_from
+    from logsnr.adapters.diffusers.pipelines import denoiser_from
 
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(

@@ -18,7 +18,7 @@ from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.evaluation.passport import Passport, examine
 from logsnr.noise import sigma_from_logsnr
-from logsnr.prediction import LABELS
+from logsnr.predictions import LABELS
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.config import DataConfig
 

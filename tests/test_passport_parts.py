@@ -19,11 +19,11 @@ from logsnr.evaluation.passport import Level, Passport, Relabelled, examine
 from logsnr.evaluation.passport.card import EndPoint
 from logsnr.evaluation.passport.findings import find, undertrained, usable_range
 from logsnr.evaluation.passport.levels import Linear, fit_linear, start_from_noise
+from logsnr.evaluation.passport.page import write_passport
 from logsnr.evaluation.passport.trajectories import GAMMA_STEPS, NFES, STRIDE, STUDENTS, TEACHER
+from logsnr.models.card import save_denoiser
 from logsnr.models.config import NetworkConfig
-from logsnr.models.store import save_denoiser
 from logsnr.models.unet import build_network
-from logsnr.report.passport import write_passport
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 

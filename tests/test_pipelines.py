@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import logsnr as ls
-from logsnr.adapters import networks
-from logsnr.adapters.pipelines import denoiser_from
+from logsnr.adapters.diffusers.pipelines import denoiser_from, networks
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s, flow_time
 

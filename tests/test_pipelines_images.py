@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import logsnr as ls
-from logsnr.adapters.pipelines import PipelineDenoiser, denoiser_from, from_callable
+from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, denoiser_from, from_callable
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
-from logsnr.prediction import Eps, Flow, V
+from logsnr.predictions import Eps, Flow, V
 from logsnr.timesteps import TimestepTable
 
 diffusers = pytest.importorskip("diffusers")
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_loaded(tmp_path, monkeypatch, installed):
     """Without transformers diffusers fails in words that do not name it."""
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "X"]}')
     if not installed:
-        monkeypatch.setattr("logsnr.adapters.pipelines.find_spec", lambda name: None)
+        monkeypatch.setattr("logsnr.adapters.diffusers.pipelines.denoiser.find_spec", lambda name: None)
     with pytest.raises(LogsnrError, match="cannot be loaded as a diffusers pipeline") as error:
         ls.load(tmp_path)
     assert ("pip install 'logsnr[diffusers]'" in str(error.value)) == (not installed)

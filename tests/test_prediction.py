@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser, noisy
 from logsnr.noise import PATHS, alpha_s, path_scale, sigma_from_logsnr
-from logsnr.prediction import EDM, PREDICTIONS, X0, Eps, Flow, Prediction, Score, V
+from logsnr.predictions import EDM, PREDICTIONS, X0, Eps, Flow, Prediction, Score, V
 
 EVERY: dict[str, Prediction] = {
     **{f"{kind.name}-{path}": kind(path=path) for kind in (Eps, X0, V, Flow, Score) for path in PATHS},

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.objective import objectives
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.objectives import objectives
+from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.timesteps import TimestepTable
 
 

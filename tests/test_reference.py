@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
-from logsnr.endpoint import Counted
 from logsnr.exact import Gaussian, GaussianMixture, PointCloud
 from logsnr.noise import alpha_s
-from logsnr.prediction import Eps, V
+from logsnr.predictions import Eps, V
 from logsnr.sampling import Churn, Step, grids, heun, sample, solve, solvers
+from logsnr.sampling.counted import Counted
 
 F64 = torch.float64
 GRID = grids.log_linear(9, 30.0, 0.02)

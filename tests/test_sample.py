@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.exact import GaussianMixture, PointCloud, Subspace
 from logsnr.noise import alpha_s, sigma_from_logsnr
-from logsnr.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.sampling import NonFiniteError, Plan, Step, evaluations, grids, sample, solvers
 from logsnr.timesteps import TimestepTable
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import logsnr as ls
-from logsnr.adapters.export import export_diffusers
+from logsnr.adapters.diffusers.export import export_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM
+from logsnr.predictions import EDM
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

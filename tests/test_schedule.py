@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from logsnr.schedule import (
+from logsnr.schedules import (
     SCHEDULES,
     Cosine,
     CosMap,

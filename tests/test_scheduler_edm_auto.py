@@ -16,9 +16,9 @@ from torch import Tensor
 
 import logsnr as ls
 import logsnr.adapters
-from logsnr.adapters import planning
+from logsnr.adapters.diffusers.scheduler import plan_for as planning
 from logsnr.noise import alpha_s
-from logsnr.prediction import EDM
+from logsnr.predictions import EDM
 from logsnr.sampling.universal import scaled, universal_plan
 
 diffusers = pytest.importorskip("diffusers")

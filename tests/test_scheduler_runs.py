@@ -13,7 +13,7 @@ from scheduling import KINDS, ByFormula, loop, made, network, relative, state
 from torch import Tensor
 
 import logsnr as ls
-from logsnr.adapters import registry, trajectory
+from logsnr.adapters.diffusers.scheduler import registry, trajectory
 
 
 def test_views_slices_and_numbers_find_their_step() -> None:

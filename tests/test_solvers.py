@@ -12,7 +12,7 @@ from torch import Tensor
 from logsnr.exact import Gaussian, PointCloud, Subspace
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, heun, sample, solvers
-from logsnr.sampling.sample import updates
+from logsnr.sampling.loop import updates
 
 F64 = torch.float64
 LAM = 2.89

@@ -14,9 +14,9 @@ from logsnr import files
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import NetworkConfig, build_network, load_denoiser, save_denoiser
-from logsnr.models.store import prediction_from_json, prediction_to_json
+from logsnr.models.card import prediction_from_json, prediction_to_json
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM, X0, Eps, Flow, V
+from logsnr.predictions import EDM, X0, Eps, Flow, V
 from logsnr.timesteps import TimestepTable
 
 

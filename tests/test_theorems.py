@@ -10,12 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr import prediction as predictions
-from logsnr.adaptive import Adaptive
+from logsnr import predictions
 from logsnr.exact import GaussianMixture
-from logsnr.schedule import Cosine, CosMap, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
+from logsnr.schedules import (
+    Adaptive,
+    Cosine,
+    CosMap,
+    Discrete,
+    EDMTraining,
+    FlowUniform,
+    Linear,
+    LogitNormal,
+    Schedule,
+    VPLinear,
+)
 from logsnr.timesteps import TimestepTable
-from logsnr.weighting import (
+from logsnr.weightings import (
     EDM,
     ELBO,
     WEIGHTINGS,

@@ -19,8 +19,8 @@ from logsnr.files import read_pair
 from logsnr.training import Dataset, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.ema import EMA
+from logsnr.training.loop import _own_accelerator
 from logsnr.training.run import Run, derived_seed
-from logsnr.training.trainer import _own_accelerator
 from logsnr.uncertainty import Uncertainty
 
 NETWORK = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}

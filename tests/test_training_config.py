@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from logsnr.adaptive import Adaptive
 from logsnr.errors import LogsnrError
+from logsnr.schedules import Adaptive
 from logsnr.training import load_recipe, recipe_from
 from logsnr.training.config import ObjectiveConfig
 from logsnr.training.objectives import build_objective, central_logsnr
-from logsnr.weighting import EDM, Sigmoid
+from logsnr.weightings import EDM, Sigmoid
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

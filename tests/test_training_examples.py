@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from logsnr.adapters import LoopObjective
-from logsnr.adaptive import OutputLayer
+from logsnr.gradients import OutputLayer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr.objective import WeightedELBO
-from logsnr.schedule import EDMTraining
+from logsnr.objectives import WeightedELBO
+from logsnr.schedules import EDMTraining
 from logsnr.uncertainty import Uncertainty
-from logsnr.weighting import EDM, EpsCosine, Sigmoid, Weighting
+from logsnr.weightings import EDM, EpsCosine, Sigmoid, Weighting
 
 SCHEDULE = EDMTraining(-0.4, 1.0).truncate(-4, 6)
 GRID = torch.linspace(-2.5, 4, 200, dtype=torch.float64)

@@ -9,16 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from logsnr import prediction as predictions
-from logsnr.adaptive import Adaptive
+from logsnr import predictions
 from logsnr.errors import LogsnrError
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s_from_logsnr
-from logsnr.objective import WeightedELBO
-from logsnr.prediction import Prediction
-from logsnr.schedule import Cosine, CosMap, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
+from logsnr.objectives import WeightedELBO
+from logsnr.predictions import Prediction
+from logsnr.schedules import (
+    Adaptive,
+    Cosine,
+    CosMap,
+    Discrete,
+    EDMTraining,
+    FlowUniform,
+    Linear,
+    LogitNormal,
+    Schedule,
+    VPLinear,
+)
 from logsnr.timesteps import TimestepTable
-from logsnr.weighting import (
+from logsnr.weightings import (
     EDM,
     ELBO,
     P2,

@@ -6,8 +6,8 @@ import torch
 import logsnr as ls
 from logsnr import zoo
 from logsnr.calibration.ledger import fingerprint
-from logsnr.endpoint import rmse
 from logsnr.errors import LogsnrError
+from logsnr.sampling.counted import rmse
 
 MODELS = zoo.names()
 

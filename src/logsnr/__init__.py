@@ -4,48 +4,74 @@
 
     denoiser = ls.load("runs/digits")
     plan = ls.solvers.ge(ls.grids.log_linear(6, *denoiser.sampling_range[::-1]), gamma=2.0)
-    x = ls.sample(denoiser, plan, batch=16, generator=torch.Generator().manual_seed(0))
+    x = ls.sample(denoiser, plan, n=16, generator=torch.Generator().manual_seed(0))
 
-The model of the world stands in `noise` (the coordinate), `prediction` (what networks mean), `denoiser` (the one kind
-of model), `objective` (what training minimises) and `sampling` (plans and the one loop).
+The model of the world stands in `noise` (the coordinate), `predictions` (what networks mean), `denoiser` (the one kind
+of model), `objectives` (what training minimises) and `sampling` (plans and the one loop).  Nothing is imported before
+it is named.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from logsnr import exact, guidance, schedules
-from logsnr import prediction as predictions
-from logsnr import weighting as weightings
-from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
-from logsnr.errors import LogsnrError
-from logsnr.load import load, load_plans
-from logsnr.objective import ObjectiveOutput, WeightedELBO, objectives
-from logsnr.pixels import Pixels
-from logsnr.sampling import (
-    Churn,
-    NonFiniteError,
-    Plan,
-    Step,
-    evaluations,
-    grids,
-    heun,
-    interpolate,
-    invert,
-    reconstruct,
-    sample,
-    solve,
-    solvers,
-    universal_plan,
-)
-from logsnr.timesteps import TimestepTable
-
 if TYPE_CHECKING:
-    from logsnr.adapters.loops import LoopObjective
+    from logsnr import exact as exact
+    from logsnr import grids as grids
+    from logsnr import guidance as guidance
+    from logsnr import predictions as predictions
+    from logsnr import schedules as schedules
+    from logsnr import solvers as solvers
+    from logsnr import theory as theory
+    from logsnr import weightings as weightings
+    from logsnr.adapters.diffusers.loops import LoopObjective
     from logsnr.calibration import calibrate
+    from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
+    from logsnr.errors import LogsnrError
     from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
+    from logsnr.loading import load, load_plans
+    from logsnr.objectives import ObjectiveOutput, WeightedELBO, objectives
+    from logsnr.pixels import Pixels
+    from logsnr.sampling import (
+        Churn,
+        NonFiniteError,
+        Plan,
+        Step,
+        evaluations,
+        heun,
+        interpolate,
+        invert,
+        reconstruct,
+        sample,
+        solve,
+        universal_plan,
+    )
+    from logsnr.timesteps import TimestepTable
     from logsnr.uncertainty import Uncertainty
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
+
+_ROOMS = ("exact", "grids", "guidance", "objectives", "predictions", "schedules", "solvers", "theory", "weightings")
+"""Modules that are public as they are; `objectives` is also the mapping of published ones."""
+
+_NAMES = {
+    "adapters.diffusers.loops": ["LoopObjective"],
+    "calibration": ["calibrate"],
+    "denoiser": ["Denoiser", "Estimate", "NetworkDenoiser"],
+    "errors": ["LogsnrError"],
+    "likelihood": ["Likelihood", "augmented_elbo", "bits_per_dim", "ode_bits_per_dim", "ode_log_likelihood"],
+    "loading": ["load", "load_plans"],
+    "objectives": ["ObjectiveOutput", "WeightedELBO"],
+    "pixels": ["Pixels"],
+    "sampling": [
+        *["Churn", "NonFiniteError", "Plan", "Step", "evaluations", "heun", "interpolate", "invert", "reconstruct"],
+        *["sample", "solve", "universal_plan"],
+    ],
+    "timesteps": ["TimestepTable"],
+    "uncertainty": ["Uncertainty"],
+}
+"""Public names by the room that holds them."""
+
+_WHERE = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Churn",
@@ -84,27 +110,18 @@ __all__ = [
     "schedules",
     "solve",
     "solvers",
+    "theory",
     "universal_plan",
     "weightings",
 ]
 
-# Rooms that most programs do not need come in when first named: importing logsnr stays a fraction of importing torch.
-_LATER = {
-    "calibrate": "logsnr.calibration",
-    "Likelihood": "logsnr.likelihood",
-    "LoopObjective": "logsnr.adapters.loops",
-    "Uncertainty": "logsnr.uncertainty",
-    "augmented_elbo": "logsnr.likelihood",
-    "bits_per_dim": "logsnr.likelihood",
-    "ode_bits_per_dim": "logsnr.likelihood",
-    "ode_log_likelihood": "logsnr.likelihood",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name in _ROOMS:
+        return import_module(f"logsnr.{name}")
+    if name not in _WHERE:
         raise AttributeError(f"module 'logsnr' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    value = globals()[name] = getattr(import_module(f"logsnr.{_WHERE[name]}"), name)
     return value
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from logsnr.noise import alpha_s, per_sample
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM, Prediction
+from logsnr.predictions import EDM, Prediction
 
 Lazy = Tensor | Callable[[], Tensor]
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from logsnr.weighting import Custom, Weighting
+from logsnr.weightings import Custom, Weighting
 
 
 class Uncertainty(nn.Module):

@@ -18,29 +18,29 @@ from typing import TYPE_CHECKING, Any
 from logsnr.errors import LogsnrError, require
 
 if TYPE_CHECKING:
-    from logsnr.adapters.export import export_diffusers as export_diffusers
+    from logsnr.adapters.diffusers.export import export_diffusers as export_diffusers
+    from logsnr.adapters.diffusers.loops import LoopObjective as LoopObjective
+    from logsnr.adapters.diffusers.pipelines import PipelineDenoiser as PipelineDenoiser
+    from logsnr.adapters.diffusers.pipelines import denoiser_from as denoiser_from
+    from logsnr.adapters.diffusers.pipelines import from_callable as from_callable
+    from logsnr.adapters.diffusers.pipelines import load_pipeline as load_pipeline
+    from logsnr.adapters.diffusers.scheduler.scheduler import GradientEstimationScheduler as GradientEstimationScheduler
     from logsnr.adapters.kdiffusion import KDiffusionModel as KDiffusionModel
     from logsnr.adapters.kdiffusion import as_kdiffusion as as_kdiffusion
     from logsnr.adapters.kdiffusion import sample_gradient_estimation as sample_gradient_estimation
-    from logsnr.adapters.loops import LoopObjective as LoopObjective
-    from logsnr.adapters.pipelines import PipelineDenoiser as PipelineDenoiser
-    from logsnr.adapters.pipelines import denoiser_from as denoiser_from
-    from logsnr.adapters.pipelines import from_callable as from_callable
-    from logsnr.adapters.pipelines import load_pipeline as load_pipeline
-    from logsnr.adapters.scheduler import GradientEstimationScheduler as GradientEstimationScheduler
 
 OLDEST_DIFFUSERS = (0, 31)
 
 _LATER = {
-    "GradientEstimationScheduler": "scheduler",
+    "GradientEstimationScheduler": "diffusers.scheduler.scheduler",
     "KDiffusionModel": "kdiffusion",
-    "LoopObjective": "loops",
-    "PipelineDenoiser": "pipelines",
+    "LoopObjective": "diffusers.loops",
+    "PipelineDenoiser": "diffusers.pipelines",
     "as_kdiffusion": "kdiffusion",
-    "denoiser_from": "pipelines",
-    "export_diffusers": "export",
-    "from_callable": "pipelines",
-    "load_pipeline": "pipelines",
+    "denoiser_from": "diffusers.pipelines",
+    "export_diffusers": "diffusers.export",
+    "from_callable": "diffusers.pipelines",
+    "load_pipeline": "diffusers.pipelines",
     "sample_gradient_estimation": "kdiffusion",
 }
 """Names, and the module each lives in.  The scheduler is a class of diffusers; others need that when called."""

@@ -11,11 +11,11 @@ from typing import Any, get_args
 import torch
 
 from logsnr.calibration.baselines import Method
-from logsnr.calibration.schedule import MIN_STEP
+from logsnr.calibration.levels import MIN_STEP
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
+from logsnr.sampling.loop import check_start
 from logsnr.sampling.plan import BASES
-from logsnr.sampling.sample import check_start
 
 MOST_STEPS = 20
 

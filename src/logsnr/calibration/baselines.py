@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from logsnr.calibration.schedule import best_levels
+from logsnr.calibration.levels import best_levels
 from logsnr.calibration.teacher import Cache
 from logsnr.errors import LogsnrError
 from logsnr.sampling import solvers

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logsnr.calibration.levels import MIN_STEP
 from logsnr.calibration.rollout import Batch, Rollout
-from logsnr.calibration.schedule import MIN_STEP
 from logsnr.calibration.teacher import Metric
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.plan import Plan

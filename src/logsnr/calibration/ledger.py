@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
-from logsnr.endpoint import Counted
 from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
+from logsnr.sampling.counted import Counted
 
 FORMAT = 3
 

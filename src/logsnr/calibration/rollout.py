@@ -17,9 +17,9 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
+from logsnr.sampling.loop import Update, updates
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.reference import consistent
-from logsnr.sampling.sample import Update, updates
 
 Cond = Mapping[str, Any]
 

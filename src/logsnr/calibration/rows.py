@@ -24,8 +24,8 @@ from torch import Tensor
 from logsnr.calibration.rollout import Batch, Rollout
 from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
+from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Basis, Grid, Plan
-from logsnr.sampling.sample import updates
 from logsnr.sampling.solvers import ge
 
 

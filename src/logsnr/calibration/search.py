@@ -25,13 +25,13 @@ from logsnr.calibration.alternatives import GRIDS, SOLVERS, alternatives
 from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, residuals, squares, tempered
 from logsnr.calibration.ledger import Ledger, Meter
+from logsnr.calibration.levels import MIN_STEP, tried_levels
 from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.rows import Lesson, fit_rows, lengthened, prior_rows, targets_at
-from logsnr.calibration.schedule import MIN_STEP, tried_levels
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
 from logsnr.calibration.walk import Nodes, walk
+from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Basis, Grid, Plan
-from logsnr.sampling.sample import start
 
 LONGEST = 2
 """Past estimates that "auto" uses on all levels; one less and one more on the best of them."""

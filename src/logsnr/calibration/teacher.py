@@ -19,9 +19,9 @@ from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
 from logsnr.sampling import grids, sample, solvers
+from logsnr.sampling.loop import Step
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.reference import consistent
-from logsnr.sampling.sample import Step
 
 Metric = Callable[[Tensor], Tensor]
 _CACHE = 2**26

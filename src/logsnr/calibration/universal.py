@@ -21,15 +21,15 @@ from typing import Any
 import torch
 
 from logsnr.calibration.descent import TAIL, squares, tempered
+from logsnr.calibration.levels import MIN_STEP
 from logsnr.calibration.rollout import Batch, spread_cond
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
-from logsnr.calibration.schedule import MIN_STEP
 from logsnr.calibration.teacher import Cache, remember, teacher_ends
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
+from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.sample import start
 from logsnr.sampling.universal import scaled, universal_plan
 
 __all__ = ["Fitted", "Member", "fit_universal", "member", "nodes", "universal_plan"]

@@ -282,7 +282,7 @@ def export(
 
     Example: logsnr export runs/digits --to diffusers -o pipelines/digits
     """
-    from logsnr.adapters.export import export_diffusers, pipeline_for, scheduler_for
+    from logsnr.adapters.diffusers.export import export_diffusers, pipeline_for, scheduler_for
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
 

@@ -13,7 +13,7 @@ from logsnr.cli.app import Json, Model, Seed, app
 
 if TYPE_CHECKING:
     from logsnr.evaluation.quality import FeatureSpace
-    from logsnr.load import Loaded
+    from logsnr.loading import Loaded
 
 
 @app.command()
@@ -63,11 +63,11 @@ def compare(
     from rich.console import Console
 
     from logsnr.cli import support
-    from logsnr.compare import entries as samplers
-    from logsnr.compare import measure, table, write
-    from logsnr.compare import peers as theirs
-    from logsnr.compare.schedulers import FLOW_GRIDS, GRIDS, SCHEDULERS
     from logsnr.errors import LogsnrError
+    from logsnr.evaluation.compare import entries as samplers
+    from logsnr.evaluation.compare import measure, table, write
+    from logsnr.evaluation.compare import peers as theirs
+    from logsnr.evaluation.compare.peers import FLOW_GRIDS, GRIDS, SCHEDULERS
     from logsnr.evaluation.passport import Passport
 
     budgets = _numbers(nfe)
@@ -126,8 +126,8 @@ def _words(text: str) -> list[str]:
 
 def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | None, seed: int) -> FeatureSpace | None:
     """The feature space asked for; without a wish, what the data allow."""
-    from logsnr.compare.spaces import feature_space
     from logsnr.errors import LogsnrError
+    from logsnr.evaluation.compare.spaces import feature_space
     from logsnr.training import load_data
     from logsnr.training.config import DataConfig
 

@@ -12,7 +12,7 @@ from logsnr.cli.app import Json, Seed, app
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logsnr.load import Loaded
+    from logsnr.loading import Loaded
 
 
 @app.command()
@@ -43,7 +43,7 @@ def passport(
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.passport import examine
-    from logsnr.report.passport import write_passport
+    from logsnr.evaluation.passport.page import write_passport
 
     page = out or (Path(model) if Path(model).is_dir() else Path()) / "passport.html"
     if page.suffix not in (".html", ".json"):

@@ -19,14 +19,14 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from logsnr.adapters import require_diffusers
-from logsnr.adapters.pipelines import PipelineDenoiser
+from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Method, Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
-from logsnr.load import Loaded, is_pipeline, load, load_plans, plans_file
+from logsnr.loading import Loaded, is_pipeline, load, load_plans, plans_file
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, Step, grids, solvers
 from logsnr.sampling.plan import Grid

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logsnr.evaluation import Quality
 from logsnr.likelihood import Likelihood
-from logsnr.objective import WeightedELBO
+from logsnr.objectives import WeightedELBO
 
 FEATURES = "the demo's digit classifier"
 """The space of every Frechet distance of the demo."""

@@ -16,15 +16,15 @@ from torch import Tensor
 from logsnr.demo.page import demo_page
 from logsnr.demo.result import FEATURES, DemoResult, Recognised, Training
 from logsnr.denoiser import NetworkDenoiser, noisy
-from logsnr.endpoint import Counted
 from logsnr.evaluation import Judge, Quality, compare_samplers, nearest_distances, train_classifier
 from logsnr.files import replace_file
 from logsnr.images import png, side_by_side, tile
 from logsnr.likelihood import Likelihood, bits_per_dim
-from logsnr.load import load_plans
+from logsnr.loading import load_plans
 from logsnr.pixels import Pixels
 from logsnr.report.page import write_page
 from logsnr.sampling import Plan, grids, heun, solvers
+from logsnr.sampling.counted import Counted
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.checkpoint import METRICS
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from logsnr.density import log_sech
 from logsnr.describe.training import Log, Trained, drawn_by, weighting_of
 from logsnr.errors import LogsnrError
-from logsnr.prediction import EDM, Eps, Prediction
-from logsnr.schedule import Cosine, EDMTraining, InterpolatedCosine, Linear, VPLinear
+from logsnr.predictions import EDM, Eps, Prediction
+from logsnr.schedules import Cosine, EDMTraining, InterpolatedCosine, Linear, VPLinear
+from logsnr.schedules.base import log_sech
 
 
 def from_config(config: Mapping[str, Any], name: str) -> Trained:

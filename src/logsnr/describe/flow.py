@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logsnr.density import log_normal, log_sech
 from logsnr.describe.training import Log
 from logsnr.errors import LogsnrError
+from logsnr.schedules.base import log_normal, log_sech
 
 MODE_SCALE = 1.29
 """Of mode sampling, where a script is not told."""

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from logsnr.describe.flow import COSMAP, DRAWN, SIGMA_SQRT, log_time, scheme_density, scheme_factor
 from logsnr.describe.training import Log, Trained, drawn_by, weighting_of
 from logsnr.errors import LogsnrError
-from logsnr.prediction import X0, Eps, Flow, Prediction, V
-from logsnr.schedule import Discrete
+from logsnr.predictions import X0, Eps, Flow, Prediction, V
+from logsnr.schedules import Discrete
 from logsnr.timesteps import TimestepTable
 
 

@@ -40,12 +40,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logsnr.density import log_normal
 from logsnr.describe.flow import COSMAP, DRAWN, SIGMA_SQRT, log_time, scheme_density, scheme_factor, uniform
 from logsnr.describe.huggingface import beta_table, min_snr
 from logsnr.describe.training import Log, Trained, drawn_by, weighting_of
 from logsnr.errors import LogsnrError
-from logsnr.prediction import Eps, Flow, V
+from logsnr.predictions import Eps, Flow, V
+from logsnr.schedules.base import log_normal
 
 FLUX = ("timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "model_prediction_type")
 """Options that Flux's scripts alone have."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from logsnr.describe.training import Trained, drawn_by
-from logsnr.objective import objectives
-from logsnr.weighting import Custom, Weighting
+from logsnr.objectives import objectives
+from logsnr.weightings import Custom, Weighting
 
 REACH = (-20.0, 20.0)
 """Where infinite ranges are cut, as the presets cut theirs."""

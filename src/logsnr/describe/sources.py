@@ -7,16 +7,15 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from logsnr.adaptive import Adaptive
 from logsnr.describe.configs import from_config
 from logsnr.describe.foreign import from_flags
 from logsnr.describe.training import Trained, drawn_by
 from logsnr.errors import LogsnrError, nearest, one_line
-from logsnr.objective import WeightedELBO, objectives
-from logsnr.schedule import Discrete
+from logsnr.objectives import WeightedELBO, objectives
+from logsnr.schedules import Adaptive, Discrete
 from logsnr.training.config import load_recipe
 from logsnr.training.objectives import build_objective
-from logsnr.weighting import WEIGHTINGS, Custom, Weighting
+from logsnr.weightings import WEIGHTINGS, Custom, Weighting
 
 _SIGMOID = (
     "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid; others put "

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logsnr.density import Schedule
 from logsnr.noise import alpha_s_from_logsnr
-from logsnr.prediction import Prediction
-from logsnr.schedule import Discrete
-from logsnr.weighting import Custom, Weighting
+from logsnr.predictions import Prediction
+from logsnr.schedules import Discrete, Schedule
+from logsnr.weightings import Custom, Weighting
 
 Log = Callable[[Tensor], Tensor]
 

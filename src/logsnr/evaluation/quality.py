@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.endpoint import Counted, rmse
 from logsnr.evaluation.features import Classifier
 from logsnr.evaluation.metrics import Estimated, Reference
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, sample
+from logsnr.sampling.counted import Counted, rmse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from logsnr.denoiser import Denoiser
 from logsnr.likelihood.control import Pilot
 from logsnr.likelihood.integral import check_budget, integrate, prepare
 from logsnr.likelihood.terms import check_levels, prior_nats
-from logsnr.weighting import Weighting
+from logsnr.weightings import Weighting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from logsnr.schedule import Schedule
-from logsnr.weighting import Weighting
+from logsnr.schedules import Schedule
+from logsnr.weightings import Weighting
 
 COLOURS = ("#1f5fa8", "#c8553d", "#3c8d5a", "#7a5ea8", "#8a8a8a")
 Curve = tuple[Sequence[float], Sequence[float]]

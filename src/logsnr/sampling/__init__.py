@@ -2,9 +2,9 @@
 
 from logsnr.sampling import grids, solvers
 from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct
+from logsnr.sampling.loop import NonFiniteError, Step, evaluations, sample
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.reference import Churn, Solution, heun, solve
-from logsnr.sampling.sample import NonFiniteError, Step, evaluations, sample
 from logsnr.sampling.universal import universal_plan
 
 __all__ = [

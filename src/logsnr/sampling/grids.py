@@ -19,6 +19,21 @@ from logsnr.sampling.plan import Grid, check_sigmas
 from logsnr.theory import EtaCurve, interpolated, schedule_between
 from logsnr.timesteps import TimestepTable
 
+__all__ = [
+    "AYS",
+    "admissible",
+    "ays",
+    "flow",
+    "flow_range",
+    "from_schedule",
+    "from_sigmas",
+    "ge_paper",
+    "karras",
+    "log_linear",
+    "paper_timesteps",
+    "timesteps",
+]
+
 Last = Literal["zero", "min"]
 Spacing = Literal["trailing", "leading", "linspace"]
 Style = Literal["log-linear", "ddim", "edm"]

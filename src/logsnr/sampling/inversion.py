@@ -20,9 +20,9 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
+from logsnr.sampling.loop import check_range, check_start, start
 from logsnr.sampling.plan import check_sigmas
 from logsnr.sampling.reference import consistent, solve
-from logsnr.sampling.sample import check_range, check_start, start
 
 Between = Literal["slerp", "linear"]
 

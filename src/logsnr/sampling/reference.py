@@ -27,8 +27,8 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s
+from logsnr.sampling.loop import Callback, Step, check_range, check_start, randn, start
 from logsnr.sampling.plan import check_sigmas
-from logsnr.sampling.sample import Callback, Step, check_range, check_start, randn, start
 
 
 @dataclass(frozen=True, kw_only=True)

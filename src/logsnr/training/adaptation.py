@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from logsnr.adaptive import Adaptive, OutputLayer, SpreadMeter, gradient_norms
 from logsnr.denoiser import Denoiser
+from logsnr.gradients import OutputLayer, gradient_norms
 from logsnr.noise import sigma_from_logsnr
-from logsnr.objective import ObjectiveOutput, WeightedELBO
+from logsnr.objectives import ObjectiveOutput, WeightedELBO
+from logsnr.schedules import Adaptive
+from logsnr.schedules.variance import SpreadMeter
 from logsnr.training.config import AdaptiveConfig
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from logsnr.errors import LogsnrError
 from logsnr.files import check_tensors, read_pair, replace_file, write_pair
-from logsnr.models.store import CARD, save_denoiser
+from logsnr.models.card import CARD, save_denoiser
 from logsnr.training.config import Recipe
 from logsnr.training.run import Run
 

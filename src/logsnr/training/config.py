@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from logsnr.errors import LogsnrError, nearest, one_line
 from logsnr.models.config import NetworkConfig
-from logsnr.prediction import LABELS, PREDICTIONS
+from logsnr.predictions import LABELS, PREDICTIONS
 
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]

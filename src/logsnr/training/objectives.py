@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from logsnr.adaptive import Adaptive
 from logsnr.errors import LogsnrError, nearest, one_line
-from logsnr.objective import WeightedELBO, objectives
-from logsnr.schedule import SCHEDULES, Linear, Schedule
+from logsnr.objectives import WeightedELBO, objectives
+from logsnr.schedules import SCHEDULES, Adaptive, Linear, Schedule
 from logsnr.training.config import AdaptiveConfig, ObjectiveConfig, Part
-from logsnr.weighting import ELBO, WEIGHTINGS, Weighting
+from logsnr.weightings import ELBO, WEIGHTINGS, Weighting
 
 CENTRAL = 0.998
 """Share of a schedule's draws that a trained range covers."""

@@ -19,9 +19,9 @@ from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line, require
 from logsnr.models.unet import UNet, build_network
 from logsnr.noise import sigma_from_logsnr
-from logsnr.objective import WeightedELBO
+from logsnr.objectives import WeightedELBO
 from logsnr.pixels import Pixels
-from logsnr.prediction import EDM, PREDICTIONS
+from logsnr.predictions import EDM, PREDICTIONS
 from logsnr.training.adaptation import Adaptation
 from logsnr.training.config import PredictionConfig, Recipe
 from logsnr.training.data import Dataset

@@ -26,7 +26,7 @@ from logsnr.evaluation.passport.card import LabelScan, Way
 from logsnr.evaluation.passport.levels import Linear
 from logsnr.evaluation.passport.meter import Meter, Samples
 from logsnr.noise import Level, alpha_s
-from logsnr.prediction import LABELS, Label
+from logsnr.predictions import LABELS, Label
 
 FACTORS = (0.75, 0.87, 1.0, 1.15, 1.33)
 BETWEEN = (0.05, 3.0)

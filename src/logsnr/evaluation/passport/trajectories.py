@@ -16,11 +16,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from logsnr.endpoint import rmse
 from logsnr.evaluation.gamma import error_covariance
 from logsnr.evaluation.passport.card import Bend, EndPoint, Gamma
 from logsnr.evaluation.passport.meter import Cond, Meter
 from logsnr.sampling import Plan, Step, grids, sample, solvers
+from logsnr.sampling.counted import rmse
 from logsnr.sampling.plan import Grid
 
 TEACHER = 80

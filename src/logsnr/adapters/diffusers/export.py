@@ -1,0 +1,250 @@
+"""A trained denoiser as a stock diffusers pipeline: `unet/`, `scheduler/`, `model_index.json`, nothing of ours.
+
+A model fits a stock pipeline exactly when the state that its network wants is the pipeline's, and the timesteps that
+the scheduler counts are its labels:
+
+    prediction            scheduler            levels at timestep t
+    eps, v, x0 (VP)       DPM-Solver           of the label's table, cut at the trained range
+    ... label "flow"      DPM-Solver           sigma = t/(1000 - t), as trained_betas: the label is t
+    EDM, sigma_data 1     DPM-Solver           x0 = alpha z + s F: v with the other sign, put into the last layer
+    flow, label "flow"    FlowMatchEuler       sigma = t/(1000 - t), from pure noise
+    EDM, label "edm"      EDM DPM-Solver       sigma = exp(4 t), of any sigma_data
+
+All but the last are a `DDPMPipeline`, which calls `unet(state, t)`.  EDM's network wants the state over its standard
+deviation, and `ConsistencyModelPipeline` is the stock pixel pipeline that asks its scheduler for that
+(`scale_model_input`); its loop knows nothing else of consistency models, and it takes classes.
+
+DPM-Solver steps between the timesteps that it visits; DDIMScheduler steps to others unless their number divides the
+table's, and serves only tables that end at sigma inf, which DPM-Solver has not.
+
+A condition on a class, or on none, is a constant vector beside the timestep's: it goes into a bias of its embedding.
+Whatever does not fit is refused with the recipe that would.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logsnr.adapters import require_diffusers
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError, one_line
+from logsnr.models import UNet
+from logsnr.predictions import EDM, LABELS, X0, Eps, Flow, Prediction, V, label_edm
+from logsnr.timesteps import TimestepTable
+
+STEPS = 1000
+RECIPE = "prediction: {name: v, label: ddpm}"
+EDM_RECIPE = "prediction: {name: edm, label: edm}"
+_BETAS: dict[str, dict[str, Any]] = {
+    "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "stable-diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+def export_diffusers(
+    denoiser: NetworkDenoiser, folder: str | Path, *, class_label: int | None = None, keep_classes: bool = False
+) -> Path:
+    """Write a pipeline that `DiffusionPipeline.from_pretrained(folder)` samples from, all of it or nothing.
+
+        logsnr.adapters.export_diffusers(logsnr.load("runs/digits"), "pipeline")
+
+    Args:
+        denoiser: of a run.
+        folder: must not exist, or be empty.
+        class_label: of a class-conditional model: the class that the pipeline draws; None for the null condition.
+        keep_classes: leave the class to the pipeline's caller, `pipe(class_labels=[3, 5])`, who draws classes by
+            chance if it is left out; only EDM models' pipeline can.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LogsnrError: if the model does not fit a stock pipeline exactly (naming every reason and the recipe that would),
+            the folder holds something, or the disk refuses.
+    """
+    diffusers = require_diffusers("exporting to diffusers")
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LogsnrError(f"{target} already exists: give a new folder, or remove it first")
+    network = denoiser.network
+    if not isinstance(network, UNet):
+        raise LogsnrError(f"a {type(network).__name__} cannot be exported: only networks that logsnr train made can")
+    _refuse(denoiser, class_label, keep_classes)
+    unet = copy.deepcopy(network.unet).cpu().eval().requires_grad_(False)
+    if network.config.classes and not keep_classes:
+        _bind_class(unet, network.config.classes if class_label is None else class_label)
+    if _is_edm(denoiser.prediction):
+        unet.register_to_config(sample_size=network.shape[1])  # that pipeline reads one side, of a square
+    elif _sign(denoiser.prediction) < 0:
+        with torch.no_grad():
+            unet.conv_out.weight.neg_()
+            unet.conv_out.bias.neg_()
+    pipeline = getattr(diffusers, pipeline_for(denoiser))(unet=unet, scheduler=scheduler_for(denoiser))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            pipeline.save_pretrained(temporary)
+            temporary.chmod(0o755)
+            if target.exists():
+                target.rmdir()
+            temporary.replace(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise LogsnrError(
+            f"cannot write {target}: {error.strerror or one_line(error)}; nothing was left there"
+        ) from error
+    return target
+
+
+def pipeline_for(denoiser: NetworkDenoiser) -> str:
+    """The name of the stock pipeline whose loop fits the model."""
+    return "ConsistencyModelPipeline" if _is_edm(denoiser.prediction) else "DDPMPipeline"
+
+
+def scheduler_for(denoiser: NetworkDenoiser) -> Any:
+    """The stock scheduler whose timesteps are the model's labels, over its trained range.
+
+    Raises:
+        LogsnrError: if there is none.
+    """
+    diffusers = require_diffusers("exporting to diffusers")
+    prediction = denoiser.prediction
+    if isinstance(prediction, Flow):
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS, shift=1.0)
+    if isinstance(prediction, EDM) and _is_edm(prediction):
+        low, high = denoiser.sampling_range
+        return diffusers.EDMDPMSolverMultistepScheduler(sigma_min=low, sigma_max=high, sigma_data=prediction.sigma_data)
+    kind, table = _kind(prediction), _table(prediction)
+    if kind is None or table is None:
+        raise LogsnrError(
+            f"no stock scheduler counts the labels of {prediction.name!r} prediction: train with {RECIPE}"
+        )
+    # Levels beyond the trained range are left off; as in sampling one percent is rounding, and inf is within 100.
+    high, last = denoiser.trained_range[1], float(table.sigmas[-1])
+    count = len(table) if math.isinf(last) and high >= 100 else int((table.sigmas <= 1.01 * high).sum())
+    if count < 2:
+        raise LogsnrError(f"trained_range ends at sigma {high:.4g}: below the second level of the label's table")
+    named = _BETAS.get(prediction.label) if isinstance(prediction.label, str) else None
+    if count == len(table) and named is not None:
+        betas: dict[str, Any] = named
+    else:
+        betas = {"trained_betas": _betas(table.alphas_cumprod[:count])}
+    common = {"num_train_timesteps": count, "prediction_type": kind, "timestep_spacing": "trailing", **betas}
+    if math.isinf(float(table.sigmas[count - 1])):
+        return diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=True, **common)
+    return diffusers.DPMSolverMultistepScheduler(**common)
+
+
+def _refuse(denoiser: NetworkDenoiser, class_label: int | None, keep_classes: bool) -> None:
+    """Every reason why a model fits no stock pipeline, in one line."""
+    prediction, network = denoiser.prediction, denoiser.network
+    assert isinstance(network, UNet)
+    classes = network.config.classes
+    if class_label is not None and not classes:
+        raise LogsnrError(f"class {class_label}: this model is unconditional; leave the class out")
+    if class_label is not None and not 0 <= class_label <= classes:
+        raise LogsnrError(f"class {class_label}: give 0 ... {classes - 1}, or leave it out for the null condition")
+    if keep_classes and not classes:
+        raise LogsnrError("keep_classes: this model is unconditional; leave it out")
+    if keep_classes and class_label is not None:
+        raise LogsnrError(f"class {class_label} with keep_classes: bind one class, or keep them all")
+    reasons, changes = [], []
+    if network.config.fourier:
+        reasons.append("its network takes Fourier features of the image, which UNet2DModel does not form")
+        changes.append("network.fourier: []")
+    if network.config.patch > 1:
+        reasons.append("its network folds patches of the image into channels, which UNet2DModel does not")
+        changes.append("network.patch: 1")
+    label = prediction.label if isinstance(prediction.label, str) else "its own"
+    if isinstance(prediction, Flow):
+        if prediction.path != "flow" or prediction.label not in ("flow", LABELS["flow"]):
+            reasons.append(f"a flow network with path {prediction.path!r} and label {label!r} has no stock scheduler")
+            changes.append("prediction: {name: flow, label: flow}")
+        elif denoiser.trained_range[1] < 100:
+            reasons.append(
+                "stock flow schedulers start from pure noise, and it was trained to sigma "
+                f"{denoiser.trained_range[1]:.4g}"
+            )
+            changes.append("objective.logsnr: [-9.3, ...]")
+    elif _is_edm(prediction):
+        if network.shape[1] != network.shape[2]:
+            reasons.append(f"EDM's stock pipeline makes square images, not {network.shape[1]} x {network.shape[2]}")
+            changes.append(RECIPE)
+    elif _kind(prediction) is None or _table(prediction) is None:
+        what = f", sigma_data {prediction.sigma_data:.4g}" if isinstance(prediction, EDM) else ""
+        reasons.append(
+            f"prediction {prediction.name!r} (label {label!r}{what}) is none that stock schedulers know: they take "
+            "eps, v and x0 of the VP path with a label of timesteps, flow with label flow, and edm with label edm"
+        )
+        changes.append(EDM_RECIPE if isinstance(prediction, EDM) else RECIPE)
+    if keep_classes and not _is_edm(prediction):
+        reasons.append("its stock pipeline takes no classes")
+        changes.append(f"{EDM_RECIPE}, or bind one class (--class 0)")
+    trained = denoiser.card.get("training") or {}
+    if classes and class_label is None and not keep_classes and trained.get("label_dropout") == 0:
+        reasons.append("it was trained without the null condition (label_dropout 0)")
+        changes.append("label_dropout: 0.1, or name a class (--class 0)")
+    if reasons:
+        raise LogsnrError(
+            f"this model cannot be a stock diffusers pipeline: {'; '.join(reasons)}. Train with {', '.join(changes)} "
+            "in the recipe, or sample it with logsnr"
+        )
+
+
+def _is_edm(prediction: Prediction) -> bool:
+    """Whether a prediction is EDM's, labelled as EDM's schedulers do."""
+    return isinstance(prediction, EDM) and prediction.label in ("edm", label_edm)
+
+
+def _kind(prediction: Prediction) -> str | None:
+    """diffusers' name of what the network predicts of a VP state, or None."""
+    kinds: dict[type[Prediction], str] = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
+    if isinstance(prediction, EDM):
+        return "v_prediction" if prediction.sigma_data == 1 else None
+    return kinds.get(type(prediction)) if getattr(prediction, "path", "") == "vp" else None
+
+
+def _sign(prediction: Prediction) -> int:
+    """-1 where diffusers means the negative of the network's output."""
+    return -1 if isinstance(prediction, EDM) or getattr(prediction, "reverse", False) else 1
+
+
+def _table(prediction: Prediction) -> TimestepTable | None:
+    """The levels at labels 0, 1, 2, ...; None if labels do not count timesteps."""
+    label = LABELS[prediction.label] if isinstance(prediction.label, str) else prediction.label
+    if isinstance(label, TimestepTable):
+        return label
+    if label is not LABELS["flow"]:
+        return None
+    # Label 0 is sigma 0, which a table cannot hold; half a step stands there, below what schedulers visit by default.
+    sigmas = [0.5 / STEPS, *(t / (STEPS - t) for t in range(1, STEPS))]
+    return TimestepTable([1 / (1 + sigma * sigma) for sigma in sigmas], name="flow")
+
+
+def _betas(alphas_cumprod: torch.Tensor) -> list[float]:
+    """Float32 betas whose products are the table's, rounding fed back: no error builds up over a thousand steps."""
+    betas, product = [], 1.0
+    for wanted in alphas_cumprod.tolist():
+        beta = float(torch.tensor(1 - wanted / product, dtype=torch.float32))
+        product *= float(1 - torch.tensor(beta, dtype=torch.float32))
+        betas.append(beta)
+    return betas
+
+
+def _bind_class(unet: Any, chosen: int) -> None:
+    """Let a diffusers model need no class: the embedding of the chosen one goes into the time embedding's bias."""
+    with torch.no_grad():
+        unet.time_embedding.linear_2.bias.add_(unet.class_embedding.weight[chosen])
+    unet.class_embedding = None
+    unet.register_to_config(num_class_embeds=None)

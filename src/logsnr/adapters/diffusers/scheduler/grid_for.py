@@ -1,0 +1,227 @@
+"""Where steps land: the levels that a scheduler's config names, and those that a caller gives.
+
+    trailing, leading, linspace, ge-paper      timesteps of the table, and where the last one goes
+    karras, log-linear, beta                   spread between the model's largest and smallest level, or start and end
+    ays-sd15, ays-sdxl, ays-svd                Align Your Steps' lists (2404.14507)
+    flow                                       t = 1, 1 - 1/n, ..., 1/n, and 0
+
+Grids of flow models are spaced in flow time t, then shifted: t -> shift t/(1 + (shift - 1) t), which multiplies sigma
+by `shift` (e^mu under dynamic shifting), once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from logsnr.adapters.diffusers.config import Noising
+from logsnr.errors import nearest, require
+from logsnr.noise import sigma_from_flow_time
+from logsnr.sampling import grids
+from logsnr.sampling.plan import Grid
+
+AYS: dict[str, grids.AYSModel] = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
+SPACINGS: dict[str, grids.Spacing] = {"trailing": "trailing", "leading": "leading", "linspace": "linspace"}
+GRIDS = (*SPACINGS, "karras", "log-linear", "beta", "ge-paper", *AYS)
+TIME_SHIFTS = ("exponential", "linear")
+FLOW_GRIDS = ("flow", "karras", "log-linear", "beta")
+
+
+def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
+    """The factor on sigma: static, or from the pipeline's mu.
+
+    Raises:
+        ValueError: if dynamic shifting has no mu, or the factor is not positive.
+    """
+    if config["use_dynamic_shifting"]:
+        if mu is None:
+            raise ValueError(
+                "use_dynamic_shifting is on and set_timesteps got no mu: pass mu (pipelines compute it from the "
+                "image's size), or use_dynamic_shifting=False with a fixed shift"
+            )
+        shift = math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
+    else:
+        given = [value for value in (config["shift"], config["flow_shift"]) if value is not None]
+        shift = float(given[0]) if given else 1.0
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none, 3 for SD3")
+    return shift
+
+
+def explicit(
+    config: Mapping[str, Any],
+    model: Noising,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    shift: float,
+) -> Grid:
+    """The levels a caller gave: unchanged, but sigmas of a flow are shifted by `mu` where shifting is dynamic.
+
+    Raises:
+        ValueError: if they leave the model's range or do not decrease.
+    """
+    if timesteps is not None:
+        low, high = (0, model.steps - 1) if model.table is not None else (0 if model.flow else -math.inf, model.steps)
+        for t in timesteps:
+            if not low <= t <= high:
+                raise ValueError(f"timestep {t:g} is outside [{low}, {high}]: give timesteps the model was trained on")
+        return _finish(config, model, [model.sigma(t) for t in timesteps])
+    assert sigmas is not None
+    if not model.flow:
+        return grids.from_sigmas(sigmas)
+    for t in sigmas:
+        if not 0 < t <= 1:
+            raise ValueError(f"sigmas holds {t:g}: the sigmas of a flow model are times in (0, 1], 0 is appended")
+    factor = shift if config["use_dynamic_shifting"] else 1.0
+    return grids.from_sigmas([*(factor * sigma_from_flow_time(t) for t in sigmas), 0.0])
+
+
+def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Grid:
+    """The grid the config names, with n evaluations.
+
+    Raises:
+        ValueError: if the name is unknown for this model, or n, start or end do not fit.
+    """
+    name = grid_name(config, model)
+    if model.flow:
+        return _flow(config, name, n, shift)
+    start, end = _ends(config, model, name)
+    last: grids.Last = "min" if _stops_above_zero(config) else "zero"
+    if name in AYS:
+        return grids.ays(n, AYS[name], last)
+    table = model.table
+    if name in ("karras", "log-linear", "beta"):
+        spread: dict[str, Callable[..., Grid]] = {
+            "karras": partial(grids.karras, rho=float(config["rho"])),
+            "log-linear": grids.log_linear,
+            "beta": _beta,
+        }
+        if not math.isinf(start):
+            return spread[name](n, start, end, last=last)
+        # zero terminal SNR: inf first, then the spacing from the table's largest finite level
+        assert table is not None
+        rest = spread[name](n - 1, float(table.sigmas[-2]), end, last=last) if n > 1 else (0.0,)
+        return grids.from_sigmas([math.inf, *rest])
+    assert table is not None
+    if name == "ge-paper":
+        return grids.ge_paper(n, table, min(config["start"] or 40.0, start), config["end"])
+    total = len(table)
+    if n > total:
+        raise ValueError(f"num_inference_steps = {n}: the model has {total} timesteps; use fewer, or grid='log-linear'")
+    if n == 1 and name != "trailing":
+        return _finish(config, model, [float(table.sigmas[-1])])  # one step from the offset would be one from no noise
+    # an offset that would leave the table (n = T) is as large as fits
+    offset = min(int(config["steps_offset"]), total - 1 - (n - 1) * (total // n)) if name == "leading" else 0
+    return _finish(config, model, grids.timesteps(n, table, SPACINGS[name], "zero", offset)[:-1])
+
+
+def grid_name(config: Mapping[str, Any], model: Noising) -> str:
+    """The grid that a config asks for: by `grid`, or as stock schedulers say it.
+
+    Raises:
+        ValueError: if the model has no such grid.
+    """
+    name = config["grid"]
+    if name is None:
+        flags = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log-linear", "use_lu_lambdas": "log-linear"}
+        if config["sigma_data"] is not None and config["sigma_schedule"] == "exponential":
+            return "log-linear"
+        on = [grid for flag, grid in {**flags, "use_beta_sigmas": "beta"}.items() if config[flag]]
+        default = "flow" if model.flow else config["timestep_spacing"] if model.table is not None else "karras"
+        name = on[0] if on else default
+    known = FLOW_GRIDS if model.flow else GRIDS if model.table is not None else ("karras", "log-linear", "beta")
+    if name not in known:
+        guess = nearest(str(name), known)
+        hint = f": did you mean {guess!r}?" if guess else "; or give timesteps or sigmas to set_timesteps"
+        kind = "flow model" if model.flow else "model"
+        raise ValueError(f"grid {name!r} is not one of {', '.join(known)}, which this {kind} has{hint}")
+    return str(name)
+
+
+def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
+    """Refuse a grid, its ends or a place to stop that no number of steps would make right.
+
+    Raises:
+        ValueError: naming the fix.
+    """
+    _stops_above_zero(config)
+    for key in ("start", "end"):
+        if not (config[key] is None or isinstance(config[key], Real)):
+            raise ValueError(f"{key} = {config[key]!r}: give a number")
+    if config["time_shift_type"] not in TIME_SHIFTS:
+        raise ValueError(f"time_shift_type {config['time_shift_type']!r} is not one of {', '.join(TIME_SHIFTS)}")
+    name = grid_name(config, model)
+    if model.flow:
+        if not config["use_dynamic_shifting"]:
+            shift_of(config, None)
+        _flow(config, name, 2, 1.0)
+    else:
+        _ends(config, model, name)
+
+
+def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, float]:
+    """Largest and smallest level of a continuous grid."""
+    low, high = model.sigma_range
+    given = {key: config[key] for key in ("start", "end")}
+    if name in (*SPACINGS, *AYS) and any(value is not None for value in given.values()):
+        raise ValueError(
+            f"start or end with grid {name!r}, whose ends are its timesteps: use grid='log-linear', 'karras', 'beta' "
+            "or 'ge-paper'"
+        )
+    for key, value in given.items():
+        if value is not None and not 0.99 * low <= value <= 1.01 * high:
+            raise ValueError(f"{key} = {value}: must be in the model's range of sigma, [{low:.6g}, {high:.6g}]")
+    start = given["start"] or config["sigma_max"] or high
+    end = given["end"] or config["sigma_min"] or low
+    return start, end
+
+
+def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
+    """A grid in flow time: spaced, shifted once, stretched to `shift_terminal`, respaced by name."""
+    for key in ("start", "end"):
+        if config[key] is not None and not 0 < config[key] <= 1:
+            raise ValueError(f"{key} = {config[key]}: levels of a flow model are times in (0, 1]")
+    if name == "flow" and config["end"] is not None:
+        raise ValueError("end with grid 'flow', which ends where its steps end: use grid='log-linear' or 'karras'")
+    terminal, first = config["shift_terminal"], 1.0 if config["start"] is None else float(config["start"])
+    if name == "flow" and first == 1 and not terminal:
+        return grids.flow(n, shift)
+    first = _shifted(first, 1 / shift)
+    times = [_shifted(first * (1 - i / n), shift) for i in range(n)]
+    if terminal:
+        factor = (1 - times[-1]) / (1 - terminal)
+        times = [1 - (1 - t) / factor for t in times] if factor > 0 else times
+    if name != "flow" and n > 1:
+        end = times[-1] if config["end"] is None else float(config["end"])
+        spread: dict[str, Callable[..., Grid]] = {"karras": grids.karras, "log-linear": grids.log_linear, "beta": _beta}
+        times = list(spread[name](n, times[0], end)[:-1])
+    return grids.from_sigmas([*(sigma_from_flow_time(min(t, 1.0)) for t in times), 0.0])
+
+
+def _shifted(t: float, shift: float) -> float:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _beta(n: int, high: float, low: float, last: str = "zero") -> Grid:
+    """Quantiles of a Beta(.6, .6) between two levels (2407.12173)."""
+    beta = require("scipy.stats", extra="train", purpose="grid 'beta'").beta
+    count = n if last == "zero" else n + 1
+    levels = [low + float(beta.ppf(1 - i / max(count - 1, 1), 0.6, 0.6)) * (high - low) for i in range(count)]
+    return grids.from_sigmas([*levels, 0.0] if last == "zero" else levels)
+
+
+def _stops_above_zero(config: Mapping[str, Any]) -> bool:
+    final = config["final_sigmas_type"]
+    if final not in (None, "zero", "sigma_min"):
+        raise ValueError(f"final_sigmas_type {final!r} is not one of zero, sigma_min")
+    return final == "sigma_min" or (final is None and not config["set_alpha_to_one"])
+
+
+def _finish(config: Mapping[str, Any], model: Noising, levels: Iterable[float]) -> Grid:
+    """Levels and where they end: at 0, or at the smallest level where the config says so and the last lies above."""
+    levels, low = list(levels), model.sigma_range[0]
+    end = low if _stops_above_zero(config) and low < levels[-1] else 0.0
+    return grids.from_sigmas([*levels, end])

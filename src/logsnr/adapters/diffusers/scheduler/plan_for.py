@@ -1,0 +1,268 @@
+"""From a scheduler's config and a `set_timesteps` call to one plan.
+
+    a stored plan of n evaluations                       if the config has plans
+    the universal plan of n evaluations                  if gamma is "auto" and there is one; else gamma 2
+    solver(grid of n evaluations)                        otherwise; the grid's name is the config's spacing, or `grid`
+    solver(explicit timesteps or sigmas)                 used unchanged
+
+A pipeline that passes its default flow times 1, 1 - 1/n, ..., 1/n (Flux, SD3) has no grid of its own in mind, and gets
+ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logsnr.adapters.diffusers.config import Noising, limit
+from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
+from logsnr.adapters.diffusers.scheduler.plans import load_plans, stored
+from logsnr.errors import nearest
+from logsnr.predictions import EDM
+from logsnr.sampling import Plan, solvers
+from logsnr.sampling.plan import Grid
+from logsnr.sampling.universal import universal_plan, universal_sizes
+
+SAMPLER: dict[str, Any] = {
+    "gamma": None,
+    "solver": "ge",
+    "solver_options": None,
+    "basis": None,
+    "mu": 0.0,
+    "grid": None,
+    "start": None,
+    "end": None,
+}
+"""Options that make a sampler, and their defaults: with a plan there is nothing left for them to say."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `set_timesteps` was asked for."""
+
+    steps: int | None
+    timesteps: tuple[float, ...] | None
+    sigmas: tuple[float, ...] | None
+    mu: float | None
+
+
+def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: float | None, *, flow: bool) -> Request:
+    """The arguments of `set_timesteps`, checked against each other.
+
+    Raises:
+        ValueError: if they contradict each other.
+    """
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("set_timesteps got both timesteps and sigmas: give one of them")
+    steps = None if num_inference_steps is None else _count(num_inference_steps)
+    levels, times = _floats("sigmas", sigmas), _floats("timesteps", timesteps)
+    if levels is None and times is None:
+        return Request(steps, None, None, mu)
+    if levels is not None and flow and len(levels) > 1 and levels[-1] == 0:
+        levels = levels[:-1]
+    count = len(times or levels or ()) - (levels is not None and not flow)
+    if count < 1:
+        raise ValueError(
+            "the list given has no step: give a timestep, a flow sigma, or two sigmas (the last is where the run ends)"
+        )
+    if steps not in (None, count):
+        raise ValueError(f"num_inference_steps = {steps}, but the list given makes {count} steps: drop one of the two")
+    if flow and levels is not None and np.allclose(levels, [1 - i / count for i in range(count)], rtol=0, atol=2e-6):
+        levels = None
+    return Request(count, times, levels, mu)
+
+
+def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan:
+    """The plan of a `set_timesteps` call.
+
+    Raises:
+        ValueError: if the call does not fit the config or the model; the message names the fix.
+    """
+    plans, auto = load_plans(config["plan"]), config["gamma"] == "auto"
+    told = asked.timesteps is not None or asked.sigmas is not None
+    if told and auto:
+        raise ValueError(
+            "explicit timesteps or sigmas with gamma='auto', which has levels of its own: call "
+            "set_timesteps(num_inference_steps) alone, or give gamma as a number"
+        )
+    if told and plans:
+        raise ValueError(
+            "explicit timesteps or sigmas, but this scheduler has a plan, which has its own: "
+            "call set_timesteps(num_inference_steps) alone, or build the scheduler with plan=None"
+        )
+    if plans:
+        plan = stored(plans, asked.steps)
+    elif asked.steps is None:
+        raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas: give one of them")
+    else:
+        shift = shift_of(config, asked.mu) if model.flow else 1.0
+        if told:
+            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
+        else:
+            grid = named(config, model, asked.steps, shift)
+        own = universal(model, asked.steps, shift) if auto else None
+        plan = own or solve(config, model, grid)
+    check_range(plan, model)
+    return plan
+
+
+def universal(model: Noising, n: int, shift: float) -> Plan | None:
+    """The universal plan of n evaluations within the model's range, or None if there is none of that number.
+
+    Its levels are in units of sigma_data: an EDM model's own, else 1; a flow's `shift` multiplies them as it does every
+    grid.
+    """
+    if n not in universal_sizes():
+        return None
+    unit = model.prediction.sigma_data if isinstance(model.prediction, EDM) else shift
+    low, high = model.sigma_range
+    return universal_plan(n, max(low, unit / 250), min(high, 160 * unit), sigma_data=unit)
+
+
+def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
+    """The config's solver on a grid.
+
+    Raises:
+        ValueError: if the solver or its options do not fit.
+    """
+    check_solver(config)
+    name, gamma = config["solver"], config["gamma"]
+    options = dict(config["solver_options"] or {})
+    if config["basis"] is not None:
+        options["basis"] = config["basis"]
+    try:
+        if name in ("ge", "unified"):
+            if model.flow:
+                options.setdefault("basis", "velocity")
+            return solvers.unified(grid, 2.0 if gamma in (None, "auto") else gamma, config["mu"], **options)
+        solver: Callable[..., Plan] = getattr(solvers, name)
+        return solver(grid, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"options {options} do not fit solver {name!r} ({error}): see logsnr.solvers.{name}"
+        ) from error
+
+
+def check_solver(config: Mapping[str, Any]) -> None:
+    """Refuse a solver that does not exist, and options that only gradient estimation has.
+
+    Raises:
+        ValueError: naming the fix.
+    """
+    name, gamma, mu = config["solver"], config["gamma"], config["mu"]
+    known = [solver for solver in solvers.__all__ if solver != "custom"]
+    if name not in known:
+        guess = nearest(str(name), known)
+        hint = f": did you mean {guess!r}?" if guess else "; rows of your own are a plan: pass plan="
+        raise ValueError(f"solver {name!r} is not one of {', '.join(known)}{hint}")
+    if not isinstance(config["solver_options"] or {}, Mapping):
+        raise ValueError(f"solver_options = {config['solver_options']!r}: give a dict, e.g. {{'order': 3}}")
+    chosen = [key for key, default in SAMPLER.items() if config[key] not in (default, None, {})]
+    if config["plan"] is not None and chosen:
+        raise ValueError(
+            f"plan with {', '.join(chosen)}: a plan has levels, rows and noise of its own; drop one of the two "
+            f"(plan=None, or {', '.join(f'{key}={SAMPLER[key]!r}' for key in chosen)})"
+        )
+    if gamma == "auto":
+        if len(chosen) > 1:
+            what = ", ".join(key for key in chosen if key != "gamma")
+            raise ValueError(f"gamma 'auto' with {what}: its plans fix that; drop it, or give gamma as a number")
+    elif gamma is not None and not all(isinstance(g, Real) for g in (gamma if isinstance(gamma, list) else [gamma])):
+        raise ValueError(
+            f"gamma = {gamma!r}: give a number, a list with one number for each step that uses it, or 'auto'"
+        )
+    if name not in ("ge", "unified") and (gamma is not None or mu):
+        raise ValueError(
+            f"solver {name!r} with gamma = {gamma}, mu = {mu}: only 'ge' and 'unified' take them; "
+            "drop them, or put the solver's own options into solver_options"
+        )
+    if not (isinstance(mu, Real) and 0 <= float(mu) < 1):
+        raise ValueError(f"mu = {mu}: must be in [0, 1); 0 is deterministic, 1/2 is DDPM")
+
+
+def with_eta(plan: Plan, eta: float) -> Plan:
+    """The plan with the noise of DDIM's eta.
+
+    Raises:
+        ValueError: if eta leaves [0, 1] or the plan draws noise of its own.
+    """
+    if plan.noisy:
+        raise ValueError(
+            f"eta = {eta} on a plan that draws its own noise: pass eta=0, or build the scheduler with mu=0"
+        )
+    return replace(plan, sigma_down=solvers.ddim(plan.sigmas, eta).sigma_down)
+
+
+def check_range(plan: Plan, model: Noising) -> None:
+    """Refuse evaluations outside the model's levels; one percent is rounding.
+
+    Raises:
+        ValueError: naming the level and the range.
+    """
+    low, high = model.sigma_range
+    for sigma in (plan.sigmas[0], plan.sigmas[-2]):
+        if not 0.99 * low <= sigma <= 1.01 * high:
+            raise ValueError(
+                f"sigma = {sigma:.6g} is outside the model's range [{low:.6g}, {high:.6g}]: choose start and end "
+                "(or the plan, or the explicit levels) within it"
+            )
+    if math.isinf(plan.sigmas[0]) and not model.prediction.finite_at_inf:
+        raise ValueError(
+            f"the first level is sigma = inf, where {model.prediction.name!r} prediction says nothing of the image: "
+            "start below, with timesteps, sigmas or start"
+        )
+
+
+def check_config(config: Mapping[str, Any], model: Noising) -> None:
+    """Refuse at once what `set_timesteps` would refuse for every number of steps.
+
+    Raises:
+        ValueError: naming the fix.
+    """
+    check_solver(config)
+    check_spacing(config, model)
+    limit(config)
+    plans = load_plans(config["plan"])
+    for plan in plans.values():
+        check_range(plan, model)
+    if not plans and not isinstance(config["gamma"], list):  # a list fits one number of steps
+        solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
+
+
+def gamma_to_config(gamma: Any) -> Any:
+    """A number, or several, of any kind (arrays, tensors) as JSON values; what is neither stays as it is."""
+    if gamma is None or isinstance(gamma, str):
+        return gamma
+    try:
+        return torch.as_tensor(gamma, dtype=torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return gamma
+
+
+def _count(steps: Any) -> int:
+    try:
+        count = index(steps)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(steps, bool):
+        raise ValueError(f"num_inference_steps = {steps!r}: must be an integer, at least 1")
+    return count
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().tolist()
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {values!r}: give a list of numbers") from None

@@ -1,0 +1,309 @@
+"""Trajectories: everything that one `set_timesteps` call made, and the runs along it.
+
+A trajectory is a plan, its timesteps on a device, and for every start k the arithmetic of `plan.tail(k)`:
+
+    state' = A state + B F + sum_{j>=1} C_j e_{i-j} + N w,        e_i = P state + Q F
+
+with F the network's output and e_i the estimate in the plan's basis.  A, B, C, N, P and Q are host floats: `sample`'s
+update, the prediction's row and the state's scale multiplied out in float64.  A step is a few fused multiply-adds and
+reads nothing back from the device.
+
+A run is one loop over the timesteps: the index it expects next, and its estimates.  Which run a call belongs to is
+told by the state it brings: the very tensor that the run's last step returned.  A pipeline that has replaced the state
+(a mask, a cast, guidance) continues the only run that waits at that index; if several do, that is an error.  A plan
+whose rows are all [1] has no memory, and takes its steps in any order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+from logsnr.adapters.diffusers.config import Noising
+from logsnr.adapters.diffusers.scheduler.plan_for import with_eta
+from logsnr.noise import alpha_s
+from logsnr.sampling.loop import updates
+from logsnr.sampling.plan import Basis, Plan
+
+Draw = Callable[[Tensor], Tensor]
+"""Noise like a state, from the pipeline's generator."""
+
+RUNS = 64
+"""Runs that a trajectory keeps."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One step as host floats (module docstring), and what a changed x0 needs: the step in terms of z, x0 and eps."""
+
+    state: float
+    output: float
+    terms: tuple[tuple[int, float], ...]  # (position in the history, C)
+    noise: float
+    store: tuple[float, float] | None  # (P, Q), where a later step reads this estimate
+    basis: Basis
+    keep: float  # weight of the state alpha x0 + s eps, itself in z
+    gain: float  # weight of this estimate, in the step's basis
+    step_basis: Basis
+
+
+class Run:
+    """One loop over a trajectory: its arithmetic, where it is and what it remembers."""
+
+    __slots__ = ("arithmetic", "history", "last_input", "last_output", "next", "shape", "start")
+
+    def __init__(self, start: int, arithmetic: list[Arithmetic], shape: torch.Size) -> None:
+        self.start = start
+        self.next = start
+        self.arithmetic = arithmetic
+        self.shape = shape
+        self.history: list[Tensor | None] = []
+        self.last_input: TensorWeakRef | None = None
+        self.last_output: TensorWeakRef | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("last_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in self.__slots__:
+            setattr(self, name, state.get(name))
+
+
+class Trajectory:
+    """A plan laid out for a model: timesteps, arithmetic, runs.
+
+    Args:
+        plan: what to do.
+        model: the model it is for.
+        device: where the timesteps live.
+        limit: maps x0 to what is allowed of it (clipping, thresholding); None for no change.
+    """
+
+    def __init__(
+        self, plan: Plan, model: Noising, device: Any = None, limit: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.plan = plan
+        self.model = model
+        self.limit = limit
+        labels = [model.timestep(sigma) for sigma in plan.sigmas[:-1]]
+        whole = model.table is not None and all(label == round(label) for label in labels)
+        cpu = torch.tensor(
+            [round(label) for label in labels] if whole else labels, dtype=None if whole else torch.float32
+        )
+        self.labels: list[float] = cpu.tolist()
+        self.timesteps = cpu if device is None else cpu.to(device)
+        self.begin: int | None = None
+        self.index: int | None = None
+        self._runs: list[Run] = []
+        self._programs: dict[tuple[int, float], list[Arithmetic]] = {}
+        self._kept = max((position + 1 for step in self.program(0) for position, _ in step.terms), default=0)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_runs": [*self._runs]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return self.plan.nfe
+
+    def find(self, value: float) -> list[int]:
+        """Where a label stands."""
+        return [i for i, label in enumerate(self.labels) if label == value]
+
+    def waits(self, index: int) -> bool:
+        """Whether a run expects that index next."""
+        with self._lock:
+            return any(run.next == index for run in self._runs)
+
+    def advance(self, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float = 0.0) -> Tensor:
+        """One step.
+
+        Args:
+            index: which.
+            output: the network's output F `[B, *shape]`.
+            sample: the pipeline's state `[B, *shape]`.
+            draw: source of noise, for steps that use it.
+            eta: DDIM's noise.
+
+        Returns:
+            The state at the next level, in the dtype of `sample`.
+
+        Raises:
+            ValueError: if it cannot be told which run the call belongs to, or it skips or repeats a step.
+        """
+        run: Run | None = None
+        if self._kept:
+            with self._lock:
+                run = self._run(index, sample)
+                if run is None:
+                    run = Run(index, self.program(index), sample.shape)
+                else:
+                    self._runs.remove(run)  # nobody else's while the step is under way
+        try:
+            moved, estimate = self._moved(run, index, output, sample, draw, eta)
+        except BaseException:
+            if run is not None and run.next > run.start:
+                with self._lock:
+                    self._runs.insert(0, run)
+            raise
+        self.index = index + 1
+        if run is not None and index + 1 < len(self.labels):
+            run.history.insert(0, estimate)
+            del run.history[self._kept :]
+            run.next = index + 1
+            run.last_input, run.last_output = TensorWeakRef(sample), TensorWeakRef(moved)
+            with self._lock:
+                self._runs.insert(0, run)
+                del self._runs[RUNS:]
+        return moved
+
+    def _moved(
+        self, run: Run | None, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next state, and this step's estimate where a later one reads it."""
+        start = 0 if run is None else run.start
+        step = (run.arithmetic if run is not None and eta == 0 else self.program(start, eta))[index - start]
+        state = sample if sample.dtype in (torch.float32, torch.float64) else sample.to(torch.float32)
+        if self.limit is None:
+            estimate = None if step.store is None else _combine(step.store, state, output)
+            moved = state * step.state if state is sample else state.mul_(step.state)
+            moved.add_(output, alpha=step.output)
+        else:
+            moved, estimate = self._limited(index, step, output, state)
+        for position, weight in step.terms:
+            past = None if run is None else run.history[position]
+            assert past is not None
+            moved.add_(past, alpha=weight)
+        if step.noise:
+            moved.add_(draw(moved), alpha=step.noise)
+        return moved if moved.dtype == sample.dtype else moved.to(sample.dtype), estimate
+
+    def denoised(self, index: int, output: Tensor, sample: Tensor) -> Tensor:
+        """The network's estimate of x at a step, limited as the steps are."""
+        state = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        x0 = self._estimates(index, output, state)[0]
+        return (x0 if self.limit is None else self.limit(x0)).to(sample.dtype)
+
+    def _run(self, index: int, sample: Tensor) -> Run | None:
+        """The run that a call belongs to; None for a new one."""
+        for run in self._runs:
+            if run.last_output is not None and run.last_output() is sample:
+                if run.next == index:
+                    return run
+                raise ValueError(
+                    f"{self._name(index)} was given the state that {self._name(run.next)} needs: take the timesteps in "
+                    "order; if you have brought that state to another noise level in place, pass a copy"
+                )
+            if (
+                run.next == index + 1
+                and run.start < index
+                and run.last_input is not None
+                and run.last_input() is sample
+            ):
+                raise ValueError(
+                    f"{self._name(index)} was already taken from this state, and its history "
+                    "has moved on: call step once per timestep, or set_timesteps again"
+                )
+        waiting = [run for run in self._runs if run.next == index and run.shape == sample.shape]
+        if len(waiting) == 1:
+            return waiting[0]
+        if waiting:
+            raise ValueError(
+                f"{len(waiting)} interleaved runs wait for {self._name(index)}, and this state is not one that step "
+                "returned: call set_timesteps once for every run and give step the elements of its own "
+                "scheduler.timesteps"
+            )
+        if self._runs and index > 0 and index != self.begin and all(run.next < index for run in self._runs):
+            raise ValueError(
+                f"{self._name(index)} comes before {self._name(self._runs[0].next)}: take the timesteps in order, or "
+                f"call set_begin_index({index}) to start there"
+            )
+        return None
+
+    def _name(self, index: int) -> str:
+        return f"step {index} (timestep {self.labels[index]:g})"
+
+    def program(self, start: int, eta: float = 0.0) -> list[Arithmetic]:
+        """The arithmetic of every step of a run that starts at `start`."""
+        known = self._programs.get((start, eta))
+        if known is None:
+            plan = self.plan if eta == 0 else with_eta(self.plan, eta)
+            known = _arithmetic(plan.tail(start), self.model)
+            if len(self._programs) > RUNS:
+                self._programs.clear()
+            self._programs[start, eta] = known
+        return known
+
+    def _estimates(self, index: int, output: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of an output."""
+        sigma = self.plan.sigmas[index]
+        alpha, s = alpha_s(sigma)
+        k = self.model.scale(sigma)
+        (a_z, a_F), (b_z, b_F) = self.model.prediction.x0_row(alpha, s), self.model.prediction.eps_row(alpha, s)
+        return _combine((a_z / k, a_F), state, output), _combine((b_z / k, b_F), state, output)
+
+    def _limited(self, index: int, step: Arithmetic, output: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The step with a limited x0: eps is kept, as DDIM does, and the state becomes alpha x0 + s eps."""
+        assert self.limit is not None
+        alpha, s = alpha_s(self.plan.sigmas[index])
+        x0, eps = self._estimates(index, output, state)
+        x0 = self.limit(x0)
+        moved = (x0 * (step.keep * alpha)).add_(eps, alpha=step.keep * s)
+        value = {"x0": x0, "eps": eps}
+        now = value[step.step_basis] if step.step_basis != "velocity" else eps - x0
+        moved.add_(now, alpha=step.gain)
+        if step.store is None:
+            return moved, None
+        return moved, value[step.basis] if step.basis != "velocity" else eps - x0
+
+
+def _combine(row: tuple[float, float], state: Tensor, output: Tensor) -> Tensor:
+    """c_1 state + c_2 F in a new tensor of the state's dtype."""
+    c1, c2 = row
+    if c1 == 0:
+        return output.to(state.dtype, copy=True) if c2 == 1 else output.to(state.dtype) * c2
+    return (state * c1).add_(output, alpha=c2)
+
+
+def _arithmetic(plan: Plan, model: Noising) -> list[Arithmetic]:
+    """Every step of a plan, multiplied out for a model."""
+    steps = updates(plan)
+    read = {i - j for i, step in enumerate(steps) for j, w in enumerate(step.weights) if j and w != 0}
+    out = []
+    for i, step in enumerate(steps):
+        sigma, target = plan.sigmas[i], plan.sigmas[i + 1]
+        alpha, s = alpha_s(sigma)
+        k, k_ = model.scale(sigma), model.scale(target)
+
+        def row(basis: Basis, alpha: float = alpha, s: float = s, k: float = k) -> tuple[float, float]:
+            needs_x0, needs_eps = basis != "eps", basis != "x0"
+            x_z, x_F = model.prediction.x0_row(alpha, s) if needs_x0 else (0.0, 0.0)
+            e_z, e_F = model.prediction.eps_row(alpha, s) if needs_eps else (0.0, 0.0)
+            sign = -1.0 if basis == "velocity" else 1.0
+            return (e_z + sign * x_z) / k, e_F + sign * x_F
+
+        z_weight, F_weight = row(step.basis)
+        keep, gain = k_ * step.rescale * step.keep, k_ * step.rescale * step.weights[0]
+        out.append(
+            Arithmetic(
+                state=keep / k + gain * z_weight,
+                output=gain * F_weight,
+                terms=tuple((j - 1, k_ * step.rescale * w) for j, w in enumerate(step.weights) if j and w != 0),
+                noise=k_ * step.noise,
+                store=row(plan.basis) if i in read else None,
+                basis=plan.basis,
+                keep=keep,
+                gain=gain,
+                step_basis=step.basis,
+            )
+        )
+    return out

@@ -1,0 +1,27 @@
+"""Compare: every sampler from the same noise, at counted evaluations, against one teacher.
+
+comparison = compare(denoiser, [5, 8])        # or: measure(denoiser, [*ours(...), *peers(...), *plans(...)])
+print(markdown(comparison))
+"""
+
+from logsnr.evaluation.compare.entries import Entry, ours, plans, universal
+from logsnr.evaluation.compare.measure import compare, measure
+from logsnr.evaluation.compare.peers import peers
+from logsnr.evaluation.compare.render import markdown, table, write
+from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+
+__all__ = [
+    "Comparison",
+    "Entry",
+    "Row",
+    "Teacher",
+    "compare",
+    "markdown",
+    "measure",
+    "ours",
+    "peers",
+    "plans",
+    "table",
+    "universal",
+    "write",
+]

@@ -1,0 +1,279 @@
+"""Entries: what takes part in a comparison, each with the network evaluations it will spend.
+
+    ours             every solver of this library on every grid over the sampling range, the last step to sigma 0
+    universal        plans that need no calibration
+    plans            calibrated or hand-made plans
+    peers            diffusers' schedulers (schedulers.py)
+
+A budget is a number of network evaluations per image.  A method gets the largest n whose *counted* evaluations fit:
+Heun's n steps cost 2n - 1, a guided denoiser's double, whatever `denoiser.cost` says at the levels visited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.adapters.diffusers.scheduler.plans import load_plans
+from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError, nearest
+from logsnr.evaluation.compare.levels import table_of
+from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
+from logsnr.sampling.loop import check_start, updates
+from logsnr.sampling.plan import Grid
+from logsnr.sampling.universal import universal_plan
+from logsnr.theory import EtaCurve
+
+Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor]
+"""(denoiser, starting states z, conditions, source of noise) -> samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One sampler at one number of evaluations.
+
+    Attributes:
+        solver: its name, e.g. "DPM++(2M)".
+        grid: name of its levels, e.g. "karras".
+        family: what it is a kind of, whoever wrote it: DDIM and Euler are one family.
+        origin: "logsnr", "diffusers" or "plan".
+        budget: evaluations it was allowed.
+        evaluations: evaluations that it will spend, per image.
+        run: the sampler itself.
+        plan: its numbers, where it has any.
+    """
+
+    solver: str
+    grid: str
+    family: str
+    origin: str
+    budget: int
+    evaluations: int
+    run: Runner
+    plan: Plan | None = None
+
+    @property
+    def name(self) -> str:
+        """Solver and grid, and whose they are unless ours."""
+        told = f"{self.solver}, {self.grid}" if self.grid else self.solver
+        return f"diffusers {told}" if self.origin == "diffusers" else told
+
+
+SOLVERS: dict[str, tuple[str, Callable[[Grid], Plan] | None]] = {
+    "DDIM": ("DDIM", solvers.ddim),
+    "GE(1.5)": ("GE", partial(solvers.ge, gamma=1.5)),
+    "GE(2)": ("GE", partial(solvers.ge, gamma=2.0)),
+    "AB-2": ("Adams-Bashforth", partial(solvers.adams_bashforth, order=2)),
+    "AB-3": ("Adams-Bashforth", partial(solvers.adams_bashforth, order=3)),
+    "iPNDM-3": ("PNDM", partial(solvers.ipndm, order=3)),
+    "iPNDM-4": ("PNDM", partial(solvers.ipndm, order=4)),
+    "DEIS-2": ("DEIS", partial(solvers.deis, order=2)),
+    "DEIS-3": ("DEIS", partial(solvers.deis, order=3)),
+    "DPM++(2M)": ("DPM++", solvers.dpmpp),
+    "DPM++(3M)": ("DPM++", partial(solvers.dpmpp, order=3)),
+    "DPM++(3M) ramp": ("DPM++", partial(solvers.dpmpp, order=3, final="ramp")),
+    "UniPC-2": ("UniPC", partial(solvers.unipc, order=2)),
+    "UniPC-3": ("UniPC", partial(solvers.unipc, order=3)),
+    "UniPC-3 ramp": ("UniPC", partial(solvers.unipc, order=3, final="ramp")),
+    "Heun": ("Heun", None),
+}
+"""Our solvers: family, and grid -> plan (Heun is no plan)."""
+
+GRIDS = ("log-linear", "karras", "flow", "timesteps", "admissible")
+"""Our grids: geometric, EDM's, even in flow time, even in the table's timesteps (trailing), and, where the model's
+relative error is known, the admissible schedule of it; all end at sigma 0."""
+
+
+def ours(
+    denoiser: Denoiser,
+    nfe: Iterable[int],
+    *,
+    solvers: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    eta: EtaCurve | None = None,
+) -> list[Entry]:
+    """Every solver on every grid at every budget; plans that coincide take part once.
+
+    Args:
+        denoiser: the model; `cost` is what is counted.
+        nfe: budgets.
+        solvers: what names to keep start with (letters and digits count, + is p); none for all.
+        grids: the same of grids.
+        eta: relative error of the denoiser as a projection against noise level, e.g. `Passport.eta_curve`; with one
+            the grid "admissible" takes part. None or an empty curve: it does not.
+
+    Raises:
+        LogsnrError: if "admissible" is asked for by name and there is no curve.
+    """
+    known = [grid for grid in GRIDS if grid != "admissible" or not _empty(eta)]
+    for word in grids:
+        if kept(GRIDS, [word]) == ["admissible"] and "admissible" not in known:
+            raise LogsnrError(
+                f"grid {word!r} needs the model's relative error eta(sigma), and there is none: give the passport of "
+                "one that was examined on data (logsnr passport MODEL --data ...; compare --passport, or eta=)"
+            )
+
+    @cache
+    def levels(grid: str, n: int) -> Grid | None:
+        return _levels(denoiser, grid, n, eta)
+
+    out: list[Entry] = []
+    for budget in nfe:
+        seen: set[Hashable] = set()
+        for solver in kept(SOLVERS, solvers):
+            for grid in kept(known, grids):
+                entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
+                if entry is None:
+                    continue
+                same = None if entry.plan is None else (entry.plan.sigmas, *updates(entry.plan))
+                if same is None or same not in seen:
+                    out.append(entry)
+                    seen.add(same)
+    return out
+
+
+def _empty(eta: EtaCurve | None) -> bool:
+    return eta is None or (isinstance(eta, Sequence) and not eta)
+
+
+def _ours(
+    denoiser: Denoiser, solver: str, grid: str, levels_of: Callable[[str, int], Grid | None], budget: int, n: int
+) -> Entry | None:
+    levels = levels_of(grid, n)
+    family, plan_of = SOLVERS[solver]
+    if levels is None:
+        return None
+    if plan_of is not None:
+        return plan_entry(denoiser, plan_of(levels), solver, grid, family, "logsnr", budget)
+    spent = sum(map(denoiser.cost, levels[:-1])) + sum(denoiser.cost(sigma) for sigma in levels[1:] if sigma > 0)
+    return Entry(
+        solver=solver, grid=grid, family=family, origin="logsnr", budget=budget, evaluations=spent,
+        run=lambda model, noise, cond, generator: heun(model, levels, noise=noise, cond=cond),
+    )  # fmt: skip
+
+
+def plan_entry(denoiser: Denoiser, plan: Plan, solver: str, grid: str, family: str, origin: str, budget: int) -> Entry:
+    """A plan as an entry."""
+    return Entry(
+        solver=solver, grid=grid, family=family, origin=origin, budget=budget, plan=plan,
+        evaluations=evaluations(denoiser, plan),
+        run=lambda model, noise, cond, generator: sample(
+            model, plan, noise=noise, cond=cond, generator=generator, check=False
+        ),
+    )  # fmt: skip
+
+
+def _levels(denoiser: Denoiser, grid: str, n: int, eta: EtaCurve | None = None) -> Grid | None:
+    """n evaluations on a grid by name; None where it has not so many levels."""
+    low, high = denoiser.sampling_range
+    if grid == "log-linear":
+        return grids.log_linear(n, high, low)
+    if grid == "karras":
+        return grids.karras(n, high, low)
+    if grid == "flow":
+        return grids.flow_range(n, high, low)
+    if grid == "admissible" and eta is not None:
+        return grids.admissible(n, eta, high, low)
+    table = table_of(denoiser)
+    return grids.timesteps(n, table) if n <= len(table) else None
+
+
+def universal(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
+    """The plans that serve most models without calibration, where there are any of so many evaluations."""
+    low, high = denoiser.sampling_range
+
+    def make(budget: int, n: int) -> Entry | None:
+        try:
+            plan = universal_plan(n, low, high, sigma_data=denoiser.sigma_data)
+        except LogsnrError:
+            return None
+        return plan_entry(denoiser, plan, "universal", "its own levels", "universal", "logsnr", budget)
+
+    found: dict[Hashable, Entry] = {}
+    for budget in sorted(nfe):
+        entry = largest(budget, partial(make, budget))
+        if entry is not None and entry.plan is not None:
+            found.setdefault(entry.plan.hash, entry)  # beyond the largest plan a budget has none
+    return list(found.values())
+
+
+def plans(denoiser: Denoiser, found: Mapping[str, Plan]) -> list[Entry]:
+    """Named plans as entries, each at the evaluations it counts on this denoiser.
+
+    Raises:
+        LogsnrError: if one visits levels that the denoiser was not trained on.
+    """
+    low, high = denoiser.trained_range
+    out = []
+    for name, plan in found.items():
+        visited = plan.sigmas[:-1]
+        if max(visited) == math.inf:
+            check_start(denoiser, math.inf)
+        if min(visited) < 0.99 * low or max(s for s in visited if s < math.inf) > 1.01 * high:
+            raise LogsnrError(
+                f"plan {name} visits sigma {max(visited):.6g} ... {min(visited):.6g}, this model was trained on "
+                f"{high:.6g} ... {low:.6g}: give a plan made for it (logsnr calibrate)"
+            )
+        spent = evaluations(denoiser, plan)
+        out.append(plan_entry(denoiser, plan, name, "", "plan", "plan", spent))
+    return out
+
+
+def read_plans(paths: Iterable[Path]) -> dict[str, Plan]:
+    """Plans from files of one or of several, by the file's name; two of one name are told apart by their folders.
+
+    Raises:
+        LogsnrError: if one cannot be read.
+    """
+    found: dict[str, Plan] = {}
+    for path in paths:
+        try:
+            several = load_plans(path)
+        except (OSError, ValueError) as error:
+            raise LogsnrError(f"plan {path} cannot be read ({error}): give a file of logsnr calibrate") from error
+        for nfe, plan in several.items():
+            which = "" if len(several) == 1 else f", {nfe}"
+            name = path.stem + which
+            found[name if name not in found else f"{path}{which}"] = plan
+    return found
+
+
+def kept(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """The names that start with one of the words wanted; all of them without any."""
+    words = tuple(map(_plain, wanted))
+    return [name for name in names if not words or _plain(name).startswith(words)]
+
+
+def check_words(what: str, words: Sequence[str], names: Iterable[str]) -> None:
+    """Refuse a word that no name starts with.
+
+    Raises:
+        LogsnrError: naming the nearest names.
+    """
+    known = list(dict.fromkeys(names))
+    for word in words:
+        if not _plain(word) or not kept(known, [word]):
+            guess = nearest(word, known)
+            hint = f" (did you mean {guess}?)" if guess else ""
+            raise LogsnrError(f"no {what} is called {word!r}{hint}: there are {', '.join(known)}")
+
+
+def _plain(name: str) -> str:
+    """Letters and digits alone, + as p: "DPM++(2M)" answers to dpm, dpmpp and dpmpp2m."""
+    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
+
+
+def largest(budget: int, make: Callable[[int], Entry | None]) -> Entry | None:
+    """The entry of most steps whose evaluations fit a budget; None if not even one step does."""
+    for n in range(budget, 0, -1):
+        entry = make(n)
+        if entry is not None and entry.evaluations <= budget:
+            return entry
+    return None

@@ -1,0 +1,230 @@
+"""The comparison: every entry from the same noise, evaluations counted, ends against a many-step teacher's.
+
+    RMSE = sqrt(mean over samples and dimensions of (x - x_teacher)^2)
+
+is discretisation error alone: it knows no data.  FD and KID compare the samples with data, in a stated feature space,
+so there the model's own errors count too; the teacher's are the level that samplers are after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.calibration.rollout import slice_cond, spread_cond
+from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError
+from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, universal
+from logsnr.evaluation.compare.peers import peers
+from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+from logsnr.evaluation.metrics import Estimated, bootstrap_counts
+from logsnr.evaluation.quality import FeatureSpace
+from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling.counted import Counted, rmse
+from logsnr.sampling.loop import start
+from logsnr.theory import EtaCurve
+
+Progress = Callable[[int, int, str], None]
+"""(done, of how many, what comes next)."""
+
+
+def compare(
+    denoiser: Denoiser,
+    nfe: Sequence[int],
+    *,
+    found: Mapping[str, Plan] | None = None,
+    with_peers: bool = True,
+    eta: EtaCurve | None = None,
+    **options: Any,
+) -> Comparison:
+    """Every solver and grid of ours, universal plans, diffusers' schedulers and the plans given, at each budget.
+
+        compare(denoiser, [5, 8], found={"mine": plan}, cond={"class_labels": torch.arange(10)})
+
+    Args:
+        denoiser: the model; guidance is composed (`logsnr.guidance`), and its evaluations are counted.
+        nfe: network evaluations per image.
+        found: plans, by name.
+        with_peers: whether diffusers' schedulers take part.
+        eta: relative error against noise level (`Passport.eta_curve`): our solvers run on its admissible grid too.
+        **options: those of `measure`.
+
+    Raises:
+        LogsnrError: as `ours`, `peers`, `plans` and `measure`.
+    """
+    entries = [*ours(denoiser, nfe, eta=eta), *universal(denoiser, nfe)]
+    entries += [*(peers(denoiser, nfe) if with_peers else ()), *plans(denoiser, found or {})]
+    return measure(denoiser, entries, **options)
+
+
+@torch.no_grad()
+def measure(
+    denoiser: Denoiser,
+    entries: Sequence[Entry],
+    *,
+    samples: int = 512,
+    seed: int = 0,
+    cond: Mapping[str, Any] | None = None,
+    teacher_steps: int = 100,
+    batch: int = 256,
+    features: FeatureSpace | None = None,
+    replicates: int = 100,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run the entries.
+
+    Args:
+        denoiser: the model.
+        entries: what takes part.
+        samples: images per entry, at least 2.
+        seed: of the noise; the same for all.
+        cond: conditions, used in turn.
+        teacher_steps: of UniPC-3 on a log-linear grid, ended by a plain denoise.
+        batch: images per network call.
+        features: feature space of FD and KID; None for neither.
+        replicates: of the bootstrap.
+        about: facts to keep with the result.
+        progress: called before every entry.
+
+    Returns:
+        The measured rows, in the order of the entries.
+
+    Raises:
+        LogsnrError: if there is nothing to compare, a number is out of range, or the teacher's samples are not finite.
+    """
+    _check(entries, samples, teacher_steps, batch)
+    tell = progress or (lambda done, total, what: None)
+    noise = start(denoiser, None, samples, torch.Generator().manual_seed(seed))
+    runner = _Runner(denoiser, noise, spread_cond(cond, 0, samples), batch, seed)
+    counts = bootstrap_counts(samples, replicates, generator=torch.Generator().manual_seed(seed))
+
+    def distances(x: Tensor) -> tuple[Estimated | None, Estimated | None]:
+        return (None, None) if features is None else features.distances(x, counts, batch=batch)
+
+    tell(0, len(entries), "teacher")
+    end, teacher = _teacher(denoiser, runner, teacher_steps, distances)
+    rows = []
+    for done, entry in enumerate(entries):
+        tell(done, len(entries), f"{entry.budget} evaluations: {entry.name}")
+        x, spent, seconds = runner(entry)
+        finite = bool(x.isfinite().all())
+        frechet, kernel = distances(x) if finite else (None, None)
+        exact = finite and not (entry.plan is not None and entry.plan.noisy)
+        rows.append(
+            Row(
+                name=entry.name,
+                solver=entry.solver,
+                grid=entry.grid,
+                family=entry.family,
+                origin=entry.origin,
+                budget=entry.budget,
+                evaluations=spent,
+                rmse=_error(x, end) if exact else None,
+                frechet=frechet,
+                kernel=kernel,
+                seconds_per_image=seconds,
+                finite=finite,
+                plan_hash=None if entry.plan is None else entry.plan.hash,
+            )
+        )
+    tell(len(entries), len(entries), "done")
+    return Comparison(
+        rows=tuple(rows),
+        teacher=teacher,
+        samples=samples,
+        seed=seed,
+        sigma_range=denoiser.sampling_range,
+        features=None if features is None else features.name,
+        reference=0 if features is None else len(features.reference),
+        machine=_machine(noise.device),
+        about=dict(about or {}),
+    )
+
+
+class _Runner:
+    """Runs entries from one set of noises."""
+
+    def __init__(self, denoiser: Denoiser, noise: Tensor, cond: Mapping[str, Any], batch: int, seed: int) -> None:
+        self.denoiser, self.noise, self.cond, self.batch, self.seed = denoiser, noise, cond, batch, seed
+
+    def __call__(self, entry: Entry) -> tuple[Tensor, int, float]:
+        """Samples, counted evaluations per image, seconds per image."""
+        generator = torch.Generator().manual_seed(self.seed)
+        parts, spent = [], 0
+        began = self._now()
+        for first in range(0, len(self.noise), self.batch):
+            part = slice(first, first + self.batch)
+            counted = Counted(self.denoiser)
+            # cloned: a scheduler may write over its start
+            parts.append(entry.run(counted, self.noise[part].clone(), slice_cond(self.cond, part), generator))
+            spent = counted.evaluations
+        return torch.cat(parts), spent, (self._now() - began) / len(self.noise)
+
+    def _now(self) -> float:
+        if self.noise.is_cuda:
+            torch.cuda.synchronize(self.noise.device)
+        return time.perf_counter()
+
+
+def _teacher(
+    denoiser: Denoiser,
+    runner: _Runner,
+    steps: int,
+    distances: Callable[[Tensor], tuple[Estimated | None, Estimated | None]],
+) -> tuple[Tensor, Teacher]:
+    low, high = denoiser.sampling_range
+
+    def run(n: int) -> tuple[Tensor, int, float]:
+        plan = solvers.unipc(grids.log_linear(n, high, low), 3)
+        return runner(plan_entry(denoiser, plan, "UniPC-3", "log-linear", "UniPC", "logsnr", n))
+
+    coarse, _, _ = run(steps // 2)
+    end, spent, seconds = run(steps)
+    if not bool(end.isfinite().all()):
+        raise LogsnrError(
+            f"the teacher's samples are not finite: the model answers with nan or inf on sigma {high:.4g} ... "
+            f"{low:.4g}; run it in float32, or check its weights"
+        )
+    frechet, kernel = distances(end)
+    return end, Teacher(
+        name=f"UniPC-3, log-linear, {steps} steps",
+        evaluations=spent,
+        uncertainty=rmse(coarse, end),
+        frechet=frechet,
+        kernel=kernel,
+        seconds_per_image=seconds,
+    )
+
+
+def _error(x: Tensor, end: Tensor) -> Estimated:
+    """RMSE and its standard error: that of the mean square over samples, by the delta method."""
+    squares = (x.double() - end.double()).square().flatten(1).mean(1)
+    value = float(squares.mean().sqrt())
+    spread = float(squares.std()) / len(squares) ** 0.5
+    return Estimated(value=value, stderr=spread / (2 * value) if value > 0 else 0.0)
+
+
+def _check(entries: Sequence[Entry], samples: int, teacher_steps: int, batch: int) -> None:
+    if not entries:
+        raise LogsnrError("nothing to compare: no sampler fits the evaluations given; allow more, or widen the filters")
+    most = max(entry.budget for entry in entries)
+    for name, value, least in (
+        ("samples", samples, 2),
+        ("teacher_steps", teacher_steps, max(16, 2 * most)),
+        ("batch", batch, 1),
+    ):
+        if value < least:
+            why = f", twice the {most} evaluations compared" if name == "teacher_steps" and least > 16 else ""
+            raise LogsnrError(f"{name} = {value}: must be at least {least}{why}")
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,31 @@
+"""Grids, by their public path: `sampling/grids.py`."""
+
+from logsnr.sampling.grids import (
+    AYS,
+    admissible,
+    ays,
+    flow,
+    flow_range,
+    from_schedule,
+    from_sigmas,
+    ge_paper,
+    karras,
+    log_linear,
+    paper_timesteps,
+    timesteps,
+)
+
+__all__ = [
+    "AYS",
+    "admissible",
+    "ays",
+    "flow",
+    "flow_range",
+    "from_schedule",
+    "from_sigmas",
+    "ge_paper",
+    "karras",
+    "log_linear",
+    "paper_timesteps",
+    "timesteps",
+]

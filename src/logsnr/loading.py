@@ -1,0 +1,171 @@
+"""Load a denoiser by where it lives: the zoo, the folder of a run, or a diffusers pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logsnr import zoo
+from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, load_pipeline
+from logsnr.adapters.diffusers.pipelines.families import Prompt, Size
+from logsnr.adapters.diffusers.scheduler.plans import load_plans as plans_from
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError
+from logsnr.models.card import CARD, load_denoiser
+from logsnr.sampling import Plan
+
+Loaded = NetworkDenoiser | PipelineDenoiser
+
+
+def load(
+    source: str | Path,
+    *,
+    prompt: Prompt | None = None,
+    negative_prompt: Prompt | None = None,
+    guidance: float | None = None,
+    size: Size | None = None,
+    null_class: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
+    """A trained denoiser in eval mode, with `.encode`, `.decode` and its `.card`.
+
+        denoiser = logsnr.load("runs/digits")
+        denoiser = logsnr.load("owner/name", prompt="a cat", guidance=7.5)
+
+    Args:
+        source: "zoo:NAME", a model of `logsnr.zoo.names()`; the folder of a run (it holds card.json and a safetensors
+            file); the folder of a diffusers pipeline (model_index.json), or its hub id.
+        prompt: of a pipeline, a text or several; of a class-conditional one, a class.
+        negative_prompt: what guidance leads away from; None for the pipeline's own "no condition".
+        guidance: diffusers' guidance_scale: 1 or less for none; None for none too, or for the pipeline's own default
+            where the network is told the scale (Flux dev).
+        size: height and width in pixels; None for the pipeline's own.
+        null_class: of a class-conditional UNet2DModel, the class that stands for none.
+        device: where it runs; None for the CPU.
+        dtype: of the weights; states stay in at least float32.
+
+    Returns:
+        A `NetworkDenoiser` for a run, a `PipelineDenoiser` for a pipeline.
+
+    Raises:
+        LogsnrError: if there is no such model (the message lists the runs that lie nearby), or an option does not fit.
+    """
+    given = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance": guidance,
+        "size": size,
+        "null_class": null_class,
+        "device": device,
+        "dtype": dtype,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    text = str(source)
+    for recognised, loader in SOURCES.values():
+        if recognised(text):
+            return loader(text, options)
+    if _is_component(text):
+        raise LogsnrError(
+            f"{text!r} holds one component of a diffusers pipeline: give the folder above it, with model_index.json, "
+            "or wrap the network with logsnr.adapters.from_callable"
+        )
+    raise LogsnrError(
+        f"{text!r} is not the folder of a run (no {CARD}.json){_nearby(Path(text))}; give one of: {', '.join(SOURCES)}"
+    )
+
+
+def _is_run(source: str) -> bool:
+    return (Path(source).expanduser() / f"{CARD}.json").is_file()
+
+
+def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
+    device, dtype = (options.pop(name, None) for name in ("device", "dtype"))
+    for name, value in options.items():
+        raise LogsnrError(
+            f"{name} = {value!r}: {source!r} is the folder of a run, which takes device and dtype only; conditions go "
+            "to sample(..., cond=), guidance is logsnr.guidance.cfg(denoiser, scale, {'class_labels': null})"
+        )
+    denoiser = load_denoiser(Path(source).expanduser())
+    return denoiser if device is None and dtype is None else denoiser.to(device=device, dtype=dtype)
+
+
+def _is_zoo(source: str) -> bool:
+    return source.startswith(zoo.PREFIX)
+
+
+def _load_zoo(source: str, options: dict[str, Any]) -> NetworkDenoiser:
+    return _load_run(str(zoo.folder(source)), options)
+
+
+def load_plans(source: str | Path) -> dict[int, Plan]:
+    """The plans of a model or a file, keyed by evaluations: what `logsnr calibrate` found for it.
+
+        plan = logsnr.load_plans("zoo:digits")[5]
+
+    Args:
+        source: "zoo:NAME", the folder of a run that holds plans.json, or a file of one plan or several.
+
+    Raises:
+        LogsnrError: if there are none.
+    """
+    file = plans_file(source)
+    if not file.is_file():
+        raise LogsnrError(f"{str(source)!r} has no plans ({file} is missing): make one with logsnr calibrate {source}")
+    return plans_from(file)
+
+
+def plans_file(source: str | Path) -> Path:
+    """Where the plans of a model lie, if it has any: plans.json in its folder; another file is itself."""
+    text = str(source)
+    path = zoo.folder(text) if _is_zoo(text) else Path(text).expanduser()
+    return path / zoo.PLANS if path.is_dir() else path
+
+
+def _is_pipeline(source: str) -> bool:
+    return (Path(source).expanduser() / "model_index.json").is_file()
+
+
+def _load_pipeline(source: str, options: dict[str, Any]) -> PipelineDenoiser:
+    folder = Path(source).expanduser()
+    return load_pipeline(folder if folder.is_dir() else source, **options)
+
+
+def is_pipeline(source: str | Path) -> bool:
+    """Whether `load` would ask diffusers for it."""
+    text = str(source)
+    return not _is_run(text) and (_is_pipeline(text) or _is_hub_id(text))
+
+
+def _is_component(source: str) -> bool:
+    folder = Path(source).expanduser()
+    return (folder / "config.json").is_file() or (folder / "scheduler_config.json").is_file()
+
+
+def _is_hub_id(source: str) -> bool:
+    """owner/name, unless a folder of that owner's name stands here: then it is a misspelt path."""
+    return (
+        re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and not Path(source).parent.is_dir()
+    )
+
+
+SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str, dict[str, Any]], Loaded]]] = {
+    "the folder of a run": (_is_run, _load_run),
+    "zoo:NAME": (_is_zoo, _load_zoo),
+    "a diffusers folder": (_is_pipeline, _load_pipeline),
+    "a diffusers hub id (owner/name)": (_is_hub_id, _load_pipeline),
+}
+"""Kinds of source: how each is recognised, and how it is read."""
+
+
+def _nearby(path: Path) -> str:
+    """The runs in the folder asked for, beside it, or in runs/."""
+    for folder in (path, path.parent, Path("runs")):
+        found = sorted(str(card.parent) for card in folder.glob(f"*/{CARD}.json")) if folder.is_dir() else []
+        if found:
+            return f"; there are {', '.join(found[:8])}"
+    return ""

@@ -1,0 +1,167 @@
+"""Denoisers on disk: a folder with `card.json` and the weights it names.
+
+The card is everything that turns weights back into a denoiser: the network's config, the prediction, the shape, the
+pixel codec, sigma_data, the trained range, the classes; and how it was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError, one_line
+from logsnr.files import check_tensors, read_card, read_pair, write_pair
+from logsnr.models.config import NetworkConfig
+from logsnr.models.unet import UNet, build_network
+from logsnr.pixels import Pixels
+from logsnr.predictions import LABELS, PREDICTIONS, Prediction
+from logsnr.timesteps import TimestepTable
+
+CARD = "card"
+
+
+def save_denoiser(
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    *,
+    step: int = 0,
+    training: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write `denoiser` into `folder`, atomically: a crash or a full disk leaves the one saved before.
+
+    Args:
+        denoiser: a denoiser around a network of `build_network`.
+        folder: created if needed.
+        step: training steps behind the weights.
+        training: the recipe, kept in the card for the record.
+        measured: what was measured on the model, kept in the card for the record.
+        dtype: of the weights in the file, e.g. torch.float16 for half its size; they load as float32.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        LogsnrError: if the network has no config, the prediction's label is a custom function, or the disk refuses.
+    """
+    network = denoiser.network
+    if not isinstance(network, UNet):
+        raise LogsnrError(
+            f"a {type(network).__name__} cannot be saved: only networks of build_network(config, shape) carry the "
+            "config that rebuilds them; save its state_dict yourself"
+        )
+    card: dict[str, Any] = {
+        "kind": "denoiser",
+        "network": network.config.model_dump(mode="json"),
+        "prediction": prediction_to_json(denoiser.prediction),
+        "shape": list(denoiser.shape),
+        "levels": denoiser.pixels.levels if denoiser.pixels else None,
+        "sigma_data": denoiser.sigma_data,
+        # A range that ends at inf (zero terminal SNR) has no JSON number: inf is written as a string.
+        "trained_range": [v if math.isfinite(v) else str(v) for v in denoiser.trained_range],
+        "classes": network.config.classes,
+        "null_class": network.config.null_class,
+        "training": training,
+    }
+    if measured is not None:
+        card["measured"] = measured
+    weights = network.state_dict()
+    if dtype is not None:
+        weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
+    return write_pair(Path(folder), CARD, card, weights, step=step, stem="model")
+
+
+def load_denoiser(folder: str | Path) -> NetworkDenoiser:
+    """The denoiser of `save_denoiser`, in eval mode on the CPU, with its card as `.card`.
+
+    Raises:
+        LogsnrError: if the folder is not such a one, its files are damaged or of another format, or the weights
+            belong to another network than the card describes.
+    """
+    path = Path(folder)
+    if read_card(path, CARD).get("kind") != "denoiser":
+        raise LogsnrError(f"{path / CARD}.json is not the card of a denoiser: give the folder of a run")
+    card, tensors = read_pair(path, CARD)
+    try:
+        config = NetworkConfig.model_validate(card["network"])
+        prediction = prediction_from_json(card["prediction"])
+        shape = tuple(int(n) for n in card["shape"])
+        lo, hi = (float(v) for v in card["trained_range"])
+        pixels = None if card["levels"] is None else Pixels(int(card["levels"]))
+        sigma_data = float(card["sigma_data"])
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise LogsnrError(
+            f"{path / CARD}.json does not describe a denoiser ({type(error).__name__}: {one_line(error)}): "
+            "restore the card or train again"
+        ) from error
+    # The weights come from the file; those drawn while building must not move the caller's random state.
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(config, shape)
+    check_tensors(
+        tensors,
+        network.state_dict(),
+        lambda problems: (
+            f"{path / card['weights']['file']} is the checkpoint of another network than its card "
+            f"describes: {problems}; restore the matching pair"
+        ),
+    )
+    network.load_state_dict(tensors)
+    denoiser = NetworkDenoiser(
+        network, prediction, shape=shape, pixels=pixels, sigma_data=sigma_data, trained_range=(lo, hi)
+    )
+    denoiser.card = card
+    denoiser.requires_grad_(False)
+    return denoiser.eval()
+
+
+def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
+    """Name and fields of a prediction; a `TimestepTable` label becomes its alphas_cumprod.
+
+    Raises:
+        LogsnrError: if the label is a custom function or the prediction a class of one's own.
+    """
+    if PREDICTIONS.get(prediction.name) is not type(prediction):
+        raise LogsnrError(
+            f"a prediction of class {type(prediction).__name__} cannot be stored: use one of {', '.join(PREDICTIONS)}"
+        )
+    fields = {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
+    label = fields["label"]
+    if isinstance(label, TimestepTable):
+        fields["label"] = {"table": label.name, "alphas_cumprod": label.alphas_cumprod.tolist()}
+    elif not isinstance(label, str):
+        named = next((name for name, known in LABELS.items() if known is label), None)
+        if named is None:
+            raise LogsnrError(
+                f"the label {getattr(label, '__name__', label)!r} is a function, which a file cannot hold: "
+                f"use a name ({', '.join(LABELS)}) or a TimestepTable"
+            )
+        fields["label"] = named
+    return {"name": prediction.name, **fields}
+
+
+def prediction_from_json(data: dict[str, Any]) -> Prediction:
+    """The inverse of `prediction_to_json`.
+
+    Raises:
+        LogsnrError: if the name or a field is unknown.
+    """
+    fields = dict(data)
+    name = fields.pop("name", None)
+    if name not in PREDICTIONS:
+        raise LogsnrError(f"prediction {name!r} is not one of {', '.join(PREDICTIONS)}")
+    known = [field.name for field in dataclasses.fields(PREDICTIONS[name])]
+    for field in fields:
+        if field not in known:
+            raise LogsnrError(f"prediction {name!r} has no {field!r}: its fields are {', '.join(known)}")
+    label = fields.get("label")
+    if isinstance(label, dict):
+        abar = torch.tensor(label["alphas_cumprod"], dtype=torch.float64)
+        fields["label"] = TimestepTable(abar, name=label["table"])
+    return PREDICTIONS[name](**fields)

@@ -1,0 +1,46 @@
+"""Sample grids: what the averaged model draws from the same noise, step after step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError
+from logsnr.images import tile
+from logsnr.models.unet import UNet
+from logsnr.sampling import grids, solvers
+from logsnr.sampling.loop import sample
+from logsnr.training.config import Recipe
+from logsnr.training.run import derived_seed
+
+
+def save_grid(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
+    """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, one per column.
+
+    Raises:
+        LogsnrError: if the disk refuses.
+    """
+    options = recipe.samples
+    device = next(denoiser.parameters()).device
+    generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "samples"))
+    noise = torch.randn(options.count, *denoiser.shape, generator=generator).to(device)
+    assert isinstance(denoiser.network, UNet)
+    classes = denoiser.network.config.classes
+    cond = {"class_labels": torch.arange(options.count, device=device) % classes} if classes else None
+    smallest, largest = denoiser.sampling_range
+    grid = grids.log_linear(options.steps, largest, smallest, last="zero")
+    plan = solvers.ddim(grid) if options.solver == "ddim" else solvers.ge(grid, gamma=options.gamma)
+    x = sample(denoiser, plan, noise=noise, cond=cond)
+    assert denoiser.pixels is not None
+    shown = denoiser.pixels.display(denoiser.decode(x).cpu())
+    shown = shown[:, :3] if shown.shape[1] == 4 else shown
+    columns = classes if 1 < classes <= 16 else max(1, round(options.count**0.5))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tile(shown, columns=columns, scale=max(1, 64 // denoiser.shape[2])).save(path)
+    except OSError as error:
+        raise LogsnrError(
+            f"cannot write {path} ({error.strerror}): free some space or choose another folder"
+        ) from error
