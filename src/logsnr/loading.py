@@ -12,11 +12,11 @@ import torch
 from logsnr import zoo
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, load_pipeline
 from logsnr.adapters.diffusers.pipelines.families import Prompt, Size
-from logsnr.adapters.diffusers.scheduler.plans import load_plans as plans_from
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models.card import CARD, load_denoiser
 from logsnr.sampling import Plan
+from logsnr.sampling.plan import plans_from
 
 Loaded = NetworkDenoiser | PipelineDenoiser
 

@@ -168,6 +168,51 @@ class Plan:
         return cls.from_dict(values)
 
 
+def plans_from(source: Any) -> dict[int, Plan]:
+    """Plans by their number of evaluations.
+
+    Args:
+        source: None; a `Plan`; its JSON text, values or path; a list of these, or a mapping from evaluations to them.
+
+    Raises:
+        ValueError: if it is none of these, a key is not its plan's number of evaluations, or two plans have the same.
+    """
+    if source is None:
+        return {}
+    if isinstance(source, str | os.PathLike) and str(source).lstrip().startswith(("{", "[")):
+        try:
+            source = json.loads(str(source))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"plan is not JSON ({error}): give Plan.to_dict() as JSON, or a path") from error
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise ValueError(f"plan {str(source)!r} is no file: give the path of a saved plan, or its JSON text")
+        return plans_from(path.read_text(encoding="utf-8"))
+    if isinstance(source, Plan):
+        return {source.nfe: source}
+    if isinstance(source, Mapping):
+        if "sigmas" in source or "rows" in source:
+            plan = Plan.from_dict(source)
+            return {plan.nfe: plan}
+        out: dict[int, Plan] = {}
+        for key, value in source.items():
+            for nfe, plan in plans_from(value).items():
+                if str(nfe) != str(key):
+                    raise ValueError(f"plan {key!r} has {nfe} evaluations: key each plan by its number of evaluations")
+                out[nfe] = plan
+        return out
+    if isinstance(source, Sequence):
+        merged: dict[int, Plan] = {}
+        for value in source:
+            for nfe, plan in plans_from(value).items():
+                if nfe in merged:
+                    raise ValueError(f"two plans have {nfe} evaluations: keep one of them")
+                merged[nfe] = plan
+        return merged
+    raise ValueError(f"plan is a {type(source).__name__}: give a Plan, its JSON, a path, or several of them")
+
+
 def check_sigmas(sigmas: Sequence[float]) -> Grid:
     """The noise levels as a tuple of floats.
 

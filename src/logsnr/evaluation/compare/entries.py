@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.adapters.diffusers.scheduler.plans import load_plans
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, nearest
 from logsnr.evaluation.compare.levels import table_of
 from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
 from logsnr.sampling.loop import check_start, updates
-from logsnr.sampling.plan import Grid
+from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import EtaCurve
 
@@ -235,7 +234,7 @@ def read_plans(paths: Iterable[Path]) -> dict[str, Plan]:
     found: dict[str, Plan] = {}
     for path in paths:
         try:
-            several = load_plans(path)
+            several = plans_from(path)
         except (OSError, ValueError) as error:
             raise LogsnrError(f"plan {path} cannot be read ({error}): give a file of logsnr calibrate") from error
         for nfe, plan in several.items():

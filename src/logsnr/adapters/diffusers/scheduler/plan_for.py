@@ -24,11 +24,10 @@ from torch import Tensor
 
 from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
-from logsnr.adapters.diffusers.scheduler.plans import load_plans, stored
 from logsnr.errors import nearest
 from logsnr.predictions import EDM
 from logsnr.sampling import Plan, solvers
-from logsnr.sampling.plan import Grid
+from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
 SAMPLER: dict[str, Any] = {
@@ -86,7 +85,7 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
     Raises:
         ValueError: if the call does not fit the config or the model; the message names the fix.
     """
-    plans, auto = load_plans(config["plan"]), config["gamma"] == "auto"
+    plans, auto = plans_from(config["plan"]), config["gamma"] == "auto"
     told = asked.timesteps is not None or asked.sigmas is not None
     if told and auto:
         raise ValueError(
@@ -112,6 +111,25 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
         plan = own or solve(config, model, grid)
     check_range(plan, model)
     return plan
+
+
+def stored(plans: Mapping[int, Plan], n: int | None) -> Plan:
+    """The plan of n evaluations; the only one if n is None.
+
+    Raises:
+        ValueError: if there is none; the message names those there are.
+    """
+    if n is None and len(plans) == 1:
+        return next(iter(plans.values()))
+    if n is None or n not in plans:
+        have = ", ".join(map(str, sorted(plans)))
+        one = f"this scheduler's plan has {have} evaluations: call with num_inference_steps={have}"
+        several = f"this scheduler's plans have {have} evaluations: call with one of these numbers"
+        raise ValueError(
+            f"num_inference_steps = {n}, but {one if len(plans) == 1 else several}, "
+            "or build the scheduler with plan=None and a solver"
+        )
+    return plans[n]
 
 
 def universal(model: Noising, n: int, shift: float) -> Plan | None:
@@ -230,11 +248,21 @@ def check_config(config: Mapping[str, Any], model: Noising) -> None:
     check_solver(config)
     check_spacing(config, model)
     limit(config)
-    plans = load_plans(config["plan"])
+    plans = plans_from(config["plan"])
     for plan in plans.values():
         check_range(plan, model)
     if not plans and not isinstance(config["gamma"], list):  # a list fits one number of steps
         solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
+
+
+def plans_to_config(source: Any) -> dict[str, Any] | None:
+    """Plans as JSON values for a config: one plan as itself, several keyed by evaluations."""
+    plans = plans_from(source)
+    if not plans:
+        return None
+    if len(plans) == 1:
+        return next(iter(plans.values())).to_dict()
+    return {str(nfe): plans[nfe].to_dict() for nfe in sorted(plans)}
 
 
 def gamma_to_config(gamma: Any) -> Any:

@@ -28,8 +28,13 @@ from torch import Tensor
 
 from logsnr.adapters.diffusers.config import limit, noising
 from logsnr.adapters.diffusers.scheduler.grid_for import shift_of
-from logsnr.adapters.diffusers.scheduler.plan_for import check_config, gamma_to_config, make_plan, request
-from logsnr.adapters.diffusers.scheduler.plans import plans_to_config
+from logsnr.adapters.diffusers.scheduler.plan_for import (
+    check_config,
+    gamma_to_config,
+    make_plan,
+    plans_to_config,
+    request,
+)
 from logsnr.adapters.diffusers.scheduler.registry import TRAJECTORIES, Registry, some
 from logsnr.adapters.diffusers.scheduler.trajectory import Draw, Trajectory
 from logsnr.adapters.diffusers.stock import converted
