@@ -117,7 +117,7 @@ class Images:
 def images_of(source: str) -> Images:
     data = load_data(DataConfig(source=source))
     if source == "digits":
-        pixels = Pixels(data.levels)
+        pixels = Pixels(data.grey_levels)
         return Images(pixels.encode(data.train_images), pixels.encode(data.test_images), (3, 4), "digits")
     pooled = [
         nn.functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) if part.shape[-1] > 16 else part

@@ -65,7 +65,7 @@ def main() -> None:
     denoiser = ls.load(args.run)
     data = load_data(DataConfig(**denoiser.card["training"]["data"]))
     images = data.test_images[: args.limit]
-    lo, hi = args.logsnr or default_logsnr_range(data.levels)
+    lo, hi = args.logsnr or default_logsnr_range(data.grey_levels)
     x, train = denoiser.encode(images), denoiser.encode(data.train_images)
     n, unit = len(x), 1 / (denoiser.dim * math.log(2))
     classes = denoiser.card.get("classes", 0)

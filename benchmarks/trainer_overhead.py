@@ -24,14 +24,14 @@ from logsnr.training.run import Run
 CHANNELS = (32, 64)
 
 
-def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, levels: int) -> Callable[[], None]:
+def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, grey_levels: int) -> Callable[[], None]:
     """One step of what one would write by hand: EDM's loss, AdamW, clipping, and an average of the weights."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(channels=CHANNELS, norm_groups=8, classes=10), tuple(images.shape[1:]))
     parameters = list(network.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    data = Pixels(levels).encode(images)
+    data = Pixels(grey_levels).encode(images)
     sd = float(data.std())
 
     def step() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
 
     data = load_data(recipe_from({"steps": 1}).data)
     assert data.train_labels is not None
-    bare = bare_loop(data.train_images, data.train_labels, options.batch, data.levels)
+    bare = bare_loop(data.train_images, data.train_labels, options.batch, data.grey_levels)
     ours, parameters = our_loop(options.batch, options.adaptive)
     for step in (bare, ours):
         seconds(step, 3)

@@ -170,7 +170,7 @@ def group(name: str) -> str:
 
 def class_gaussians(data: Dataset, labels: Tensor, most: int = 1000) -> exact.GaussianMixture:
     """One Gaussian per class of the images, at most 20,000 of them, halved in size until they have `most` numbers."""
-    x, labels = Pixels(data.levels).encode(data.train_images[:20_000]), labels[:20_000]
+    x, labels = Pixels(data.grey_levels).encode(data.train_images[:20_000]), labels[:20_000]
     while x[0].numel() > most:
         x = avg_pool2d(x, 2)
     x = x.flatten(1).double()

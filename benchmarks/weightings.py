@@ -50,12 +50,12 @@ def measured(denoiser: NetworkDenoiser, data: Dataset, args: argparse.Namespace)
     """The bound and the samples of one model."""
     assert data.test_labels is not None
     images, labels = data.test_images[: args.images], data.test_labels[: args.images]
-    out: dict[str, Any] = {"images": len(images), "levels": data.levels, "samples": args.samples}
+    out: dict[str, Any] = {"images": len(images), "grey_levels": data.grey_levels, "samples": args.samples}
     for name, told in (("bound", torch.full_like(labels, data.classes)), ("given_label", labels)):
         found = bits_per_dim(
             denoiser,
             images,
-            levels=data.levels,
+            levels=data.grey_levels,
             cond={"class_labels": told},
             generator=torch.Generator().manual_seed(SEED),
             evaluations_per_image=args.evaluations,
@@ -158,9 +158,10 @@ def page(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
         "",
         f"The digits recipe with either weighting, {first['steps']} steps, {len(found['seeds'])} seeds in pairs "
         f"({first['parameters'] / 1e6:.2f} M parameters). Bits/dim: the bound of {first['images']} held-out digits, "
-        f"{first['levels']} grey levels, log-SNR [{lo:g}, {hi:.2f}], under the null condition and given the label; FD "
-        f"(features: {first['features']}) of {first['samples']:,} samples to {first['reference']:,} training digits, "
-        f"{NFE} evaluations on a {GRID} grid. ± one standard error: over noise for bits/dim, over samples for FD.",
+        f"{first['grey_levels']} grey levels, log-SNR [{lo:g}, {hi:.2f}], under the null condition and given the "
+        f"label; FD (features: {first['features']}) of {first['samples']:,} samples to {first['reference']:,} training "
+        f"digits, {NFE} evaluations on a {GRID} grid. ± one standard error: over noise for bits/dim, over samples for "
+        "FD.",
         "",
         f"| weighting | seed | {' | '.join(NUMBERS)} |",
         "|---|---|" + "---|" * len(NUMBERS),

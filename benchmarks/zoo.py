@@ -104,12 +104,12 @@ def _bound(denoiser: NetworkDenoiser, data: Dataset, limit: int) -> dict[str, An
         assert data.test_labels is not None
         conditions["bits_per_dim"] = {"class_labels": torch.full((len(images),), classes)}
         conditions["given_label"] = {"class_labels": data.test_labels[:limit]}
-    facts: dict[str, Any] = {"images": len(images), "levels": data.levels, "seed": 0}
+    facts: dict[str, Any] = {"images": len(images), "grey_levels": data.grey_levels, "seed": 0}
     for name, cond in conditions.items():
         found = bits_per_dim(
             denoiser,
             images,
-            levels=data.levels,
+            levels=data.grey_levels,
             cond=cond,
             generator=torch.Generator().manual_seed(0),
             evaluations_per_image=32,
@@ -182,7 +182,8 @@ def _readme(name: str, denoiser: NetworkDenoiser, measured: dict[str, Any], imag
         f"    logsnr sample zoo:{name} --nfe 5 --out samples.png",
         "",
         f"- Variational bound of {bound['images']} held-out images: {bound['bits_per_dim']:.3f} +- "
-        f"{bound['stderr']:.3f} bits/dim{given} ({bound['levels']} grey levels, log-SNR [{lo:g}, {hi:.2f}], seed 0).",
+        f"{bound['stderr']:.3f} bits/dim{given} ({bound['grey_levels']} grey levels, log-SNR [{lo:g}, {hi:.2f}], "
+        "seed 0).",
         f"- Quality against evaluations: {quality['samples']} samples from noise of seed {quality['seed']}, RMSE to "
         f"the end points of the teacher in the last row{distance}.",
         "",

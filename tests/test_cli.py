@@ -153,7 +153,7 @@ def test_evaluate_is_the_python_api(run, tiny):
     assert code == 0
     facts = json.loads(out)
     assert facts["images"] == 20
-    assert facts["levels"] == 17
+    assert facts["grey_levels"] == 17
     assert facts["evaluations"] == 160
     assert facts["pilot_evaluations"] == 192  # the smallest pilot
     assert facts["bits_per_dim"] == pytest.approx(facts["diffusion"] + facts["reconstruction"] + facts["prior"])

@@ -169,7 +169,7 @@ def stripes():
         train_labels=labels,
         test_images=images[:12],
         test_labels=labels[:12],
-        levels=256,
+        grey_levels=256,
         classes=2,
     )
 

@@ -36,7 +36,7 @@ def everything(data):
 
 def test_digits_are_split_once_and_for_all():
     data = load("digits")
-    assert (len(data.train_images), len(data.test_images), data.levels, data.classes) == (1500, 297, 17, 10)
+    assert (len(data.train_images), len(data.test_images), data.grey_levels, data.classes) == (1500, 297, 17, 10)
     assert data.shape == (1, 8, 8)
     again = load("digits")
     assert torch.equal(data.test_images, again.test_images)
@@ -126,11 +126,11 @@ def test_grey_levels_above_the_stated_ones(tmp_path):
     images = pictures(20, high=16)
     images[3, 0, 0] = 17
     with pytest.raises(
-        LogsnrError, match=r"pixel value 17 with data.levels = 17: values must be in 0 \.\.\. 16; raise"
+        LogsnrError, match=r"pixel value 17 with data.grey_levels = 17: values must be in 0 \.\.\. 16; raise"
     ):
-        load(npz(tmp_path, images=images), levels=17)
-    with pytest.raises(LogsnrError, match=r"held-out part .* pixel value 17 with data.levels = 17"):
-        load(npz(tmp_path, x_train=images[:3], x_test=images[3:]), levels=17)
+        load(npz(tmp_path, images=images), grey_levels=17)
+    with pytest.raises(LogsnrError, match=r"held-out part .* pixel value 17 with data.grey_levels = 17"):
+        load(npz(tmp_path, x_train=images[:3], x_test=images[3:]), grey_levels=17)
 
 
 def test_everything_held_out(tmp_path):

@@ -72,7 +72,7 @@ def test_classifier_learns_repeats_and_is_calibrated():
     held_out = stripes(200, 1)
     state = torch.get_rng_state()
     one, two = (
-        train_classifier(images, labels, held_out, levels=17, generator=generator(5), epochs=4, batch=32)
+        train_classifier(images, labels, held_out, grey_levels=17, generator=generator(5), epochs=4, batch=32)
         for _ in range(2)
     )
     assert torch.equal(torch.get_rng_state(), state)
@@ -91,7 +91,7 @@ def test_classifier_learns_repeats_and_is_calibrated():
 def test_classifier_refuses_unpaired_labels():
     images, labels = stripes(8, 0)
     with pytest.raises(ValueError, match="8 images with 7 labels"):
-        train_classifier(images, labels[:7], (images, labels), levels=17, generator=generator())
+        train_classifier(images, labels[:7], (images, labels), grey_levels=17, generator=generator())
 
 
 def test_judge_shares_and_distances():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -13,11 +15,11 @@ from logsnr.pixels import Pixels
 from logsnr.predictions import V
 
 
-def save(folder, levels=17):
+def save(folder, grey_levels=17):
     config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4)
     with torch.random.fork_rng(devices=[]):
         network = build_network(config, (1, 4, 4))
-    pixels = Pixels(levels) if levels else None
+    pixels = Pixels(grey_levels) if grey_levels else None
     save_denoiser(NetworkDenoiser(network, V(label="flow"), shape=(1, 4, 4), pixels=pixels), folder, step=7)
 
 
@@ -32,10 +34,21 @@ def test_a_run_comes_back_with_its_codec_and_card(tmp_path):
     assert logsnr.load(str(tmp_path / "digits")).card == denoiser.card
 
 
-def test_a_denoiser_without_a_codec_says_so(tmp_path):
-    save(tmp_path, levels=None)
+def test_a_card_of_version_0_1_calls_grey_levels_levels(tmp_path):
+    save(tmp_path)
+    path = tmp_path / "card.json"
+    card = json.loads(path.read_text())
+    card["levels"] = card.pop("grey_levels")
+    path.write_text(json.dumps(card))
     denoiser = logsnr.load(tmp_path)
-    with pytest.raises(ValueError, match=r"no pixel codec: build it with pixels=Pixels\(levels\)"):
+    assert denoiser.pixels == Pixels(17)
+    assert denoiser.card["grey_levels"] == 17
+
+
+def test_a_denoiser_without_a_codec_says_so(tmp_path):
+    save(tmp_path, grey_levels=None)
+    denoiser = logsnr.load(tmp_path)
+    with pytest.raises(ValueError, match=r"no pixel codec: build it with pixels=Pixels\(grey_levels\)"):
         denoiser.encode(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="no pixel codec"):
         denoiser.decode(torch.zeros(1, 1, 4, 4))

@@ -36,11 +36,11 @@ def test_display_spans_all_of_8_bits() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="levels = 1"):
+    with pytest.raises(ValueError, match="grey_levels = 1"):
         Pixels(1)
-    with pytest.raises(ValueError, match="levels = 257"):
+    with pytest.raises(ValueError, match="grey_levels = 257"):
         Pixels(257)
     with pytest.raises(ValueError, match=r"torch\.float32"):
         Pixels().encode(torch.zeros(2))
-    with pytest.raises(ValueError, match="pixel value 17 with levels = 17"):
+    with pytest.raises(ValueError, match="pixel value 17 with grey_levels = 17"):
         Pixels(17).encode(torch.tensor([17], dtype=torch.uint8))

@@ -427,7 +427,7 @@ def test_recipes_that_do_not_fit_the_data(tmp_path, digits):
         train_labels=None,
         test_images=digits.test_images,
         test_labels=None,
-        levels=17,
+        grey_levels=17,
         classes=0,
     )
     with pytest.raises(LogsnrError, match=r"conditional: true, but 'digits' has no labels: add labels"):
@@ -437,7 +437,7 @@ def test_recipes_that_do_not_fit_the_data(tmp_path, digits):
         train_labels=None,
         test_images=digits.test_images,
         test_labels=None,
-        levels=17,
+        grey_levels=17,
         classes=0,
     )
     with pytest.raises(LogsnrError, match="one and the same grey value: there is nothing to learn"):
@@ -471,12 +471,12 @@ def test_training_learns_what_can_be_computed(tmp_path):
     With x = g 1, g ~ N(0, sd^2), the best eps error is sigmoid(lambda + ln(D sd^2)) in one direction and nothing in the
     D - 1 others, where a network at F = 0 (EDM's row) errs like white data: sigmoid(lambda + 2 ln sd) in each.
     """
-    D, levels = 16, 256
+    D = 16
     g = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 0.4
-    grey = (((g.clamp(-1, 1) + 1) / 2) * (levels - 1)).round().to(torch.uint8)
+    grey = (((g.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8)
     images = grey[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
     data = Dataset(
-        train_images=images, train_labels=None, test_images=images[:1], test_labels=None, levels=levels, classes=0
+        train_images=images, train_labels=None, test_images=images[:1], test_labels=None, grey_levels=256, classes=0
     )
     learner = recipe(
         network={**NETWORK, "channels": [16]},

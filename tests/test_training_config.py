@@ -52,6 +52,14 @@ def test_overrides_win_by_dotted_path(tmp_path):
     assert load_recipe(path, {"optimizer.lr": 2e-4}).optimizer.lr == 2e-4
 
 
+def test_recipes_of_version_0_1_call_grey_levels_levels():
+    old = recipe_from({"data": {"levels": 17}, "steps": 1})
+    assert old == recipe_from({"data": {"grey_levels": 17}, "steps": 1})
+    assert old.model_dump()["data"]["grey_levels"] == 17
+    with pytest.raises(LogsnrError, match=r"data.levels'?: did you mean 'data.grey_levels'"):
+        recipe_from({"data": {"levels": 17, "grey_levels": 16}, "steps": 1})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -66,7 +74,7 @@ def test_overrides_win_by_dotted_path(tmp_path):
         ({"label_dropout": -0.1}, "label_dropout = -0.1: input should be greater than or equal to 0"),
         ({"batch": 0}, "batch = 0: input should be greater than or equal to 1"),
         ({"precision": "fp8"}, "precision = 'fp8': input should be 'no', 'bf16' or 'fp16'"),
-        ({"data": {"levels": 300}}, "data.levels = 300: input should be less than or equal to 256"),
+        ({"data": {"grey_levels": 300}}, "data.grey_levels = 300: input should be less than or equal to 256"),
         (
             {"prediction": {"name": "epsilon"}},
             "prediction: name = 'epsilon': did you mean 'eps'? it must be one of eps",

@@ -196,7 +196,9 @@ class NetworkDenoiser(Denoiser):
     @property
     def _codec(self) -> Pixels:
         if self.pixels is None:
-            raise ValueError("this denoiser has no pixel codec: build it with pixels=Pixels(levels), or work with x")
+            raise ValueError(
+                "this denoiser has no pixel codec: build it with pixels=Pixels(grey_levels), or work with x"
+            )
         return self.pixels
 
     @property

@@ -1,8 +1,8 @@
 """Pixels: the codec between stored images and the [-1, 1] box that a denoiser sees.
 
-A stored value v in {0, ..., levels - 1} is the centre of its cell (VDM, 2107.00630, app. A):
+A stored value v in {0, ..., G - 1}, G grey levels, is the centre of its cell (VDM, 2107.00630, app. A):
 
-    x = 2 (v + 1/2) / levels - 1,        spacing 2 / levels
+    x = 2 (v + 1/2) / G - 1,        spacing 2 / G
 """
 
 from __future__ import annotations
@@ -15,43 +15,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pixels:
-    """Codec for integer images with `levels` grey levels per channel (256 for 8-bit, 17 for scikit-learn's digits).
+    """Codec for integer images of so many grey levels per channel (256 for 8-bit, 17 for scikit-learn's digits).
 
     Raises:
-        ValueError: if `levels` is not in 2 ... 256.
+        ValueError: if `grey_levels` is not in 2 ... 256.
     """
 
-    levels: int = 256
+    grey_levels: int = 256
 
     def __post_init__(self) -> None:
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels = {self.levels}: stored images are uint8, so levels must be in 2 ... 256")
+        if not 2 <= self.grey_levels <= 256:
+            raise ValueError(f"grey_levels = {self.grey_levels}: stored images are uint8, give 2 ... 256")
 
     @property
     def spacing(self) -> float:
         """Distance between neighbouring grey levels in the [-1, 1] box."""
-        return 2 / self.levels
+        return 2 / self.grey_levels
 
     def encode(self, images: Tensor) -> Tensor:
         """Cell centres in [-1, 1], float32, of uint8 `images` of any shape.
 
         Raises:
-            ValueError: if `images` is not uint8 or holds a value above `levels - 1`.
+            ValueError: if `images` is not uint8 or holds a value above `grey_levels - 1`.
         """
         if images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype}: give stored grey levels as uint8 in 0 ... {self.levels - 1}")
-        if images.numel() and int(images.max()) >= self.levels:
             raise ValueError(
-                f"pixel value {int(images.max())} with levels = {self.levels}: values must be in "
-                f"0 ... {self.levels - 1}; raise levels or rescale the images"
+                f"images are {images.dtype}: give stored grey levels as uint8 in 0 ... {self.grey_levels - 1}"
+            )
+        if images.numel() and int(images.max()) >= self.grey_levels:
+            raise ValueError(
+                f"pixel value {int(images.max())} with grey_levels = {self.grey_levels}: values must be in "
+                f"0 ... {self.grey_levels - 1}; raise grey_levels or rescale the images"
             )
         return (images.to(torch.float32) + 0.5) * self.spacing - 1
 
     def decode(self, x: Tensor) -> Tensor:
         """Nearest stored grey level, uint8, of real-valued `x` of any shape (clamped to the box)."""
         cell = ((x.to(torch.float32) + 1) / self.spacing).floor()
-        return cell.clamp(0, self.levels - 1).to(torch.uint8)
+        return cell.clamp(0, self.grey_levels - 1).to(torch.uint8)
 
     def display(self, images: Tensor) -> Tensor:
         """Stored grey levels stretched to 0 ... 255, uint8, for files that people look at."""
-        return (images.to(torch.float32) * (255 / (self.levels - 1))).round().to(torch.uint8)
+        return (images.to(torch.float32) * (255 / (self.grey_levels - 1))).round().to(torch.uint8)

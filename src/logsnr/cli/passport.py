@@ -125,6 +125,6 @@ def _samples(
     labels = None
     if drawn is not None and loaded.train_labels is not None and loaded.test_labels is not None:
         labels = {"class_labels": torch.cat([loaded.test_labels, loaded.train_labels])[:2048]}
-    boxed = Pixels(loaded.levels).encode(images)  # a pipeline takes stored images for 8-bit ones
+    boxed = Pixels(loaded.grey_levels).encode(images)  # a pipeline takes stored images for 8-bit ones
     encoded = torch.cat([denoiser.encode(boxed[i : i + 64]) for i in range(0, len(boxed), 64)])
     return encoded, labels, ""

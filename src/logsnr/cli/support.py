@@ -257,8 +257,10 @@ def held_out_images(
     if source is not None:
         config = config.model_copy(update={"source": source})
     data = load_data(config)
-    if denoiser.pixels is not None and denoiser.pixels.levels != data.levels:
-        raise LogsnrError(f"{config.source} has {data.levels} grey levels, the model {denoiser.pixels.levels}")
+    if denoiser.pixels is not None and denoiser.pixels.grey_levels != data.grey_levels:
+        raise LogsnrError(
+            f"{config.source} has {data.grey_levels} grey levels, the model {denoiser.pixels.grey_levels}"
+        )
     images, labels = data.test_images[:limit], data.test_labels
     cond = None
     if denoiser.card.get("classes"):
@@ -266,7 +268,7 @@ def held_out_images(
             raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
         cond = {"class_labels": labels[:limit]}
     train = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
-    return images, data.levels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
+    return images, data.grey_levels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
 
 
 def print_json(facts: dict[str, Any]) -> None:

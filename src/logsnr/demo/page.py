@@ -50,7 +50,7 @@ def _opening(result: DemoResult) -> list[Html]:
 
 def _samples(result: DemoResult) -> list[Html]:
     best = _pick(result, "GE", 20)
-    samples = Pixels(result.levels).display(best.images[:100])
+    samples = Pixels(result.grey_levels).display(best.images[:100])
     return [
         heading("What it draws"),
         row(
@@ -71,7 +71,7 @@ def _samples(result: DemoResult) -> list[Html]:
 def _few_steps(result: DemoResult) -> list[Html]:
     names = list(dict.fromkeys(q.sampler for q in result.samplers))
     evaluations = sorted({q.nfe for q in result.samplers})
-    pixels = Pixels(result.levels)
+    pixels = Pixels(result.grey_levels)
 
     def cell(q: Quality | None) -> Html:
         if q is None:
@@ -149,7 +149,7 @@ def _noise_levels(result: DemoResult) -> list[Html]:
             f"Eight held-out digits, noisy and denoised in pairs, at sigma = {sigmas}.",
         ),
         paragraph(
-            f"The variational bound on {len(bound.per_image)} held-out images with {result.levels} grey levels: ",
+            f"The variational bound on {len(bound.per_image)} held-out images with {result.grey_levels} grey levels: ",
             Html(f"<b>{bound.bits_per_dim:.4f} ± {bound.stderr:.4f} bits per dimension</b>"),
             f" (diffusion {bound.diffusion:.4f}, reconstruction {bound.reconstruction:.4f}, prior {bound.prior:.4f}), "
             f"on log-SNR [{lo:.2f}, {hi:.2f}], {bound.evaluations:,} evaluations and "
@@ -194,7 +194,7 @@ def _recipe(result: DemoResult) -> list[Html]:
         row(
             curve,
             paragraph(
-                f"Objective: {training.objective_name}. Data: scikit-learn's digits, {result.levels} grey levels, "
+                f"Objective: {training.objective_name}. Data: scikit-learn's digits, {result.grey_levels} grey levels, "
                 f"standard deviation {result.sigma_data:.3f} on [-1, 1]. Sampling range: sigma "
                 f"{result.sampling_range[0]:.3g} to {result.sampling_range[1]:.3g}. Seed {result.seed}. ",
                 "Again: ",

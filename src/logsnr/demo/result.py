@@ -71,7 +71,7 @@ class DemoResult:
     """The demo's measurements; images are shown grey levels uint8 0 ... 255 `[N, 1, 8, 8]` unless said otherwise."""
 
     seed: int
-    levels: int
+    grey_levels: int
     sigma_data: float
     sampling_range: tuple[float, float]
     training: Training
@@ -105,7 +105,7 @@ class DemoResult:
                 "stderr_given_label": self.likelihood_given_label.stderr,
                 "data_stderr": bound.data_stderr,
                 "logsnr_range": list(bound.logsnr_range),
-                "grey_levels": self.levels,
+                "grey_levels": self.grey_levels,
                 "held_out_images": len(bound.per_image),
                 "evaluations": bound.evaluations,
                 "pilot_evaluations": bound.pilot_evaluations,

@@ -80,10 +80,10 @@ def run_demo(
     console.print("[bold]3/5[/] a classifier to judge samples by")
     judge, recognise = _judge(data, seed)
     console.print(f"[bold]4/5[/] sampling {SAMPLES} digits from the same noise, sampler by sampler")
-    rows, teacher = _samplers(denoiser, judge, Pixels(data.levels), data.classes, seed)
+    rows, teacher = _samplers(denoiser, judge, Pixels(data.grey_levels), data.classes, seed)
     result = DemoResult(
         seed=seed,
-        levels=data.levels,
+        grey_levels=data.grey_levels,
         sigma_data=denoiser.sigma_data,
         sampling_range=denoiser.sampling_range,
         training=training,
@@ -92,7 +92,7 @@ def run_demo(
         samplers=rows,
         teacher=teacher,
         recognised=recognise(next(q.images for q in rows if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))),
-        held_out=Pixels(data.levels).display(data.test_images),
+        held_out=Pixels(data.grey_levels).display(data.test_images),
         strip=_strip(denoiser, data, seed),
     )
     console.print("[bold]5/5[/] report")
@@ -126,7 +126,7 @@ def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likeli
         bits_per_dim(
             denoiser,
             data.test_images,
-            levels=data.levels,
+            levels=data.grey_levels,
             cond={"class_labels": labels},
             generator=torch.Generator().manual_seed(seed + 1),
             train=data.train_images,
@@ -143,13 +143,13 @@ def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognis
     held_out = (data.test_images, data.test_labels)
     generator = torch.Generator().manual_seed(seed + 2)
     classifier = train_classifier(
-        data.train_images, data.train_labels, held_out, levels=data.levels, generator=generator
+        data.train_images, data.train_labels, held_out, grey_levels=data.grey_levels, generator=generator
     )
     # Real images against real images, in the numbers and class shares of the comparison: the floor of the distance.
     # (Classes lie far apart in the features: chance class shares alone would cost more than the samples' errors.)
     real = _balanced(data.train_labels, SAMPLES // data.classes)
     judge = Judge(classifier=classifier, reference=data.train_images[~real])
-    pixels = Pixels(data.levels)
+    pixels = Pixels(data.grey_levels)
     references = pixels.encode(data.train_images)
 
     def recognise(images: Tensor) -> Recognised:
@@ -216,7 +216,7 @@ def _samplers(
 
 @torch.no_grad()
 def _strip(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> list[tuple[float, Tensor, Tensor]]:
-    pixels = Pixels(data.levels)
+    pixels = Pixels(data.grey_levels)
     assert data.test_labels is not None
     x, cond = pixels.encode(data.test_images[:8]), {"class_labels": data.test_labels[:8]}
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 5))
@@ -237,7 +237,7 @@ def _balanced(labels: Tensor, each: int) -> Tensor:
 def _poster(result: DemoResult) -> Image.Image:
     """Sixty samples beside sixty held-out digits."""
     best = next(q for q in result.samplers if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))
-    samples = Pixels(result.levels).display(best.images[:60])
+    samples = Pixels(result.grey_levels).display(best.images[:60])
     left, right = (tile(images, columns=10, scale=5, gap=3) for images in (samples, result.held_out[:60]))
     return side_by_side(left, right)
 

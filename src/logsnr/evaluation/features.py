@@ -59,7 +59,7 @@ def train_classifier(
     labels: Tensor,
     held_out: tuple[Tensor, Tensor],
     *,
-    levels: int,
+    grey_levels: int,
     generator: torch.Generator,
     epochs: int = 12,
     batch: int = 64,
@@ -69,9 +69,9 @@ def train_classifier(
     Initial weights and the order of batches come from `generator` alone; shifts of one pixel augment the images.
 
     Args:
-        images: uint8 `[N, C, H, W]` below `levels`; labels: int64 `[N]`.
+        images: uint8 `[N, C, H, W]` below `grey_levels`; labels: int64 `[N]`.
         held_out: (images, labels) for the temperature.
-        levels: grey levels of the images.
+        grey_levels: of the images.
         generator: CPU generator of every draw.
         epochs: passes over the images.
         batch: batch size.
@@ -83,7 +83,7 @@ def train_classifier(
         raise ValueError(f"{len(images)} images with {len(labels)} labels: give one label per image")
     classes = int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):  # the draws of the constructors are replaced below
-        model = Classifier(images.shape[1], classes, Pixels(levels))
+        model = Classifier(images.shape[1], classes, Pixels(grey_levels))
     for p in model.parameters():
         bound = 1 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.0
         p.data.uniform_(-(3**0.5) * bound, 3**0.5 * bound, generator=generator)

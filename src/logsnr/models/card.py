@@ -62,7 +62,7 @@ def save_denoiser(
         "network": network.config.model_dump(mode="json"),
         "prediction": prediction_to_json(denoiser.prediction),
         "shape": list(denoiser.shape),
-        "levels": denoiser.pixels.levels if denoiser.pixels else None,
+        "grey_levels": denoiser.pixels.grey_levels if denoiser.pixels else None,
         "sigma_data": denoiser.sigma_data,
         # A range that ends at inf (zero terminal SNR) has no JSON number: inf is written as a string.
         "trained_range": [v if math.isfinite(v) else str(v) for v in denoiser.trained_range],
@@ -89,12 +89,14 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     if read_card(path, CARD).get("kind") != "denoiser":
         raise LogsnrError(f"{path / CARD}.json is not the card of a denoiser: give the folder of a run")
     card, tensors = read_pair(path, CARD)
+    if "levels" in card:  # what version 0.1 called them
+        card["grey_levels"] = card.pop("levels")
     try:
         config = NetworkConfig.model_validate(card["network"])
         prediction = prediction_from_json(card["prediction"])
         shape = tuple(int(n) for n in card["shape"])
         lo, hi = (float(v) for v in card["trained_range"])
-        pixels = None if card["levels"] is None else Pixels(int(card["levels"]))
+        pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
         sigma_data = float(card["sigma_data"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise LogsnrError(

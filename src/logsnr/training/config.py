@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from logsnr.errors import LogsnrError, nearest, one_line
 from logsnr.models.config import NetworkConfig
@@ -46,7 +46,7 @@ class DataConfig(_Section):
 
     Args:
         source: "digits", an .npz or .npy file, or a folder of images; paths are relative to the working directory.
-        levels: grey levels per channel (digits have 17, whatever is said here).
+        grey_levels: per channel (digits have 17, whatever is said here); recipes of before say `levels`.
         size: for folders: crop to the central square and resize to this side.
         channels: for folders: 1 for grey, 3 for colour (the default).
         holdout: fraction of the images held out, where the source has no held-out part of its own.
@@ -55,7 +55,7 @@ class DataConfig(_Section):
     """
 
     source: str = "digits"
-    levels: Annotated[int, Field(ge=2, le=256)] = 256
+    grey_levels: Annotated[int, Field(ge=2, le=256, validation_alias=AliasChoices("grey_levels", "levels"))] = 256
     size: Annotated[int, Field(ge=2, le=4096)] | None = None
     channels: Literal[1, 3] | None = None
     holdout: Probability = 0.1

@@ -35,11 +35,11 @@ class Dataset:
     """Stored images in memory, all on the CPU.
 
     Args:
-        train_images: uint8 `[N, C, H, W]`, values below `levels`.
+        train_images: uint8 `[N, C, H, W]`, values below `grey_levels`.
         train_labels: int64 `[N]` in 0 ... classes - 1, None without labels.
         test_images: the held-out part.
         test_labels: its labels.
-        levels: grey levels per channel.
+        grey_levels: per channel.
         classes: number of classes, 0 without labels.
     """
 
@@ -47,7 +47,7 @@ class Dataset:
     train_labels: Tensor | None
     test_images: Tensor
     test_labels: Tensor | None
-    levels: int
+    grey_levels: int
     classes: int
 
     @property
@@ -102,7 +102,7 @@ def _digits(config: DataConfig) -> Dataset:
         train_labels=labels[297:].contiguous(),
         test_images=images[:297].contiguous(),
         test_labels=labels[:297].contiguous(),
-        levels=17,
+        grey_levels=17,
         classes=10,
     )
 
@@ -117,10 +117,10 @@ def _split(
 ) -> Dataset:
     """Check grey levels and, where the source has no held-out part, take one with a fixed seed."""
     largest = int(images.max())
-    if largest >= config.levels:
+    if largest >= config.grey_levels:
         raise LogsnrError(
-            f"{source} has pixel value {largest} with data.levels = {config.levels}: values must be in "
-            f"0 ... {config.levels - 1}; raise data.levels"
+            f"{source} has pixel value {largest} with data.grey_levels = {config.grey_levels}: values must be in "
+            f"0 ... {config.grey_levels - 1}; raise data.grey_levels"
         )
     classes = 0 if labels is None else int(labels.max()) + 1
     if test_images is None:
@@ -139,17 +139,17 @@ def _split(
             f"{source} trains on images of {tuple(images.shape[1:])} and holds out images of "
             f"{tuple(test_images.shape[1:])}: both parts must have one shape"
         )
-    elif int(test_images.max()) >= config.levels:
+    elif int(test_images.max()) >= config.grey_levels:
         raise LogsnrError(
-            f"the held-out part of {source} has pixel value {int(test_images.max())} with data.levels = "
-            f"{config.levels}: values must be in 0 ... {config.levels - 1}; raise data.levels"
+            f"the held-out part of {source} has pixel value {int(test_images.max())} with data.grey_levels = "
+            f"{config.grey_levels}: values must be in 0 ... {config.grey_levels - 1}; raise data.grey_levels"
         )
     return Dataset(
         train_images=images.contiguous(),
         train_labels=labels,
         test_images=test_images.contiguous(),
         test_labels=test_labels,
-        levels=config.levels,
+        grey_levels=config.grey_levels,
         classes=classes,
     )
 

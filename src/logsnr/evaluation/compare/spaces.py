@@ -50,7 +50,7 @@ def feature_space(
     if name == "classifier":
         of, told = _classifier(data, generator), f"classifier of {source}"
     elif name == "pixels":
-        codec = Pixels(data.levels)
+        codec = Pixels(data.grey_levels)
         of, told = (lambda stored: codec.encode(stored).flatten(1)), "pixels"
     elif ":" in name:
         of, told = _function(name), name
@@ -64,7 +64,7 @@ def feature_space(
 
     def features(x: Tensor) -> Tensor:
         decoded = decode(x)
-        return of(Pixels(data.levels).decode(decoded) if decoded.is_floating_point() else decoded)
+        return of(Pixels(data.grey_levels).decode(decoded) if decoded.is_floating_point() else decoded)
 
     with torch.no_grad():
         reference = torch.cat([_checked(of(part), part, told) for part in torch.split(images, _BATCH)])
@@ -79,7 +79,7 @@ def _classifier(data: Dataset, generator: torch.Generator) -> Callable[[Tensor],
         data.train_images[few],
         data.train_labels[few],
         (data.test_images[:_LESSONS], data.test_labels[:_LESSONS]),
-        levels=data.levels,
+        grey_levels=data.grey_levels,
         generator=generator,
         epochs=max(1, min(12, _PASSES // len(few))),
         batch=min(64, len(few)),
