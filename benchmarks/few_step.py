@@ -37,15 +37,13 @@ from torch import Tensor
 
 from logsnr import guidance
 from logsnr.calibration import calibrate
-from logsnr.calibration.alternatives import GRIDS
-from logsnr.calibration.baselines import aligned, searched, tuned_ends
+from logsnr.calibration.baselines import STOCK_GRIDS, aligned, searched, tuned_ends
 from logsnr.calibration.descent import squares
 from logsnr.calibration.ledger import fingerprint
 from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.levels import table_of
 from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.metrics import Reference
 from logsnr.evaluation.quality import FeatureSpace
@@ -53,10 +51,13 @@ from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.loop import start
+from logsnr.sampling.names import find_grid
 from logsnr.sampling.plan import Grid
+from logsnr.sampling.table import table_of
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
+GRIDS = {name: find_grid(name)[1] for name in STOCK_GRIDS}
 SOLVERS: dict[str, Callable[[Grid], Plan]] = {
     "DDIM": solvers.ddim,
     **{f"GE({g})": partial(solvers.ge, gamma=g) for g in (1.5, 2.0)},

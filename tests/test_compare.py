@@ -27,13 +27,13 @@ from logsnr.evaluation.compare import (
     write,
 )
 from logsnr.evaluation.compare.entries import check_words, kept, largest, read_plans
-from logsnr.evaluation.compare.levels import table_of
 from logsnr.evaluation.compare.peers import SCHEDULERS
 from logsnr.evaluation.compare.plot import plot
 from logsnr.exact import GaussianMixture
 from logsnr.predictions import EDM, V
 from logsnr.sampling import grids, solve, solvers
 from logsnr.sampling.counted import rmse
+from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import schedule_between
 from logsnr.timesteps import TimestepTable

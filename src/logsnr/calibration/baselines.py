@@ -1,5 +1,6 @@
-"""Tuned baselines: what stock solvers reach when their levels are chosen for the model too.
+"""Baselines: what a calibrated plan has to beat, stock solvers, also with levels chosen for the model.
 
+alternatives  stock solvers on stock grids
 tuned_ends    the two ends of a grid, by coordinate search on measured errors
 searched      iPNDM on the levels of least summed local error (GITS, 2405.11326): no evaluation
 aligned       DPM-Solver++(2M) on the levels of least KL bound (Align Your Steps, 2404.14507): no evaluation
@@ -28,10 +29,29 @@ from logsnr.calibration.levels import best_levels
 from logsnr.calibration.teacher import Cache
 from logsnr.errors import LogsnrError
 from logsnr.sampling import solvers
+from logsnr.sampling.names import find_grid, find_solver
 from logsnr.sampling.plan import Grid, Plan
 
 Method = Literal["search", "gits", "ays", "ends"]
 """How a calibration finds its plan: its own search, or a baseline."""
+
+
+STOCK = ("DDIM", "GE(2)", "GE(1.5)", "iPNDM-3", "iPNDM-4", "DEIS-3", "DPM++(2M)", "UniPC-2", "UniPC-3 ramp")
+STOCK_GRIDS = ("log-linear", "karras", "log-linear, min", "karras, min", "flow", "flow, min")
+"""Ended by a plain denoise, or at the smallest level itself (one step of the grid more, and its noise stays)."""
+
+
+def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
+    """Every stock solver on every stock grid from `high` to `low`, and 0, named "solver, grid"; plans that coincide
+    appear once."""
+    found: dict[str, Plan] = {}
+    for solver in STOCK:
+        for grid in STOCK_GRIDS:
+            # a grid of one level is that of its first, whatever its spacing
+            plan = find_solver(solver)[1](find_grid(grid)[1](n, high, low))
+            if all(plan != other for other in found.values()):
+                found[f"{solver}, {grid}"] = plan
+    return found
 
 
 def tuned_ends(

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from logsnr.calibration.alternatives import GRIDS, SOLVERS, alternatives
-from logsnr.calibration.baselines import aligned, searched, tuned_ends
+from logsnr.calibration.baselines import aligned, alternatives, searched, tuned_ends
 from logsnr.calibration.descent import TAIL, Normal, Space, descend, normal_equations, residuals, squares, tempered
 from logsnr.calibration.ledger import Ledger, Meter
 from logsnr.calibration.levels import MIN_STEP, tried_levels
@@ -31,6 +30,7 @@ from logsnr.calibration.rows import Lesson, fit_rows, lengthened, prior_rows, ta
 from logsnr.calibration.teacher import Cache, Metric, remember, teacher_ends, teacher_grid
 from logsnr.calibration.walk import Nodes, walk
 from logsnr.sampling.loop import start
+from logsnr.sampling.names import find_grid, find_solver
 from logsnr.sampling.plan import Basis, Grid, Plan
 
 LONGEST = 2
@@ -187,7 +187,7 @@ class Search:
                 solver, grid = name.split(", ", 1)
                 found = {"from": "ends", "name": f"{name}, tuned ends"}
                 error = partial(self.offer, found=found)
-                tuned_ends(SOLVERS[solver], GRIDS[grid], self.n, self.low, self.high, error)
+                tuned_ends(find_solver(solver)[1], find_grid(grid)[1], self.n, self.low, self.high, error)
         else:
             self.best = None
             sigma_data = self.meter.sigma_data

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from logsnr.errors import require
 from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling.plan import Grid, check_sigmas
 from logsnr.theory import EtaCurve, interpolated, schedule_between
@@ -23,6 +24,7 @@ __all__ = [
     "AYS",
     "admissible",
     "ays",
+    "beta",
     "flow",
     "flow_range",
     "from_schedule",
@@ -146,6 +148,22 @@ def timesteps(
     if last == "min" and steps[-1] == 0:
         raise ValueError(f"{spacing} timesteps of n = {n} already end at t = 0: use last='zero', or another offset")
     return check_sigmas([*(table.sigma(float(t)) for t in steps), 0.0 if last == "zero" else table.sigma(0.0)])
+
+
+def beta(n: int, sigma_max: float, sigma_min: float, a: float = 0.6, b: float = 0.6, last: Last = "zero") -> Grid:
+    """Quantiles of a Beta(a, b) between two levels (2407.12173, which has .6, .6).
+
+    Raises:
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, `last` is unknown, or levels repeat.
+        LogsnrError: if scipy is not installed.
+    """
+    quantile = require("scipy.stats", extra="train", purpose="grid 'beta'").beta.ppf
+    count = _levels(n, last)
+    _check_range(sigma_max, sigma_min)
+    levels = [
+        sigma_min + float(quantile(1 - i / max(count - 1, 1), a, b)) * (sigma_max - sigma_min) for i in range(count)
+    ]
+    return check_sigmas([*levels, 0.0] if last == "zero" else levels)
 
 
 def ays(n: int, model: AYSModel = "sd15", last: Last = "zero") -> Grid:

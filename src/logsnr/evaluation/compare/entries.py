@@ -23,10 +23,10 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, nearest
-from logsnr.evaluation.compare.levels import table_of
 from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
 from logsnr.sampling.loop import check_start, updates
 from logsnr.sampling.plan import Grid, plans_from
+from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import EtaCurve
 

@@ -1,7 +1,7 @@
 """Peers: diffusers' own schedulers on our denoiser, from the same noise, at counted evaluations.
 
-A scheduler knows a model by its table of levels (levels.py) and by what the network predicts; it holds a state and asks
-the network at a level.  Here every one of them talks to the denoiser itself:
+A scheduler knows a model by its table of levels (sampling/table.py) and by what the network predicts; it holds a state
+and asks the network at a level.  Here every one of them talks to the denoiser itself:
 
     state       z for DDIM, PNDM, DEIS, DPM-Solver, UniPC;  y = z/alpha for Euler, Heun, LMS;  z/(alpha + s) for flows
     start       z = noise at the first level, in that state's scale
@@ -28,9 +28,9 @@ from torch import Tensor
 from logsnr.adapters import require_diffusers
 from logsnr.denoiser import Denoiser
 from logsnr.evaluation.compare.entries import Entry, kept, largest
-from logsnr.evaluation.compare.levels import table_of
 from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
 from logsnr.sampling.reference import consistent
+from logsnr.sampling.table import table_of
 from logsnr.timesteps import TimestepTable
 
 State = Literal["vp", "ve", "flow"]
