@@ -197,7 +197,7 @@ def test_help_shows_an_example(run, command):
         (["train", "missing.yaml"], ["missing.yaml"]),
         (
             ["train", "digits", "--set", "optimizer.warm_up=1"],
-            ["optimizer.warm_up", "did you mean 'optimizer.warmup'?"],
+            ["optimizer: key 'warm_up'", "did you mean 'warmup'?"],
         ),
         (["train", "digits", "--set", "batch"], ["'batch'", "="]),
     ],

@@ -221,7 +221,11 @@ def test_anybodys_function(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("inception", "give classifier, pixels"), ("nowhere:f", "cannot be imported"), ("json:dumps", "N, F|JSON")],
+    [
+        ("inception", "'inception' is not one of classifier, pixels, none, or module:function"),
+        ("nowhere:f", "cannot be imported"),
+        ("json:dumps", "N, F|JSON"),
+    ],
 )
 def test_features_refused(name, message):
     with pytest.raises((LogsnrError, TypeError), match=message):

@@ -238,7 +238,7 @@ def test_edm_and_k_diffusion_configurations():
         (["flw"], "did you mean 'flow'"),
         ([], "which objective"),
         (["edm", "v"], "give one objective"),
-        (["--snr_gama", "5"], "did you mean --snr_gamma"),
+        (["--snr_gama", "5"], "did you mean '--snr_gamma'"),
         (["--snr_gamma", "-1"], "above 0"),
         (["--snr_gamma"], "no value"),
         (["--snr_gamma", "x"], "a number"),
@@ -301,7 +301,7 @@ def test_command_line(monkeypatch, capsys, tmp_path):
     assert len(json.loads(out)["curves"]["w"]) == 41
     code, _, err = run(monkeypatch, capsys, "--snr_gama", 5)
     assert code == 2
-    assert "did you mean --snr_gamma" in err
+    assert "did you mean '--snr_gamma'" in err
     code, _, err = run(monkeypatch, capsys, "edm", "--plot", tmp_path / "w.pdf")
     assert code == 2
     assert ".png" in err

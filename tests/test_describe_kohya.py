@@ -243,7 +243,7 @@ def test_what_does_nothing_is_said(text, said):
         ("--discrete_flow_shift 3 --weighting_scheme mode --mode_scale 3", "-1 ... 1.75"),
         ("--min_snr_gamma 5 --weighting_scheme logit_normal", "give one family"),
         ("--v_pred_like_loss 1 --v_parameterization", "leave out --v_parameterization"),
-        ("--sigmoid_scal 2", "did you mean --sigmoid_scale"),
+        ("--sigmoid_scal 2", "did you mean '--sigmoid_scale'"),
     ],
 )
 def test_bad_input_is_one_clear_line(text, message):

@@ -312,7 +312,9 @@ def test_state_belongs_to_adaptive_schedules() -> None:
 
 
 def test_unknown_objectives_name_the_nearest() -> None:
-    with pytest.raises(KeyError, match=r"did you mean 'min-snr-5'\? known: ddpm, iddpm"):
+    with pytest.raises(
+        KeyError, match=r"objective 'minsnr5' is not one of ddpm, iddpm, .*: did you mean 'min-snr-5'\?"
+    ):
         objectives["minsnr5"]
     assert "edm" in objectives
     assert objectives["edm"].name == "edm"

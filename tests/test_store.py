@@ -169,7 +169,7 @@ def test_the_checkpoint_of_another_network_is_refused_by_name(tmp_path):
         ({"prediction": {"name": "epsilon"}}, "prediction 'epsilon' is not one of eps, x0"),
         (
             {"prediction": {"name": "v", "sigma_dat": 1}},
-            "prediction 'v' has no 'sigma_dat': its fields are label, path",
+            "field of prediction v 'sigma_dat' is not one of label, path",
         ),
         ({"shape": None}, "does not describe a denoiser"),
     ],

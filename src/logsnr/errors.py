@@ -7,9 +7,22 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+LISTED = 20
+"""Names that an error lists beside the one that was meant."""
+
 
 class LogsnrError(ValueError):
-    """A bad file, checkpoint, data set or recipe; its message is one clear line."""
+    """Whatever a user typed and cannot be: a name, option, file, recipe or value; its message is one clear line.
+
+    A misuse in code is a plain ValueError.
+    """
+
+
+class UnknownNameError(LogsnrError, KeyError):
+    """A name that its registry does not hold: a failed look-up too, so that `Mapping.get` works."""
+
+    def __str__(self) -> str:  # KeyError's would quote the sentence
+        return str(self.args[0])
 
 
 def require(module: str, *, extra: str, purpose: str) -> Any:
@@ -38,8 +51,29 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def nearest(value: str, known: Iterable[str]) -> str:
-    """The known name that a misspelt `value` most resembles, upper and lower case alike; "" if none does."""
-    names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
+def nearest(value: object, known: Iterable[object]) -> str:
+    """The known name that a misspelt `value` most resembles, upper and lower case alike; "" if none does.
+
+    Of numbers the one least far away.
+    """
+    if isinstance(value, (int, float)):
+        return min(map(str, known), key=lambda number: abs(float(number) - value), default="")
+    names = {str(name).lower(): str(name) for name in known}
+    found = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
     return names[found[0]] if found else ""
+
+
+def unknown(what: str, value: object, known: Iterable[object], more: str = "") -> UnknownNameError:
+    """The error of a name that is none: `raise unknown("label", label, LABELS, "; or pass a function of sigma")`.
+
+    Args:
+        what: what it should name, e.g. "label" or "--solver".
+        value: what was given.
+        known: the valid names.
+        more: what else is allowed, appended to them.
+    """
+    names = list(dict.fromkeys(map(str, known)))
+    near = nearest(value, names)
+    hint = f": did you mean {near!r}?" if near else ""
+    listed = ", ".join(names) if len(names) <= LISTED or not near else f"the {len(names)} that there are"
+    return UnknownNameError(f"{what} {value!r} is not one of {listed}{more}{hint}")

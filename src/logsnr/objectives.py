@@ -31,7 +31,6 @@ EDM2 also divides by a learned exp(u): `uncertainty.Uncertainty`, in a recipe `u
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +42,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.errors import unknown
 from logsnr.noise import sigma_from_logsnr
 from logsnr.predictions import Eps
 from logsnr.schedules import Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
@@ -207,8 +207,7 @@ class Objectives(Mapping[str, WeightedELBO]):
 
     def __getitem__(self, name: str) -> WeightedELBO:
         if name not in self._makers:
-            near = difflib.get_close_matches(str(name), self._makers, n=1, cutoff=0.0)
-            raise KeyError(f"no objective {name!r}; did you mean {near[0]!r}? known: {', '.join(self._makers)}")
+            raise unknown("objective", name, self._makers)
         weighting, schedule = self._makers[name]()
         return WeightedELBO(weighting, schedule, name=name)
 

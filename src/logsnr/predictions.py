@@ -29,6 +29,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from logsnr.errors import unknown
 from logsnr.noise import PATHS, Level, Path, flow_time, logsnr_from_sigma, path_scale
 from logsnr.timesteps import TimestepTable
 
@@ -79,7 +80,7 @@ class Prediction(ABC):
         label: a name of `LABELS`, a `TimestepTable`, or any function of sigma.
 
     Raises:
-        ValueError: if `label` or `path` is not a known name.
+        LogsnrError: if `label` or `path` is not a known name.
     """
 
     name: ClassVar[str]
@@ -89,7 +90,7 @@ class Prediction(ABC):
 
     def __post_init__(self) -> None:
         if isinstance(self.label, str) and self.label not in LABELS:
-            raise ValueError(f"label {self.label!r} is not one of {', '.join(LABELS)}; or pass a function of sigma")
+            raise unknown("label", self.label, LABELS, "; or pass a function of sigma")
 
     def timestep(self, sigma: Level) -> Level:
         """The label of a noise level: the value the network is told."""
@@ -130,7 +131,7 @@ class _OnPath(Prediction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.path not in PATHS:
-            raise ValueError(f"path {self.path!r} is not one of {', '.join(PATHS)}")
+            raise unknown("path", self.path, PATHS)
 
     def c_in(self, alpha: Level, s: Level) -> Level:
         return path_scale(self.path, alpha, s)

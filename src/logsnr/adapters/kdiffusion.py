@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.errors import unknown
 from logsnr.noise import Level, alpha_s, flow_time, path_scale, per_sample, sigma_from_flow_time
 from logsnr.sampling import Plan, Step, sample, solvers
 
@@ -182,8 +183,8 @@ def _same(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _check_path(path: str) -> None:
-    if path not in ("ve", "flow"):
-        raise ValueError(f"path {path!r} is not one of ve, flow")
+    if path not in get_args(KPath):
+        raise unknown("path", path, get_args(KPath))
 
 
 def _bar(total: int, disable: bool | None) -> Any:

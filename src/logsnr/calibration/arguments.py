@@ -13,7 +13,7 @@ import torch
 from logsnr.calibration.baselines import Method
 from logsnr.calibration.levels import MIN_STEP
 from logsnr.denoiser import Denoiser
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling.loop import check_start
 from logsnr.sampling.plan import BASES
 
@@ -43,9 +43,9 @@ def check_arguments(
     if history != "auto" and (isinstance(history, bool) or history not in range(4)):
         raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
     if basis not in ("auto", *BASES):
-        raise LogsnrError(f"basis {basis!r} is not one of auto, {', '.join(BASES)}")
+        raise unknown("basis", basis, ["auto", *BASES])
     if method not in get_args(Method):
-        raise LogsnrError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
+        raise unknown("method", method, get_args(Method))
     for name, value, least, most in (
         ("batch", batch, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
         ("teacher", teacher, max(16, 2 * nfe), 1000),

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from logsnr.describe.training import Log, Trained, drawn_by, weighting_of
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, unknown
 from logsnr.predictions import EDM, Eps, Prediction
 from logsnr.schedules import Cosine, EDMTraining, InterpolatedCosine, Linear, VPLinear
 from logsnr.schedules.base import log_sech
@@ -62,8 +62,7 @@ def _edm(kwargs: Mapping[str, Any], name: str) -> Trained:
         ve = Linear(-2 * math.log(most), -2 * math.log(least))
         p, drawn, span, target = ve.log_density, f"log-uniform sigma in [{least:g}, {most:g}]", ve.range, Eps()
     else:
-        known = "EDMLoss, EDM2Loss, VPLoss, VELoss"
-        raise LogsnrError(f"{name}: loss_kwargs.class_name = {kind!r}: it must be one of {known}")
+        raise unknown(f"{name}: loss_kwargs.class_name", kind, ["EDMLoss", "EDM2Loss", "VPLoss", "VELoss"])
     return Trained(
         name=f"{name}: {kind}",
         weighting=weighting_of(p, target),
@@ -102,8 +101,9 @@ def _k_diffusion(model: Mapping[str, Any], name: str) -> Trained:
         top = math.log(2 / (one + two)) - 0.5 * math.log(2 * math.pi) - math.log(2)
         p = lambda x: top - 0.5 * ((-0.5 * x - middle) / torch.where(-0.5 * x < middle, one, two)).square()  # noqa: E731
     else:
-        known = "lognormal, loglogistic, loguniform, v-diffusion, cosine, cosine-interpolated, split-lognormal"
-        raise LogsnrError(f"{name}: sigma_sample_density.type = {kind!r}: it must be one of {known}")
+        known = ["lognormal", "loglogistic", "loguniform", "v-diffusion", "cosine", "cosine-interpolated"]
+        known += ["split-lognormal"]
+        raise unknown(f"{name}: sigma_sample_density.type", kind, known)
     data = 2 * math.log(sigma_data)
     soft = (
         "soft-min-snr is VDM++'s sigmoid, sigmoid(-lambda - 2 ln sigma_data) on eps errors, times p: not divided out."
@@ -115,7 +115,7 @@ def _k_diffusion(model: Mapping[str, Any], name: str) -> Trained:
     }
     weight = str(model.get("loss_weighting", "karras"))
     if weight not in weights:
-        raise LogsnrError(f"{name}: loss_weighting = {weight!r}: it must be one of {', '.join(weights)}")
+        raise unknown(f"{name}: loss_weighting", weight, weights)
     factor, notes = weights[weight]
     if model.get("has_variance"):
         notes = (*notes, "has_variance divides by a learned exp(logvar): this is its start.")

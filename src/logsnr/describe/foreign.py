@@ -14,7 +14,7 @@ from typing import Any
 from logsnr.describe.huggingface import from_flows, from_tables
 from logsnr.describe.kohya import FLUX, from_flux, from_sd3, from_stable_diffusion
 from logsnr.describe.training import Trained
-from logsnr.errors import LogsnrError, nearest
+from logsnr.errors import LogsnrError, unknown
 
 FLAGS: dict[str, type | tuple[str, ...]] = {
     "snr_gamma": float,
@@ -117,8 +117,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         if not word.startswith("--") or key not in known:
-            near = nearest(key, known)
-            raise LogsnrError(f"unknown flag {word}: " + (f"did you mean --{near}?" if near else f"known: {_all()}"))
+            raise unknown("flag", word, [f"--{name}" for name in known])
         kind = known[key]
         if kind is bool and not equals:
             flags[key] = True
@@ -134,7 +133,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
 def _value(key: str, text: str, kind: type | tuple[str, ...]) -> Any:
     if isinstance(kind, tuple):
         if text not in kind:
-            raise LogsnrError(f"--{key} {text}: give {_values(kind)}")
+            raise unknown(f"--{key}", text, kind)
         return text
     if kind is bool:
         return text.lower() in ("1", "true", "yes")
@@ -154,7 +153,3 @@ def _values(kind: type | tuple[str, ...]) -> str:
     if isinstance(kind, tuple):
         return f"one of {', '.join(kind)}"
     return "pixels, e.g. 1024 or 1024,768" if kind is str else "a number"
-
-
-def _all() -> str:
-    return ", ".join(f"--{key}" for key in (*FLAGS, *KOHYA))

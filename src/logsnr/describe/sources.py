@@ -10,7 +10,7 @@ from pathlib import Path
 from logsnr.describe.configs import from_config
 from logsnr.describe.foreign import from_flags
 from logsnr.describe.training import Trained, drawn_by
-from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.objectives import WeightedELBO, objectives
 from logsnr.schedules import Adaptive, Discrete
 from logsnr.training.config import load_recipe
@@ -69,12 +69,8 @@ def resolve(words: Sequence[str]) -> Trained:
         return _recipe(first)
     except LogsnrError as error:
         known = [*objectives, *WEIGHTINGS]
-        near = nearest(first, known)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise LogsnrError(
-            f"no objective, weighting or recipe {first!r}: {hint}known: {', '.join(dict.fromkeys(known))}; or give a "
-            ".yaml recipe, a .json configuration, or a script's flags"
-        ) from error
+        more = "; or a .yaml recipe, a .json configuration, or a script's flags"
+        raise unknown("objective, weighting or recipe", first, known, more) from error
 
 
 def _own(objective: WeightedELBO, name: str, sigma_data: float = 0.5, note: str = "") -> Trained:
@@ -130,5 +126,7 @@ def _configuration(path: Path) -> Trained:
         raise LogsnrError(f"configuration {path} holds a {type(values).__name__}: it must be a mapping")
     try:
         return from_config(values, path.name)
+    except LogsnrError:
+        raise
     except (TypeError, KeyError) as error:
         raise LogsnrError(f"configuration {path}: a value is missing or no number ({one_line(error)})") from error

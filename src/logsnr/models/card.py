@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.files import check_tensors, read_card, read_pair, write_pair
 from logsnr.models.config import NetworkConfig
 from logsnr.models.unet import UNet, build_network
@@ -157,11 +157,11 @@ def prediction_from_json(data: dict[str, Any]) -> Prediction:
     fields = dict(data)
     name = fields.pop("name", None)
     if name not in PREDICTIONS:
-        raise LogsnrError(f"prediction {name!r} is not one of {', '.join(PREDICTIONS)}")
+        raise unknown("prediction", name, PREDICTIONS)
     known = [field.name for field in dataclasses.fields(PREDICTIONS[name])]
     for field in fields:
         if field not in known:
-            raise LogsnrError(f"prediction {name!r} has no {field!r}: its fields are {', '.join(known)}")
+            raise unknown(f"field of prediction {name}", field, known)
     label = fields.get("label")
     if isinstance(label, dict):
         abar = torch.tensor(label["alphas_cumprod"], dtype=torch.float64)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from logsnr.errors import require
+from logsnr.errors import require, unknown
 from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling.plan import Grid, check_sigmas
 from logsnr.theory import EtaCurve, interpolated, schedule_between
@@ -142,7 +142,7 @@ def timesteps(
         count = n if last == "zero" else n + 1
         steps = [round((total - 1) * (1 - i / max(count - 1, 1))) for i in range(n)]
     else:
-        raise ValueError(f"spacing {spacing!r} is not one of trailing, leading, linspace")
+        raise unknown("spacing", spacing, get_args(Spacing))
     if not 0 <= steps[-1] <= steps[0] < total:
         raise ValueError(f"timesteps {steps[0]} ... {steps[-1]} leave the table's [0, {total - 1}]: change offset")
     if last == "min" and steps[-1] == 0:
@@ -176,7 +176,7 @@ def ays(n: int, model: AYSModel = "sd15", last: Last = "zero") -> Grid:
     """
     _levels(n, last)
     if model not in AYS:
-        raise ValueError(f"model {model!r} is not one of {', '.join(AYS)}; for others use log_linear or from_sigmas")
+        raise unknown("model", model, AYS, "; for others use log_linear or from_sigmas")
     listed = AYS[model]
     levels = []
     for i in range(n + 1):
@@ -237,7 +237,7 @@ def paper_timesteps(
     if style == "ddim":
         first, final = _round_up(table, start), _round_up(table, low)
         return tuple(math.trunc(first + (final - first) * i / n) for i in range(n + 1))
-    raise ValueError(f"style {style!r} is not one of log-linear, ddim, edm")
+    raise unknown("style", style, get_args(Style))
 
 
 def from_schedule(schedule: Quantiles, n: int, last: Last = "zero") -> Grid:
@@ -300,8 +300,8 @@ def _levels(n: int, last: Last) -> int:
     """How many levels of a spacing the grid takes before a possible 0."""
     if n < 1:
         raise ValueError(f"n = {n}: a grid needs at least 1 evaluation")
-    if last not in ("zero", "min"):
-        raise ValueError(f"last {last!r} is not one of zero (end at sigma 0), min (stop at the smallest level)")
+    if last not in get_args(Last):
+        raise unknown("last", last, get_args(Last), " (end at sigma 0, or stop at the smallest level)")
     return n if last == "zero" else n + 1
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.errors import unknown
 from logsnr.noise import alpha_s
 from logsnr.sampling.loop import check_range, check_start, start
 from logsnr.sampling.plan import check_sigmas
@@ -139,8 +140,8 @@ def interpolate(a: Tensor, b: Tensor, t: float | Tensor, mode: Between = "slerp"
     """
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"noises of shape {tuple(a.shape)} and {tuple(b.shape)}: give two batches [B, *shape]")
-    if mode not in ("slerp", "linear"):
-        raise ValueError(f"mode {mode!r} is not one of slerp, linear")
+    if mode not in get_args(Between):
+        raise unknown("mode", mode, get_args(Between))
     times = torch.as_tensor(t, dtype=a.dtype, device=a.device)
     if times.ndim > 1 or not bool(((times >= 0) & (times <= 1)).all()):
         raise ValueError(f"t = {t}: give one number in [0, 1], or a tensor [T] of them")

@@ -20,7 +20,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling.plan import Plan
 
 FORMAT = 1
@@ -42,10 +42,8 @@ def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0
     """
     known = universal_sizes()
     if isinstance(nfe, bool) or nfe not in known:
-        raise LogsnrError(
-            f"nfe = {nfe}: there are universal plans of {', '.join(map(str, known))} evaluations; for others use "
-            "solvers.unipc or solvers.ge on grids.log_linear, or calibrate"
-        )
+        more = ", of which there are universal plans (for others use solvers.unipc or solvers.ge, or calibrate)"
+        raise unknown("nfe", nfe, known, more)
     if not 0 < low < high < math.inf:
         raise LogsnrError(f"range of levels ({low}, {high}): needs 0 < low < high < inf")
     if not 0 < sigma_data < math.inf:

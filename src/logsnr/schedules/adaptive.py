@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from logsnr.errors import unknown
 from logsnr.schedules.base import Schedule
 
 Importance = Literal["error", "rms", "gradient"]
@@ -86,7 +87,7 @@ class Adaptive(Schedule):
         if not -math.inf < lo < hi < math.inf:
             raise ValueError(f"range ({lo}, {hi}) must be finite and increase; truncate the initial schedule first")
         if importance not in IMPORTANCES:
-            raise ValueError(f"importance {importance!r} is not one of {', '.join(IMPORTANCES)}")
+            raise unknown("importance", importance, IMPORTANCES)
         if bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1 or not sigma_data > 0 or dim < 1:
             raise ValueError(
                 f"bins = {bins}, decay = {decay}, floor = {floor}, sigma_data = {sigma_data}, dim = {dim}: need "

@@ -19,11 +19,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from logsnr.errors import unknown
 from logsnr.noise import sigma_from_logsnr
 
 Method = Literal["stratified", "lattice", "iid"]
@@ -156,8 +157,8 @@ def uniforms(
     """Draw n quantiles in (0, 1) `[n]`, spread as `Schedule.sample` says: its arguments, its errors."""
     if n < 1 or not 0 <= rank < world:
         raise ValueError(f"n = {n}, rank = {rank}, world = {world}: need n >= 1 and 0 <= rank < world")
-    if method not in ("stratified", "lattice", "iid"):
-        raise ValueError(f"method {method!r} is not one of stratified, lattice, iid")
+    if method not in get_args(Method):
+        raise unknown("method", method, get_args(Method))
     device, total = generator.device, n * world
 
     def uniform(count: int) -> Tensor:

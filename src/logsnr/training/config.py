@@ -6,6 +6,7 @@ dotted path, the value and what is allowed.
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.models.config import NetworkConfig
 from logsnr.predictions import LABELS, PREDICTIONS
 
@@ -28,13 +29,6 @@ Part = str | dict[str, Any]
 _PACKAGE = Path(__file__).resolve().parent.parent
 RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")
 """Where bundled recipes lie: in an installed package, and in a checkout."""
-
-
-def _one_of(key: str, value: str, known: Mapping[str, Any]) -> None:
-    if value not in known:
-        near = nearest(value, known)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise ValueError(f"{key} = {value!r}: {hint}it must be one of {', '.join(known)}")
 
 
 class _Section(BaseModel):
@@ -78,8 +72,9 @@ class PredictionConfig(_Section):
 
     @model_validator(mode="after")
     def _known(self) -> PredictionConfig:
-        _one_of("name", self.name, PREDICTIONS)
-        _one_of("label", self.label, LABELS)
+        for key, value, known in (("name", self.name, PREDICTIONS), ("label", self.label, LABELS)):
+            if value not in known:
+                raise unknown(key, value, known)
         if self.name == "edm" and self.path is not None:
             raise ValueError(f"path = {self.path!r}: EDM prediction scales its own input; leave path out")
         return self
@@ -351,13 +346,13 @@ def _explain(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
-        valid = sorted(_section(location[:-1]).model_fields)
-        near = nearest(location[-1], valid)
-        hint = f"did you mean {'.'.join([*location[:-1], near])!r}?" if near else f"use one of {', '.join(valid)}"
-        return f"unknown key {path!r}: {hint}"
+        valid, section = sorted(_section(location[:-1]).model_fields), ".".join(location[:-1])
+        return f"{section}: {unknown('key', location[-1], valid)}" if section else str(unknown("key", path, valid))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if location else message
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        return str(unknown(path, error["input"], re.findall(r"'(.*?)'", error["ctx"]["expected"])))
     return f"{path} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 

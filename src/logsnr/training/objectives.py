@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.objectives import WeightedELBO, objectives
 from logsnr.schedules import SCHEDULES, Adaptive, Linear, Schedule
 from logsnr.training.config import AdaptiveConfig, ObjectiveConfig, Part
@@ -31,7 +31,9 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
         LogsnrError: if a name, a parameter or the range is not allowed.
     """
     if config.preset is not None:
-        preset = objectives[_known(config.preset, objectives, "objective.preset")]
+        if config.preset not in objectives:
+            raise unknown("objective.preset", config.preset, objectives)
+        preset = objectives[config.preset]
         weighting, schedule, name = preset.weighting, preset.schedule, preset.name
     else:
         weighting, name = _weighting(config.weighting or {}, sigma_data), "custom"
@@ -95,13 +97,13 @@ def _made(part: Part, known: Mapping[str, Any], where: str, defaults: dict[str, 
     """The object of a name, or of a mapping of `name` and parameters."""
     parameters = {} if isinstance(part, str) else {key: value for key, value in part.items() if key != "name"}
     name = part if isinstance(part, str) else str(part.get("name"))
-    kind = known[_known(name, known, where)]
+    if name not in known:
+        raise unknown(where, name, known)
+    kind = known[name]
     fields = [field.name for field in dataclasses.fields(kind)]
     for key, value in parameters.items():
         if key not in fields:
-            near = nearest(key, fields)
-            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(fields) or 'no parameters'}"
-            raise LogsnrError(f"unknown parameter {where}.{key} of {name!r}: {hint}")
+            raise unknown(f"parameter of {where} {name}", key, fields or ["none"])
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise LogsnrError(f"{where}.{key} = {value!r}: give a number")
     parameters = {**{key: value for key, value in defaults.items() if key in fields}, **parameters}
@@ -109,11 +111,3 @@ def _made(part: Part, known: Mapping[str, Any], where: str, defaults: dict[str, 
         return kind(**parameters)
     except (TypeError, ValueError) as error:
         raise LogsnrError(f"{where} {name!r}: {one_line(error)}") from error
-
-
-def _known(name: str, known: Mapping[str, Any], where: str) -> str:
-    if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise LogsnrError(f"{where} = {name!r}: {hint}it must be one of {', '.join(known)}")
-    return name

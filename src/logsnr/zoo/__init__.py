@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from logsnr.errors import LogsnrError, nearest
+from logsnr.errors import unknown
 
 FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
@@ -33,7 +33,5 @@ def folder(source: str) -> Path:
     """
     name = source.removeprefix(PREFIX)
     if name not in names():
-        near = nearest(name, names())
-        hint = f"did you mean {PREFIX}{near}? " if near else ""
-        raise LogsnrError(f"{PREFIX}{name}: {hint}the zoo has {', '.join(names())}")
+        raise unknown("model", PREFIX + name, [PREFIX + known for known in names()])
     return FOLDER / name

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.errors import nearest
+from logsnr.errors import unknown
 from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, V, label_edm
 from logsnr.timesteps import TimestepTable
@@ -162,11 +162,7 @@ def noising(config: Mapping[str, Any]) -> Noising:
     """
     kind, steps = config["prediction_type"], int(config["num_train_timesteps"])
     if kind not in PREDICTIONS:
-        guess = nearest(str(kind), PREDICTIONS)
-        raise ValueError(
-            f"prediction_type {kind!r} is not one of {', '.join(PREDICTIONS)}"
-            + (f": did you mean {guess!r}?" if guess else ": set it to what the network was trained to predict")
-        )
+        raise unknown("prediction_type", kind, PREDICTIONS, ", as the network was trained to predict")
     if config.get("sigma_data") is not None:
         if kind != "epsilon":
             raise ValueError(
@@ -227,9 +223,7 @@ def beta_table(config: Mapping[str, Any]) -> TimestepTable:
     elif schedule == "sigmoid":
         betas = torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
     else:
-        raise ValueError(
-            f"beta_schedule {schedule!r} is not one of {', '.join(BETA_SCHEDULES)}: give the betas as trained_betas"
-        )
+        raise unknown("beta_schedule", schedule, BETA_SCHEDULES, "; or give the betas as trained_betas")
     shift = config["snr_shift_scale"]
     if shift == 1 and config["rescale_betas_zero_snr"]:
         betas = _zero_terminal(torch.cumprod(1 - betas, 0))

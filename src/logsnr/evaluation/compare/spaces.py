@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.errors import LogsnrError, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.evaluation.features import train_classifier
 from logsnr.evaluation.quality import FeatureSpace
 from logsnr.pixels import Pixels
@@ -47,15 +47,12 @@ def feature_space(
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = data.train_images, data.train_labels
-    if name == "classifier":
-        of, told = _classifier(data, generator), f"classifier of {source}"
-    elif name == "pixels":
-        codec = Pixels(data.grey_levels)
-        of, told = (lambda stored: codec.encode(stored).flatten(1)), "pixels"
+    if name in SPACES:
+        of, told = SPACES[name](data, generator), f"{name} of {source}" if name == "classifier" else name
     elif ":" in name:
         of, told = _function(name), name
     else:
-        raise LogsnrError(f"features {name!r}: give classifier, pixels, none, or module:function")
+        raise unknown("features", name, [*SPACES, "none"], ", or module:function")
     if label is not None:
         if labels is None or not bool((labels == label).any()):
             raise LogsnrError(f"{source} has no images of class {label} to compare with: use --features none")
@@ -85,6 +82,18 @@ def _classifier(data: Dataset, generator: torch.Generator) -> Callable[[Tensor],
         batch=min(64, len(few)),
     )
     return model.features
+
+
+def _pixels(data: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    codec = Pixels(data.grey_levels)
+    return lambda stored: codec.encode(stored).flatten(1)
+
+
+SPACES: dict[str, Callable[[Dataset, torch.Generator], Callable[[Tensor], Tensor]]] = {
+    "classifier": _classifier,
+    "pixels": _pixels,
+}
+"""Feature spaces by name: each makes its function, stored images -> features `[N, F]`, of the data and a generator."""
 
 
 def _function(name: str) -> Callable[[Tensor], Tensor]:

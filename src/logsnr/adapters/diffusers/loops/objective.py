@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.adapters.diffusers.loops.timesteps import Cells, Model, b2_of, finite_range, model_of
-from logsnr.errors import LogsnrError, nearest, one_line
+from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.gradients import OutputLayer
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objectives import WeightedELBO, objectives
@@ -295,9 +295,7 @@ def _check_importance(importance: str | None, adaptive: bool) -> None:
     if importance is None:
         return
     if importance not in IMPORTANCES:
-        near = nearest(str(importance), IMPORTANCES)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise LogsnrError(f"importance = {importance!r}: {hint}it must be one of {', '.join(IMPORTANCES)}")
+        raise unknown("importance", importance, IMPORTANCES)
     if not adaptive:
         raise LogsnrError(
             f"importance = {importance!r} is of an adaptive p: give adaptive=True as well (an Adaptive schedule of "

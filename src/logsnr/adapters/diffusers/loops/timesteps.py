@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logsnr.adapters.diffusers.config import PREDICTIONS, Noising, noising, stated_prediction
-from logsnr.errors import LogsnrError, nearest
+from logsnr.errors import LogsnrError, unknown
 from logsnr.noise import alpha_s_from_logsnr
 from logsnr.predictions import EDM, Prediction
 from logsnr.schedules import Schedule
@@ -222,9 +222,7 @@ def _target(target: str | Prediction | None, found: Noising) -> Prediction:
         return target
     known: dict[str, type[Prediction]] = {**PREDICTIONS, "edm": EDM}
     if target not in known:
-        near = nearest(str(target), known)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise LogsnrError(f"target = {target!r}: {hint}it must be one of {', '.join(known)}, or a Prediction")
+        raise unknown("target", target, known, ", or a Prediction")
     return known[target]()
 
 
