@@ -158,7 +158,7 @@ def test_a_saved_pipeline_comes_back_with_its_scheduler(name: str, kind: str, sa
     case.pipe.save_pretrained(tmp_path)
     # the module's name is written into every saved folder: it must stay importable
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["scheduler"] == ["logsnr.adapters.diffusers.scheduler.scheduler", "GradientEstimationScheduler"]
+    assert index["scheduler"] == ["logsnr.adapters.scheduler", "GradientEstimationScheduler"]
     missing = {key: None for key, part in case.pipe.components.items() if part is None}
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True, **missing)
     assert isinstance(loaded.scheduler, GradientEstimationScheduler)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OLDEST_DIFFUSERS = (0, 31)
 
 _LATER = {
-    "GradientEstimationScheduler": "diffusers.scheduler.scheduler",
+    "GradientEstimationScheduler": "scheduler",  # the module that saved pipelines name: diffusers asks for it imported
     "KDiffusionModel": "kdiffusion",
     "LoopObjective": "diffusers.loops",
     "PipelineDenoiser": "diffusers.pipelines",

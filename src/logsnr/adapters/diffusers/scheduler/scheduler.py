@@ -87,6 +87,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         ValueError: if the config describes no model this scheduler knows, or options contradict each other.
     """
 
+    __module__ = "logsnr.adapters.scheduler"  # pipelines write it into their folders: it must not move
     _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]  # noqa: RUF012
     order = 1
     init_noise_sigma = 1.0
