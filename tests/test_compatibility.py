@@ -38,7 +38,7 @@ def test_a_run_answers_as_it_did(denoiser, expected):
     estimate = denoiser(expected["noise"], 1.0, class_labels=expected["class_labels"])
     same(estimate.x0, expected["x0"])
     same(estimate.eps, expected["eps"])
-    assert denoiser.pixels.levels == 17
+    assert denoiser.pixels.grey_levels == 17
     assert denoiser.trained_range == pytest.approx((0.018315638888734, 54.598150033144), rel=1e-12)
 
 
