@@ -55,7 +55,6 @@ def measured(denoiser: NetworkDenoiser, data: Dataset, args: argparse.Namespace)
         found = bits_per_dim(
             denoiser,
             images,
-            levels=data.grey_levels,
             cond={"class_labels": told},
             generator=torch.Generator().manual_seed(SEED),
             evaluations_per_image=args.evaluations,

@@ -109,7 +109,6 @@ def _bound(denoiser: NetworkDenoiser, data: Dataset, limit: int) -> dict[str, An
         found = bits_per_dim(
             denoiser,
             images,
-            levels=data.grey_levels,
             cond=cond,
             generator=torch.Generator().manual_seed(0),
             evaluations_per_image=32,

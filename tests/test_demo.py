@@ -73,7 +73,6 @@ def test_the_bound_can_be_measured_again_from_the_saved_model(demo):
     again = ls.bits_per_dim(
         denoiser,
         data.test_images,
-        levels=17,
         cond={"class_labels": data.test_labels},
         generator=torch.Generator().manual_seed(3 + 1),
         train=data.train_images,

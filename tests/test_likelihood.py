@@ -32,7 +32,7 @@ def test_diffusion_term_equals_the_closed_form_of_a_gaussian_model():
     images = torch.randint(0, levels, (40, dim), generator=generator(1), dtype=torch.uint8)
     model = exact.Gaussian(torch.zeros(dim), variance * torch.eye(dim))
     lo, hi = -6.0, 7.0
-    result = bits_per_dim(model, images, levels=levels, logsnr_range=(lo, hi), generator=generator(2))
+    result = bits_per_dim(model, images, pixels=Pixels(levels), logsnr_range=(lo, hi), generator=generator(2))
     expected = gaussian_diffusion_nats(Pixels(levels).encode(images).double(), variance, lo, hi)
     unit = 1 / (dim * math.log(2))
     assert abs(result.diffusion - float(expected.mean()) * unit) < 4 * result.stderr
@@ -45,7 +45,8 @@ def test_standard_error_is_the_spread_over_seeds():
     images = torch.randint(0, 17, (10, 4), generator=generator(1), dtype=torch.uint8)
     model = exact.Gaussian(torch.zeros(4), 0.3 * torch.eye(4))
     runs = [
-        bits_per_dim(model, images, levels=17, generator=generator(seed), evaluations_per_image=8) for seed in range(60)
+        bits_per_dim(model, images, pixels=Pixels(17), generator=generator(seed), evaluations_per_image=8)
+        for seed in range(60)
     ]
     spread = torch.tensor([r.bits_per_dim for r in runs]).std()
     claimed = torch.tensor([r.stderr for r in runs]).square().mean().sqrt()
@@ -57,7 +58,7 @@ def test_more_evaluations_shrink_the_error_at_least_as_fast_as_independent_draws
     model = exact.Gaussian(torch.zeros(4), 0.3 * torch.eye(4))
     few, many = (
         sum(
-            bits_per_dim(model, images, levels=17, generator=generator(s), evaluations_per_image=n).stderr
+            bits_per_dim(model, images, pixels=Pixels(17), generator=generator(s), evaluations_per_image=n).stderr
             for s in range(8)
         )
         for n in (8, 128)
@@ -69,20 +70,20 @@ def test_more_evaluations_shrink_the_error_at_least_as_fast_as_independent_draws
 def test_reconstruction_of_interior_pixels_golden(logsnr, bits):
     """Fact A8: 8-bit reconstruction per dimension at VDM's gamma_0 = -13.3, and at -10 and -8."""
     x = Pixels(256).encode(torch.full((64, 3072), 128, dtype=torch.uint8))
-    nats = reconstruction_nats(x, 256, logsnr, generator=generator())
+    nats = reconstruction_nats(x, Pixels(256), logsnr, generator=generator())
     per_dim = nats / 3072 / math.log(2)
     assert abs(float(per_dim.mean()) - bits) < 4 * float(per_dim.std()) / 8 + 1e-6
 
 
 def test_reconstruction_probabilities_sum_to_one():
     """Summed over every candidate level, the softmax that the term takes the logarithm of is 1."""
-    levels, sigma = 5, 0.4
-    centres = Pixels(levels).encode(torch.arange(levels, dtype=torch.uint8)).double()
+    pixels, sigma = Pixels(5), 0.4
+    centres = pixels.centres.double()
     eps = torch.randn(1, 1, generator=generator(3), dtype=torch.float64)
     true = 2
     y = centres[true] + sigma * eps
     logits = -0.5 * ((y - centres) / sigma).square()
-    nats = reconstruction_nats(centres[true].reshape(1, 1), levels, -2 * math.log(sigma), generator=generator(3))
+    nats = reconstruction_nats(centres[true].reshape(1, 1), pixels, -2 * math.log(sigma), generator=generator(3))
     assert float(nats) == pytest.approx(-float(logits.log_softmax(-1)[0, true]), abs=1e-12)
 
 
@@ -103,7 +104,7 @@ def test_loss_curve_is_the_mean_error_per_bin():
     dim, variance = 16, 0.5
     model = exact.Gaussian(torch.zeros(dim), variance * torch.eye(dim))
     images = torch.randint(0, 17, (200, dim), generator=generator(1), dtype=torch.uint8)
-    result = bits_per_dim(model, images, levels=17, logsnr_range=(-4.0, 6.0), generator=generator(2))
+    result = bits_per_dim(model, images, pixels=Pixels(17), logsnr_range=(-4.0, 6.0), generator=generator(2))
     centres, errors = result.loss_curve
     x2 = float(Pixels(17).encode(images).double().square().mean())
     a2, s2 = torch.sigmoid(centres), torch.sigmoid(-centres)
@@ -115,7 +116,7 @@ def test_loss_curve_is_the_mean_error_per_bin():
 def test_repeats_with_the_generator():
     images = torch.randint(0, 17, (5, 4), generator=generator(1), dtype=torch.uint8)
     model = exact.Gaussian(torch.zeros(4), torch.eye(4))
-    one, two = (bits_per_dim(model, images, levels=17, generator=generator(4)) for _ in range(2))
+    one, two = (bits_per_dim(model, images, pixels=Pixels(17), generator=generator(4)) for _ in range(2))
     assert one.bits_per_dim == two.bits_per_dim
     assert one.evaluations == 5 * 32
 
@@ -134,9 +135,25 @@ def test_repeats_with_the_generator():
 def test_bad_input_names_the_value_and_the_fix(images, kwargs, words):
     model = exact.Gaussian(torch.zeros(4), torch.eye(4))
     with pytest.raises(ValueError) as error:
-        bits_per_dim(model, images, levels=17, generator=generator(), **kwargs)
+        bits_per_dim(model, images, pixels=Pixels(17), generator=generator(), **kwargs)
     for word in words:
         assert word in str(error.value)
+
+
+def test_the_codec_is_the_denoisers_own():
+    model = exact.Gaussian(torch.zeros(4), 0.3 * torch.eye(4))
+    images = torch.randint(0, 17, (4, 4), generator=generator(1), dtype=torch.uint8)
+    told = bits_per_dim(model, images, pixels=Pixels(17), generator=generator(2), evaluations_per_image=8)
+    with pytest.raises(ValueError, match=r"no pixel codec: give pixels=Pixels\(grey_levels\), Pixels\(256\) for 8-bit"):
+        bits_per_dim(model, images, generator=generator())
+    model.pixels = Pixels(17)
+    own = bits_per_dim(model, images, generator=generator(2), evaluations_per_image=8)
+    assert own.bits_per_dim == told.bits_per_dim
+    assert own.logsnr_range == default_logsnr_range(Pixels(17)) == default_logsnr_range(17)
+    with pytest.raises(
+        ValueError, match=r"pixels = Pixels\(grey_levels=256\), but .* has 17 grey levels: leave pixels"
+    ):
+        bits_per_dim(model, images, pixels=Pixels(256), generator=generator())
 
 
 def test_warns_when_the_range_reaches_beyond_the_training():
@@ -144,5 +161,9 @@ def test_warns_when_the_range_reaches_beyond_the_training():
     model.trained_range = (0.5, 3.0)
     with pytest.warns(UserWarning, match="beyond the denoiser's trained range"):
         bits_per_dim(
-            model, torch.zeros(1, 4, dtype=torch.uint8), levels=17, generator=generator(), evaluations_per_image=8
+            model,
+            torch.zeros(1, 4, dtype=torch.uint8),
+            pixels=Pixels(17),
+            generator=generator(),
+            evaluations_per_image=8,
         )

@@ -45,7 +45,7 @@ def bound_of_gaussian(images, variance, lo, hi, levels=17):
     per_x2 = torch.trapezoid(a2 * s2 / n2**2, lam)
     constant = torch.trapezoid((a2 * variance / n2) ** 2, lam)
     diffusion = 0.5 * (x.square().sum(1) * per_x2 + x.shape[1] * constant)
-    nats = diffusion + expected_reconstruction_nats(images, levels, hi) + prior_nats(x, lo)
+    nats = diffusion + expected_reconstruction_nats(images, Pixels(levels), hi) + prior_nats(x, lo)
     return float(nats.mean()) / (x.shape[1] * math.log(2))
 
 
@@ -67,7 +67,7 @@ def test_mean_over_seeds_is_the_analytic_bound(kind):
             bits_per_dim(
                 model(),
                 images,
-                levels=17,
+                pixels=Pixels(17),
                 logsnr_range=(LO, HI),
                 generator=generator(seed),
                 evaluations_per_image=8,
@@ -81,22 +81,22 @@ def test_mean_over_seeds_is_the_analytic_bound(kind):
 
 def test_estimate_is_within_three_of_its_own_standard_errors():
     images = data(64)
-    result = bits_per_dim(model(), images, levels=17, logsnr_range=(LO, HI), generator=generator(11))
+    result = bits_per_dim(model(), images, pixels=Pixels(17), logsnr_range=(LO, HI), generator=generator(11))
     assert abs(result.bits_per_dim - bound_of_gaussian(images, 0.3, LO, HI)) < 3 * result.stderr
 
 
 def test_expected_reconstruction_is_the_mean_of_its_draws():
-    images, levels, logsnr = data(4000, 3), 17, 6.0
-    x = Pixels(levels).encode(images)
-    draws = reconstruction_nats(x, levels, logsnr, generator=generator(2))
-    exact_mean = expected_reconstruction_nats(images, levels, logsnr)
+    images, pixels, logsnr = data(4000, 3), Pixels(17), 6.0
+    x = pixels.encode(images)
+    draws = reconstruction_nats(x, pixels, logsnr, generator=generator(2))
+    exact_mean = expected_reconstruction_nats(images, pixels, logsnr)
     assert abs(float((draws - exact_mean).mean())) < 4 * float((draws - exact_mean).std()) / 4000**0.5
 
 
 @pytest.mark.parametrize(("logsnr", "bits"), [(13.3, 0.010453), (10.0, 1.8336), (8.0, 3.2764)])
 def test_expected_reconstruction_golden(logsnr, bits):
     """Fact A8, to all its digits."""
-    nats = expected_reconstruction_nats(torch.full((1, 1), 128, dtype=torch.uint8), 256, logsnr)
+    nats = expected_reconstruction_nats(torch.full((1, 1), 128, dtype=torch.uint8), Pixels(256), logsnr)
     assert float(nats) / math.log(2) == pytest.approx(bits, rel=5e-5)
 
 
@@ -143,7 +143,7 @@ def test_levels_follow_their_density():
 
 def test_a_pilot_and_controls_pay():
     images = data(40)
-    budget = {"levels": 17, "logsnr_range": (LO, HI)}
+    budget = {"pixels": Pixels(17), "logsnr_range": (LO, HI)}
 
     def spread(**extra):
         runs = [bits_per_dim(model(), images, generator=generator(s), **budget, **extra).stderr ** 2 for s in range(6)]
@@ -191,7 +191,7 @@ def test_learning_makes_estimates_better(monkeypatch):
             found = bits_per_dim(
                 model(),
                 data(40),
-                levels=17,
+                pixels=Pixels(17),
                 generator=generator(seed),
                 pilot=pilot,
                 evaluations_per_image=64,
@@ -229,7 +229,7 @@ class Numbered(Denoiser):
 
 def test_stops_at_the_tolerance():
     images = data(12)
-    args = {"levels": 17, "logsnr_range": (LO, HI), "evaluations_per_image": 8}
+    args = {"pixels": Pixels(17), "logsnr_range": (LO, HI), "evaluations_per_image": 8}
     first = bits_per_dim(model(), images, generator=generator(1), **args)
     goal = first.stderr / 3
     result = bits_per_dim(model(), images, generator=generator(1), tolerance=goal, **args)
@@ -246,7 +246,9 @@ def test_stops_at_the_tolerance():
 def test_pilot_of_other_images_is_reused():
     other = Pixels(17).encode(data(30, seed=8))
     pilot = Pilot.measure(model(), other, logsnr_range=(LO, HI), generator=generator(1), evaluations=480)
-    result = bits_per_dim(model(), data(), levels=17, logsnr_range=(LO, HI), generator=generator(2), pilot=pilot)
+    result = bits_per_dim(
+        model(), data(), pixels=Pixels(17), logsnr_range=(LO, HI), generator=generator(2), pilot=pilot
+    )
     assert result.pilot_evaluations == pilot.evaluations == 480
     assert abs(result.bits_per_dim - bound_of_gaussian(data(), 0.3, LO, HI)) < 4 * result.stderr
 
@@ -273,7 +275,7 @@ class Broken(Denoiser):
 )
 def test_bad_input_is_one_clear_line(denoiser, extra, words):
     with pytest.raises(ValueError) as error:
-        bits_per_dim(denoiser, data(), levels=17, logsnr_range=(LO, HI), generator=generator(), **extra)
+        bits_per_dim(denoiser, data(), pixels=Pixels(17), logsnr_range=(LO, HI), generator=generator(), **extra)
     for word in words:
         assert word in str(error.value)
 
@@ -284,7 +286,9 @@ def test_bad_input_is_one_clear_line(denoiser, extra, words):
 )
 def test_warns_with_the_size_of_the_end_that_is_short(span, words):
     with pytest.warns(UserWarning, match=words):
-        bits_per_dim(model(), data(), levels=17, logsnr_range=span, generator=generator(), evaluations_per_image=8)
+        bits_per_dim(
+            model(), data(), pixels=Pixels(17), logsnr_range=span, generator=generator(), evaluations_per_image=8
+        )
 
 
 def test_pilot_needs_enough_draws():

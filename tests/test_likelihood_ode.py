@@ -78,7 +78,7 @@ def test_uniform_dequantisation_is_the_closed_form_at_the_same_draws():
     result = ode_bits_per_dim(
         model,
         images,
-        levels=17,
+        pixels=Pixels(17),
         logsnr_range=(-22.0, hi),
         dequantise="uniform",
         draws=2,
@@ -101,8 +101,12 @@ def test_gaussian_dequantisation_is_the_variational_bound_of_an_exact_model():
     """The flow and the diffusion of an exact denoiser have the same marginals, so both bounds are one number."""
     model, span = gaussian(), (-16.0, 7.0)
     images = torch.randint(2, 15, (60, 4), generator=generator(4), dtype=torch.uint8)
-    flow = ode_bits_per_dim(model, images, levels=17, logsnr_range=span, draws=6, trace="exact", generator=generator(5))
-    bound = bits_per_dim(model, images, levels=17, logsnr_range=span, generator=generator(6), evaluations_per_image=256)
+    flow = ode_bits_per_dim(
+        model, images, pixels=Pixels(17), logsnr_range=span, draws=6, trace="exact", generator=generator(5)
+    )
+    bound = bits_per_dim(
+        model, images, pixels=Pixels(17), logsnr_range=span, generator=generator(6), evaluations_per_image=256
+    )
     assert abs(flow.bits_per_dim - bound.bits_per_dim) < 4 * math.hypot(flow.stderr, bound.stderr)
     assert math.hypot(flow.stderr, bound.stderr) < 0.05 * bound.bits_per_dim
 
@@ -119,7 +123,7 @@ def test_warns_with_the_size_of_the_end_that_is_short(span, kind, words):
     images = torch.randint(17, (2, 4), generator=generator(4), dtype=torch.uint8)
     with pytest.warns(UserWarning, match=words) as found:
         ode_bits_per_dim(
-            gaussian(), images, levels=17, logsnr_range=span, dequantise=kind, rtol=1e-2, generator=generator()
+            gaussian(), images, pixels=Pixels(17), logsnr_range=span, dequantise=kind, rtol=1e-2, generator=generator()
         )
     assert len(found) == 1
 
@@ -136,12 +140,19 @@ def test_warns_with_the_size_of_the_end_that_is_short(span, kind, words):
         (lambda m: ode_log_likelihood(m, torch.zeros(1, 4), logsnr_range=(-5, 5), trace="jvp"), ["'jvp'", "'exact'"]),
         (lambda m: ode_log_likelihood(m, torch.zeros(1, 4), logsnr_range=(5, 5), trace="exact"), ["(5, 5)"]),
         (
-            lambda m: ode_bits_per_dim(m, torch.zeros(1, 4, dtype=torch.uint8), draws=1, generator=generator()),
+            lambda m: ode_bits_per_dim(
+                m, torch.zeros(1, 4, dtype=torch.uint8), pixels=Pixels(17), draws=1, generator=generator()
+            ),
             ["draws = 1", "at least 2"],
         ),
-        (lambda m: ode_bits_per_dim(m, torch.zeros(1, 4), generator=generator()), ["float32", "uint8"]),
         (
-            lambda m: ode_bits_per_dim(m, torch.full((1, 4), 17, dtype=torch.uint8), levels=17, generator=generator()),
+            lambda m: ode_bits_per_dim(m, torch.zeros(1, 4), pixels=Pixels(17), generator=generator()),
+            ["float32", "uint8"],
+        ),
+        (
+            lambda m: ode_bits_per_dim(
+                m, torch.full((1, 4), 17, dtype=torch.uint8), pixels=Pixels(17), generator=generator()
+            ),
             ["17", "0 ... 16"],
         ),
     ],

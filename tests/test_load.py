@@ -48,7 +48,7 @@ def test_a_card_of_version_0_1_calls_grey_levels_levels(tmp_path):
 def test_a_denoiser_without_a_codec_says_so(tmp_path):
     save(tmp_path, grey_levels=None)
     denoiser = logsnr.load(tmp_path)
-    with pytest.raises(ValueError, match=r"no pixel codec: build it with pixels=Pixels\(grey_levels\)"):
+    with pytest.raises(ValueError, match=r"no pixel codec: give it one, pixels=Pixels\(grey_levels\)"):
         denoiser.encode(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="no pixel codec"):
         denoiser.decode(torch.zeros(1, 1, 4, 4))

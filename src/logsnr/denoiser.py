@@ -87,11 +87,13 @@ class Denoiser(nn.Module, ABC):
         shape: shape of one sample, without the batch axis.
         sigma_data: standard deviation of the data, in the units of x.
         trained_range: (smallest, largest) sigma at which the denoiser means anything.
+        pixels: codec between x and stored images; None for latents, points and whatever is no image.
     """
 
     shape: tuple[int, ...]
     sigma_data: float
     trained_range: tuple[float, float]
+    pixels: Pixels | None = None
 
     @abstractmethod
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
@@ -107,6 +109,30 @@ class Denoiser(nn.Module, ABC):
         """E = ||eps_hat - eps||^2 at z = alpha x + s eps: `[B]`, summed over dimensions."""
         estimate: Estimate = self(noisy(x, eps, sigma), sigma, **cond)
         return (estimate.eps - eps).flatten(1).square().sum(1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Samples x `[B, *shape]` of stored images (uint8), through the codec.
+
+        Raises:
+            ValueError: if the denoiser has no codec, or the images do not fit it.
+        """
+        return self._own_pixels.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Stored images (uint8) nearest to samples x.
+
+        Raises:
+            ValueError: if the denoiser has no codec.
+        """
+        return self._own_pixels.decode(x)
+
+    @property
+    def _own_pixels(self) -> Pixels:
+        if self.pixels is None:
+            raise ValueError(
+                "this denoiser has no pixel codec: give it one, pixels=Pixels(grey_levels), or work with x"
+            )
+        return self.pixels
 
     @property
     def dim(self) -> int:
@@ -176,30 +202,6 @@ class NetworkDenoiser(Denoiser):
         self.trained_range = (float(lo), float(hi))
         self.card: dict[str, Any] = {}
         self._rows: dict[float, tuple[Prediction, tuple[float, float, float, float]]] = {}
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Samples x `[B, *shape]` of stored images (uint8), through the codec.
-
-        Raises:
-            ValueError: if the denoiser has no codec, or the images do not fit it.
-        """
-        return self._codec.encode(images)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Stored images (uint8) nearest to samples x.
-
-        Raises:
-            ValueError: if the denoiser has no codec.
-        """
-        return self._codec.decode(x)
-
-    @property
-    def _codec(self) -> Pixels:
-        if self.pixels is None:
-            raise ValueError(
-                "this denoiser has no pixel codec: build it with pixels=Pixels(grey_levels), or work with x"
-            )
-        return self.pixels
 
     @property
     def finite_at_inf(self) -> bool:

@@ -32,6 +32,11 @@ class Pixels:
         """Distance between neighbouring grey levels in the [-1, 1] box."""
         return 2 / self.grey_levels
 
+    @property
+    def centres(self) -> Tensor:
+        """x of every grey level, `[grey_levels]`, float32."""
+        return self.encode(torch.arange(self.grey_levels, dtype=torch.uint8))
+
     def encode(self, images: Tensor) -> Tensor:
         """Cell centres in [-1, 1], float32, of uint8 `images` of any shape.
 

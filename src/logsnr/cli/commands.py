@@ -225,12 +225,12 @@ def evaluate(
     from logsnr.likelihood import bits_per_dim, default_logsnr_range
 
     denoiser = support.run_denoiser(model)
-    images, grey_levels, cond, train = support.held_out_images(denoiser, data, limit)
-    lo, hi = default_logsnr_range(grey_levels)
+    images, pixels, cond, train = support.held_out_images(denoiser, data, limit)
+    lo, hi = default_logsnr_range(pixels)
     result = bits_per_dim(
         denoiser,
         images,
-        levels=grey_levels,
+        pixels=pixels,
         logsnr_range=(lo if logsnr_min is None else logsnr_min, hi if logsnr_max is None else logsnr_max),
         cond=cond,
         generator=torch.Generator().manual_seed(seed),
@@ -240,7 +240,7 @@ def evaluate(
     facts = {
         "model": model,
         "images": len(images),
-        "grey_levels": grey_levels,
+        "grey_levels": pixels.grey_levels,
         "bits_per_dim": result.bits_per_dim,
         "stderr": result.stderr,
         "data_stderr": result.data_stderr,
@@ -255,7 +255,9 @@ def evaluate(
     if json_:
         support.print_json(facts)
         return
-    table = Table(title=f"{model} on {len(images)} held-out images ({grey_levels} grey levels)", title_justify="left")
+    table = Table(
+        title=f"{model} on {len(images)} held-out images ({pixels.grey_levels} grey levels)", title_justify="left"
+    )
     table.add_column("log-SNR")
     table.add_column("error of eps per dimension", justify="right")
     for centre, error in zip(*(t.tolist() for t in result.loss_curve), strict=True):

@@ -246,8 +246,8 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
 
 def held_out_images(
     denoiser: NetworkDenoiser, source: str | None, limit: int | None
-) -> tuple[Tensor, int, dict[str, Tensor] | None, Tensor | None]:
-    """Held-out images, their grey levels, their labels where the model is conditional, and training images for the
+) -> tuple[Tensor, Pixels, dict[str, Tensor] | None, Tensor | None]:
+    """Held-out images, their codec, their labels where the model is conditional, and training images for the
     Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
 
     trained_on = (denoiser.card.get("training") or {}).get("data")
@@ -257,9 +257,10 @@ def held_out_images(
     if source is not None:
         config = config.model_copy(update={"source": source})
     data = load_data(config)
-    if denoiser.pixels is not None and denoiser.pixels.grey_levels != data.grey_levels:
+    pixels = Pixels(data.grey_levels)
+    if denoiser.pixels not in (None, pixels):
         raise LogsnrError(
-            f"{config.source} has {data.grey_levels} grey levels, the model {denoiser.pixels.grey_levels}"
+            f"{config.source} has {pixels.grey_levels} grey levels, the model's codec is {denoiser.pixels}"
         )
     images, labels = data.test_images[:limit], data.test_labels
     cond = None
@@ -268,7 +269,7 @@ def held_out_images(
             raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
         cond = {"class_labels": labels[:limit]}
     train = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
-    return images, data.grey_levels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
+    return images, pixels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
 
 
 def print_json(facts: dict[str, Any]) -> None:

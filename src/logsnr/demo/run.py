@@ -126,7 +126,6 @@ def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likeli
         bits_per_dim(
             denoiser,
             data.test_images,
-            levels=data.grey_levels,
             cond={"class_labels": labels},
             generator=torch.Generator().manual_seed(seed + 1),
             train=data.train_images,

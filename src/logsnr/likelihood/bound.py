@@ -4,7 +4,7 @@
                    prior                       reconstruction         diffusion
 
 with x the cell centres of the grey levels v (pixels.py), z_0 and z_1 the states at the clean end hi and the noisy end
-lo of the log-SNR range, and P(v | z_0) a factorised softmax over all levels with the Gaussian logits of z_0 | x
+lo of the log-SNR range, and P(v | z_0) a factorised softmax over all grey levels with the Gaussian logits of z_0 | x
 (2107.00630, VDM; the weighted ELBO of 2303.00848 with w = 1).  A bound means nothing without its range: a result
 carries it.
 """
@@ -23,6 +23,7 @@ from logsnr.likelihood.control import Pilot
 from logsnr.likelihood.integral import check_budget, integrate, prepare
 from logsnr.likelihood.terms import (
     check_levels,
+    codec_of,
     default_logsnr_range,
     expected_reconstruction_nats,
     prior_nats,
@@ -71,7 +72,7 @@ def bits_per_dim(
     denoiser: Denoiser,
     images: Tensor,
     *,
-    levels: int = 256,
+    pixels: Pixels | None = None,
     logsnr_range: tuple[float, float] | None = None,
     cond: dict[str, Tensor] | None = None,
     generator: torch.Generator,
@@ -91,10 +92,10 @@ def bits_per_dim(
     and spread of 8 replicates are all but independent, that costs a bias far below the tolerance.
 
     Args:
-        denoiser: the model; its units of x are those of `Pixels(levels)`.
+        denoiser: the model; its codec says how many grey levels there are.
         images: grey levels uint8 `[N, *shape]`.
-        levels: number of grey levels (17 for scikit-learn's digits).
-        logsnr_range: (lo, hi) noise levels of the bound; `default_logsnr_range(levels)` if None.
+        pixels: the codec of a denoiser without one.
+        logsnr_range: (lo, hi) noise levels of the bound; `default_logsnr_range(codec)` if None.
         cond: conditions with one entry per image.
         generator: source of every draw; its device does the drawing.
         evaluations_per_image: network evaluations per image, a multiple of 8.
@@ -105,24 +106,24 @@ def bits_per_dim(
         batch: images per network call.
 
     Raises:
-        ValueError: if the images are not uint8 below `levels` or not of the denoiser's shape, if the range is not an
-            increasing pair, if `evaluations_per_image` is not a positive multiple of 8, or the denoiser's answer is not
-            finite.
+        ValueError: if the images do not fit the codec or the denoiser's shape, if there is no codec, or `pixels` beside
+            the denoiser's own and another, if the range is not an increasing pair, if `evaluations_per_image` is not a
+            positive multiple of 8, or the denoiser's answer is not finite.
     """
     if tuple(images.shape[1:]) != denoiser.shape or len(images) == 0:
         raise ValueError(
             f"images have shape {tuple(images.shape)}: the denoiser needs at least one image of shape {denoiser.shape}"
         )
     check_budget(evaluations_per_image, tolerance, max_evaluations_per_image)
-    lo, hi = logsnr_range or default_logsnr_range(levels)
+    codec = codec_of(denoiser, pixels)
+    lo, hi = logsnr_range or default_logsnr_range(codec)
     check_levels(denoiser, lo, hi, stacklevel=4)
-    codec = Pixels(levels)
     x = codec.encode(images)
     n, dim = len(x), x[0].numel()
     unit = 1 / (dim * math.log(2))
-    reconstruction = expected_reconstruction_nats(images, levels, hi).cpu()
+    reconstruction = expected_reconstruction_nats(images, codec, hi).cpu()
     prior = prior_nats(x, lo).cpu()
-    warn_if_short(lo, hi, float(prior.mean()) * unit, float(reconstruction.mean()) * unit, levels)
+    warn_if_short(lo, hi, float(prior.mean()) * unit, float(reconstruction.mean()) * unit, codec)
     pilot = prepare(
         denoiser,
         x,

@@ -13,7 +13,7 @@ state at hi: of y = z/alpha = x + sigma eps in the units of x.  Grey levels v ha
 and what comes out is a bound again:
 
     "gaussian"   -log P(v) <= E_q[ -log p(z) - log P(v | z) + log q(z | x) ],  the noise of level hi and the softmax
-                 over levels of the variational bound, so that both are about the same model on the same range
+                 over grey levels of the variational bound, so that both are about the same model on the same range
     "uniform"    -log P(v) <= E_u[ -log p(y = x + u) ] - D ln spacing,  u uniform on the cell
 """
 
@@ -30,6 +30,7 @@ from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import require
 from logsnr.likelihood.terms import (
     check_levels,
+    codec_of,
     default_logsnr_range,
     expected_reconstruction_nats,
     prior_nats,
@@ -156,7 +157,7 @@ def ode_bits_per_dim(
     denoiser: Denoiser,
     images: Tensor,
     *,
-    levels: int = 256,
+    pixels: Pixels | None = None,
     logsnr_range: tuple[float, float] | None = None,
     cond: dict[str, Tensor] | None = None,
     dequantise: Literal["gaussian", "uniform"] = "gaussian",
@@ -170,10 +171,10 @@ def ode_bits_per_dim(
     """Bits per dimension of stored images by the probability flow.
 
     Args:
-        denoiser: the model; its units of x are those of `Pixels(levels)`.
+        denoiser: the model; its codec says how many grey levels there are.
         images: grey levels uint8 `[N, *shape]`.
-        levels: number of grey levels.
-        logsnr_range: (lo, hi); `default_logsnr_range(levels)` if None.
+        pixels: the codec of a denoiser without one.
+        logsnr_range: (lo, hi); `default_logsnr_range(codec)` if None.
         cond: conditions with one entry per image.
         dequantise: as in the module's docstring.
         draws: independent dequantisations (and probes) per image, at least 2: their spread is the standard error.
@@ -191,18 +192,18 @@ def ode_bits_per_dim(
         raise ValueError(f"dequantise = {dequantise!r}: give 'gaussian' or 'uniform'")
     if draws < 2:
         raise ValueError(f"draws = {draws}: give at least 2, their spread is the standard error")
-    lo, hi = logsnr_range or default_logsnr_range(levels)
-    codec = Pixels(levels)
+    codec = codec_of(denoiser, pixels)
+    lo, hi = logsnr_range or default_logsnr_range(codec)
     x = codec.encode(images).double()
     n, dim = len(x), denoiser.dim
     if n and -math.inf < lo < hi < math.inf:
         # What the ends cost the variational bound; uniform noise on a cell has no softmax to lose by.
         unit = 1 / (dim * math.log(2))
-        clean = expected_reconstruction_nats(images, levels, hi).mean() if dequantise == "gaussian" else 0.0
-        warn_if_short(lo, hi, float(prior_nats(x, lo).mean()) * unit, float(clean) * unit, levels)
+        clean = expected_reconstruction_nats(images, codec, hi).mean() if dequantise == "gaussian" else 0.0
+        warn_if_short(lo, hi, float(prior_nats(x, lo).mean()) * unit, float(clean) * unit, codec)
     nats, spent = [], 0
     for _ in range(draws):
-        y, offset = _dequantised(x, levels, hi, dequantise, generator)
+        y, offset = _dequantised(x, codec, hi, dequantise, generator)
         result = ode_log_likelihood(
             denoiser,
             y,
@@ -229,9 +230,9 @@ def ode_bits_per_dim(
     )
 
 
-def _dequantised(x: Tensor, levels: int, hi: float, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _dequantised(x: Tensor, pixels: Pixels, hi: float, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(y, what -log p(y) lacks to -log P(v), in nats `[N]`) of cell centres x."""
-    spacing = Pixels(levels).spacing
+    spacing = pixels.spacing
     if kind == "uniform":
         u = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
         return x + spacing * (u - 0.5), torch.full((len(x),), -x[0].numel() * math.log(spacing)).to(x)
@@ -240,10 +241,9 @@ def _dequantised(x: Tensor, levels: int, hi: float, kind: str, generator: torch.
     y = x + sigma * eps
     own = -0.5 * eps.square()
     log_q = (own - 0.5 * math.log(2 * math.pi) - math.log(sigma)).flatten(1).sum(1)
-    # One level at a time: logits of all levels at once need `levels` times the memory of the images.
-    centres = Pixels(levels).encode(torch.arange(levels, dtype=torch.uint8)).double().tolist()
+    # One grey level at a time: logits of all at once need so many times the memory of the images.
     total = torch.full_like(y, -math.inf)
-    for centre in centres:
+    for centre in pixels.centres.double().tolist():
         total = torch.logaddexp(total, -0.5 * ((y - centre) / sigma).square())
     return y, log_q + (total - own).flatten(1).sum(1)
 

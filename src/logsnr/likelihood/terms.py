@@ -1,10 +1,10 @@
 """The two ends of a bound: what the noisy end lacks to pure noise, and what the clean end says of grey levels.
 
     prior            KL(q(z_1|x) || N(0, I)) = 1/2 sum(alpha^2 x^2 + s^2 - ln s^2 - 1)
-    reconstruction   E[-log P(v | z_0)],   P(v | z_0) ~ exp(-(z_0/alpha_0 - x_v)^2 / (2 sigma_0^2)) over all levels v
+    reconstruction   E[-log P(v | z_0)],   P(v | z_0) ~ exp(-(z_0/alpha_0 - x_v)^2 / (2 sigma_0^2)), v the grey levels
 
-Neither has parameters.  The reconstruction splits over dimensions and depends on nothing but the level of each, so its
-mean is a table with one entry per level, by quadrature; `reconstruction_nats` is one draw of the same.
+Neither has parameters.  The reconstruction splits over dimensions and depends on nothing but the grey level of each, so
+its mean is a table with one entry per grey level, by quadrature; `reconstruction_nats` is one draw of the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,32 @@ from logsnr.noise import alpha_s, logsnr_from_sigma, sigma_from_logsnr
 from logsnr.pixels import Pixels
 
 
-def default_logsnr_range(levels: int) -> tuple[float, float]:
-    """VDM's [-5, 13.3] for 256 grey levels, its clean end at the same noise per cell for other level counts."""
-    return -5.0, 13.3 - 2 * math.log(256 / levels)
+def codec_of(denoiser: Denoiser, pixels: Pixels | None) -> Pixels:
+    """The codec of the images that a denoiser is asked about: its own, `pixels` where it has none.
+
+    Raises:
+        ValueError: if there is neither, or the two differ.
+    """
+    own = denoiser.pixels
+    if own is None and pixels is None:
+        raise ValueError(
+            "this denoiser has no pixel codec: give pixels=Pixels(grey_levels), Pixels(256) for 8-bit images"
+        )
+    if own is not None and pixels is not None and own != pixels:
+        raise ValueError(
+            f"pixels = {pixels}, but this denoiser's own codec has {own.grey_levels} grey levels: leave pixels out"
+        )
+    return own or pixels or Pixels()
+
+
+def default_logsnr_range(pixels: Pixels | int) -> tuple[float, float]:
+    """VDM's [-5, 13.3] for 256 grey levels, its clean end at the same noise per cell for other numbers of them.
+
+    Args:
+        pixels: the codec, or its number of grey levels.
+    """
+    grey_levels = pixels.grey_levels if isinstance(pixels, Pixels) else pixels
+    return -5.0, 13.3 - 2 * math.log(256 / grey_levels)
 
 
 def prior_nats(x: Tensor, logsnr_min: float) -> Tensor:
@@ -31,15 +54,15 @@ def prior_nats(x: Tensor, logsnr_min: float) -> Tensor:
     return 0.5 * ((alpha * x.double()).square() + s * s - 2 * math.log(s) - 1).flatten(1).sum(1)
 
 
-def reconstruction_nats(x: Tensor, levels: int, logsnr_max: float, *, generator: torch.Generator) -> Tensor:
+def reconstruction_nats(x: Tensor, pixels: Pixels, logsnr_max: float, *, generator: torch.Generator) -> Tensor:
     """One draw of -log P(v | z_0) in nats `[N]`, float64, for cell centres x `[N, *shape]`.
 
-    P(v | z_0) is a softmax over the levels k of -(z_0/alpha_0 - x_k)^2 / (2 sigma_0^2), independently per dimension.
+    P(v | z_0) is a softmax over grey levels k of -(z_0/alpha_0 - x_k)^2 / (2 sigma_0^2), independently per dimension.
     """
     sigma = sigma_from_logsnr(logsnr_max)
-    centres = _centres(levels).to(x.device)
+    centres = pixels.centres.to(x.device, torch.float64)
     out = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    chunk = max(1, 2**22 // (x[0].numel() * levels))  # at most 32 MiB of logits at a time
+    chunk = max(1, 2**22 // (x[0].numel() * len(centres)))  # at most 32 MiB of logits at a time
     for i in range(0, len(x), chunk):
         part = x[i : i + chunk].double()
         eps = torch.randn(part.shape, generator=generator, device=generator.device, dtype=torch.float64)
@@ -47,18 +70,18 @@ def reconstruction_nats(x: Tensor, levels: int, logsnr_max: float, *, generator:
     return out
 
 
-def expected_reconstruction_nats(images: Tensor, levels: int, logsnr_max: float) -> Tensor:
+def expected_reconstruction_nats(images: Tensor, pixels: Pixels, logsnr_max: float) -> Tensor:
     """E[-log P(v | z_0)] in nats `[N]`, float64, of grey levels uint8 `[N, *shape]`: the mean of `reconstruction_nats`.
 
     Trapezoidal rule over eps in [-9, 9] (for such integrands it converges faster than any power of the spacing).
     """
-    sigma, centres = sigma_from_logsnr(logsnr_max), _centres(levels)
+    sigma, centres = sigma_from_logsnr(logsnr_max), pixels.centres.double()
     eps = torch.linspace(-9, 9, 1441, dtype=torch.float64)
     density = (-0.5 * eps.square()).exp()
     density = density / density.sum()
-    table = torch.zeros(levels, dtype=torch.float64)
-    for level in torch.bincount(images.flatten().long().cpu(), minlength=levels).nonzero()[:, 0].tolist():
-        table[level] = _cell_nats(centres[level].expand_as(eps), eps, centres, sigma) @ density
+    table = torch.zeros_like(centres)
+    for v in torch.bincount(images.flatten().long().cpu()).nonzero()[:, 0].tolist():
+        table[v] = _cell_nats(centres[v].expand_as(eps), eps, centres, sigma) @ density
     return table.to(images.device)[images.long()].flatten(1).sum(1)
 
 
@@ -79,9 +102,9 @@ def check_levels(denoiser: Denoiser, lo: float, hi: float, *, stacklevel: int = 
         )
 
 
-def warn_if_short(lo: float, hi: float, prior: float, reconstruction: float, levels: int) -> None:
+def warn_if_short(lo: float, hi: float, prior: float, reconstruction: float, pixels: Pixels) -> None:
     """Warn of a range so short that its ends, which no model can improve, weigh on the bound (bits per dimension)."""
-    good_lo, good_hi = default_logsnr_range(levels)
+    good_lo, good_hi = default_logsnr_range(pixels)
     for name, bits, limit, end, good, value in (
         ("reconstruction", reconstruction, 0.3, "clean", good_hi, hi),
         ("prior", prior, 0.03, "noisy", good_lo, lo),
@@ -94,12 +117,8 @@ def warn_if_short(lo: float, hi: float, prior: float, reconstruction: float, lev
             )
 
 
-def _centres(levels: int) -> Tensor:
-    return Pixels(levels).encode(torch.arange(levels, dtype=torch.uint8)).double()
-
-
 def _cell_nats(x: Tensor, eps: Tensor, centres: Tensor, sigma: float) -> Tensor:
-    """-log P(v | x + sigma eps) elementwise, for cell centres x of the true levels v."""
+    """-log P(v | x + sigma eps) elementwise, for cell centres x of the true grey levels v."""
     logits = -0.5 * (((x + sigma * eps)[..., None] - centres) / sigma).square()
-    # The true level's own logit is -eps^2/2: no rounding back to an index is needed.
+    # The true grey level's own logit is -eps^2/2: no rounding back to an index is needed.
     return logits.logsumexp(-1) + 0.5 * eps.square()

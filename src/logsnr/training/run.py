@@ -59,7 +59,7 @@ class Run:
 
         pixels = Pixels(data.grey_levels)
         # A stored image becomes a sample by table lookup: the codec itself reads the largest pixel back, every call.
-        self._cells = pixels.encode(torch.arange(data.grey_levels, dtype=torch.uint8)).to(self.device)
+        self._cells = pixels.centres.to(self.device)
         self._images = data.train_images.to(self.device)
         self._labels = self._conditions(data)
         sigma_data = recipe.sigma_data or _spread(data.train_images, pixels)
@@ -268,7 +268,7 @@ def _accelerator(recipe: Recipe) -> Any:
 def _spread(images: Tensor, pixels: Pixels) -> float:
     """Standard deviation of all values about their common mean, in the units of x; from a histogram, exactly."""
     counts = torch.bincount(images.flatten().long(), minlength=pixels.grey_levels).to(torch.float64)
-    cells = pixels.encode(torch.arange(pixels.grey_levels, dtype=torch.uint8)).to(torch.float64)
+    cells = pixels.centres.to(torch.float64)
     mean = (counts * cells).sum() / counts.sum()
     spread = float(((counts * (cells - mean) ** 2).sum() / counts.sum()).sqrt())
     if spread == 0:
