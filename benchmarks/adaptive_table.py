@@ -29,7 +29,7 @@ FIXED: dict[str, Schedule] = {
     "edm": EDMTraining().truncate(LO, HI),
     "uniform": Linear(LO, HI),
 }
-ADAPTIVE = ("adaptive-error", "adaptive-rms", "adaptive-gradient", "adaptive-gradient-true")
+ADAPTIVE = ("adaptive-error", "adaptive-gradient", "adaptive-gradient-true")
 SCHEDULES = (*FIXED, *ADAPTIVE)
 ORDER = ("elbo", "sech", "sigmoid", "edm-monotonic")
 GOALS = {"elbo": 0.5, "sech": 0.8}

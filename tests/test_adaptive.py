@@ -201,6 +201,14 @@ def test_state_is_restored_bit_for_bit(importance: Importance) -> None:
         assert not torch.equal(value, Adaptive((LO, HI), Sigmoid(2.0)).state_dict()[name]), name
 
 
+def test_a_state_of_version_0_1_holds_an_average_more() -> None:
+    """Its E m^2, "square", is left out; what remains draws on bit for bit."""
+    schedule, copy = lumpy(Sigmoid(2.0)), Adaptive((LO, HI), Sigmoid(2.0), decay=0.5)
+    copy.load_state_dict({**schedule.state_dict(), "square": torch.ones(100, dtype=torch.float64)})
+    assert copy.state_dict().keys() == schedule.state_dict().keys()
+    assert torch.equal(schedule.sample(64, generator=rng()), copy.sample(64, generator=rng()))
+
+
 def test_a_state_of_error_and_visits_is_enough_for_the_error() -> None:
     """What an earlier version saved draws on as it did."""
     schedule, copy = lumpy(Sigmoid(2.0)), Adaptive((LO, HI), Sigmoid(2.0), decay=0.5)
@@ -319,7 +327,7 @@ def test_ranks_that_add_their_sums_hold_the_same_density(
         (Cosine(), {}, "truncate"),
         ((5.0, -5.0), {}, "increase"),
         ((LO, HI), {"bins": 0}, "bins = 0"),
-        ((LO, HI), {"importance": "loss"}, "'loss' is not one of error, rms, gradient"),
+        ((LO, HI), {"importance": "loss"}, "'loss' is not one of error, gradient"),
         ((LO, HI), {"decay": 1.0}, r"decay = 1\.0"),
         ((LO, HI), {"floor": 0.0}, r"floor = 0\.0"),
         ((LO, HI), {"sigma_data": -1.0}, r"sigma_data = -1\.0"),

@@ -4,10 +4,9 @@ Of all densities the one that minimises the second moment of w/p f over draws la
 
     p(lambda) ~ w(lambda) q(lambda),        q^2 = E[f^2 | lambda]                                (Cauchy and Schwarz)
 
-and q is tracked per bin of log-SNR, in one of three currencies:
+and q is tracked per bin of log-SNR, in one of two currencies:
 
     error      q = E m           m = ||eps_hat - eps||^2: flattens the loss over levels (2303.00848, sec. 3.2, app. F)
-    rms        q = sqrt(E m^2)   least variance of the *loss*; the same where m concentrates, as in high dimension
     gradient   q = sqrt(E G)     least second moment of the *gradient* that descends, G = ||d(m/2)/dtheta||^2
 
 p is constant on each bin, mixed with a little uniform so that no level is ever lost.  It knows past batches only, so
@@ -28,7 +27,7 @@ from torch import Tensor
 from logsnr.errors import unknown
 from logsnr.schedules.base import Schedule
 
-Importance = Literal["error", "rms", "gradient"]
+Importance = Literal["error", "gradient"]
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 
 
@@ -52,14 +51,14 @@ class Adaptive(Schedule):
     """Piecewise-constant p ~ w q on equal bins, q an average over past draws.
 
     Before the first batch q is that of the best denoiser that knows only the data's standard deviation, which is
-    roughly where a network starts: m = dim c, m^2 = dim (dim + 2) c^2, and G ~ c^2 in a unit that the first batch
-    sets, with c = sigmoid(lambda + 2 ln sigma_data).  The start counts as one visit to each bin.  Early visits are
+    roughly where a network starts: m = dim c, and G ~ c^2 in a unit that the first batch sets, with
+    c = sigmoid(lambda + 2 ln sigma_data).  The start counts as one visit to each bin.  Early visits are
     averaged, later ones forget at `decay` per draw, and a bin that is never visited keeps what it has.
 
     Args:
         initial: (lo, hi), or a schedule with finite range whose density p replaces the closed form, as q = p/w.
         weighting: w of the objective that this schedule serves.
-        importance: q: "error", "rms" or "gradient".
+        importance: q: "error" or "gradient".
         bins: number of bins.
         decay: memory per draw: a bin with k draws in a batch moves by 1 - decay^k towards their mean.
         floor: share of the draws that are uniform.
@@ -94,7 +93,7 @@ class Adaptive(Schedule):
                 "bins >= 1, decay in [0, 1), floor in (0, 1], sigma_data > 0 and dim >= 1"
             )
         weighting.check(lo, hi)
-        self.weighting, self.importance, self.dim = weighting, importance, dim
+        self.weighting, self.importance = weighting, importance
         self.bins, self.decay, self.floor = bins, decay, floor
         self._range, self._width = (float(lo), float(hi)), (float(hi) - float(lo)) / bins
         self._edges = torch.linspace(lo, hi, bins + 1, dtype=torch.float64)
@@ -104,7 +103,6 @@ class Adaptive(Schedule):
             shape = (initial.log_density(self._centers) - weighting.log(self._centers)).exp()
             start = shape * (start.sum() / shape.sum())
         self._error = dim * start
-        self._square = self._error**2 * (1 + 2 / dim)
         self._gradient = start**2
         self._visits = torch.ones(bins, dtype=torch.float64)
         self._gradient_visits = torch.ones(bins, dtype=torch.float64)
@@ -137,10 +135,9 @@ class Adaptive(Schedule):
 
     def tracked(self, importance: Importance | None = None) -> Tensor:
         """q in each bin `[bins]`, in this schedule's currency or another; the gradient's up to a factor."""
-        kind = importance or self.importance
-        if kind == "error":
+        if (importance or self.importance) == "error":
             return self._error
-        return self._square.sqrt() if kind == "rms" else (self._gradient * self._correction()).sqrt()
+        return (self._gradient * self._correction()).sqrt()
 
     def update(self, logsnr: Tensor, eps_error: Tensor, gradient: Tensor | None = None) -> None:
         """Move each visited bin towards the mean of its draws; non-finite values are left out.
@@ -155,17 +152,14 @@ class Adaptive(Schedule):
         """
         x = logsnr.detach().to(torch.float64)
         m = eps_error.detach().to(x.device).to(torch.float64)
-        columns = [m, m**2]
-        if gradient is not None:
-            columns.append(gradient.detach().to(x.device).to(torch.float64))
+        columns = [m] if gradient is None else [m, gradient.detach().to(x.device).to(torch.float64)]
         sums, counts = self._binned(x, torch.stack(columns))
         visits = self._visits.to(x.device)
         self._error = self._moved(self._error, sums[0], counts[0], visits)
-        self._square = self._moved(self._square, sums[1], counts[1], visits)
         self._visits, self._share = visits + counts[0], None
         if gradient is None:
             return
-        total, count, seen = sums[2], counts[2], self._gradient_visits.to(x.device)
+        total, count, seen = sums[1], counts[1], self._gradient_visits.to(x.device)
         # The closed form knows the shape of G but not the network's unit, which is in the first batch.
         start = self._gradient.to(x.device)
         expected = (count * start).sum()
@@ -198,9 +192,7 @@ class Adaptive(Schedule):
         return {name: getattr(self, f"_{name}").clone() for name in self._names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state exactly.
-
-        A state of error and visits alone starts the other averages from its error.
+        """Restore a state exactly: all of it, or error and visits alone; of version 0.1's "square" is left out.
 
         Raises:
             ValueError: for another number of bins.
@@ -211,12 +203,10 @@ class Adaptive(Schedule):
                 raise ValueError(f"state {name!r} has {tuple(value.shape)} bins, this schedule {self.bins}")
             setattr(self, f"_{name}", value.to(torch.float64).clone())
         self._share = None
-        if "square" not in given:
-            self._square = self._error**2 * (1 + 2 / self.dim)
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return ("error", "square", "gradient", "visits", "gradient_visits", "true", "proxy")
+        return ("error", "gradient", "visits", "gradient_visits", "true", "proxy")
 
     def _binned(self, logsnr: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the finite `values [n, B]` in each bin and their counts, `[n, bins]` each, over all ranks."""

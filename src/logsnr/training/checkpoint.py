@@ -64,6 +64,7 @@ def load_state(run: Run, out: Path) -> float:
         raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
     card, tensors = read_pair(out / STATE, STATE)
     _same_recipe(card.get("recipe") or {}, run.recipe, out)
+    tensors.pop("objective.square", None)  # an average that schedules of version 0.1 kept
     _, expected = run.state()
     if "objective.error" in tensors:
         # A run saved when its schedule tracked the error alone goes on from that.

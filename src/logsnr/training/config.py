@@ -84,7 +84,7 @@ class AdaptiveConfig(_Section):
     """How the density of noise levels is learned (adaptive/).
 
     Args:
-        importance: p ~ w times "error", "rms" or "gradient"; "auto" takes the gradient for the ELBO, where the error
+        importance: p ~ w times "error" or "gradient"; "auto" takes the gradient for the ELBO, where the error
             stays large at levels that teach little, and the error otherwise.
         bins: bins of log-SNR.
         decay: memory per draw.
@@ -94,12 +94,19 @@ class AdaptiveConfig(_Section):
         true_samples: draws in each, per process.
     """
 
-    importance: Literal["auto", "error", "rms", "gradient"] = "auto"
+    importance: Literal["auto", "error", "gradient"] = "auto"
     bins: Count = 100
     decay: Probability = 0.999
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
     true_every: Annotated[int, Field(ge=0)] = 50
     true_samples: Count = 8
+
+    @field_validator("importance", mode="before")
+    @classmethod
+    def _gone(cls, value: Any) -> Any:
+        if value == "rms":
+            raise ValueError("'rms' never did better than 'error' and is no more: give error or gradient")
+        return value
 
 
 class ObjectiveConfig(_Section):

@@ -67,7 +67,7 @@ class LoopObjective:
         target: what the loss compares, where that is not what the config says the network predicts: a prediction type
             of diffusers ("sample" for the SD3 scripts' default, `--precondition_outputs 1`), or any `Prediction`.
         adaptive: let p adapt: the objective's weighting with an `Adaptive` schedule on the range that is trained.
-        importance: what it adapts to: "error" (the default), "rms" or "gradient".
+        importance: what it adapts to: "error" (the default) or "gradient".
         network: for the gradient: the network that the script trains, bare or wrapped, or an `OutputLayer` of it.  It
             must run once between `draw` and `loss`; without one, give `update` the norms.
         continuous: for flows, draw any time instead of one of the scheduler's timesteps.
