@@ -38,9 +38,8 @@ from torch import Tensor
 from logsnr import guidance
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import STOCK_GRIDS, aligned, searched, tuned_ends
-from logsnr.calibration.descent import squares
 from logsnr.calibration.ledger import fingerprint
-from logsnr.calibration.rollout import Batch, slice_cond, spread_cond
+from logsnr.calibration.rollout import Batch, slice_cond, spread_cond, squares
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
@@ -187,10 +186,10 @@ class Bench:
     def calibrated(self, n: int) -> tuple[Plan, float | None]:
         """The plan and the seconds it took: the one that a model of the zoo comes with, or a new one."""
         options = self.options
-        settings = {"batch": self.fit, "seed": options.seed}
+        settings = {"n": self.fit, "seed": options.seed}
         if self.name.startswith("zoo:") and "@" not in self.name:
             plan = load_plans(self.name).get(n)
-            made = {} if plan is None else plan.meta
+            made = {} if plan is None else {"n": plan.meta.get("batch"), **plan.meta}  # batch: of plans of version 0.1
             wanted = {"model": fingerprint(self.denoiser), **settings}
             if plan and options.rollouts is None and all(made.get(key) == value for key, value in wanted.items()):
                 return plan, None

@@ -32,8 +32,8 @@ import torch
 from few_step import model, noises
 from torch import Tensor
 
-from logsnr.calibration.descent import Space, descend, normal_equations, squares
-from logsnr.calibration.rollout import Batch, Rollout
+from logsnr.calibration.descent import Space, descend, normal_equations
+from logsnr.calibration.rollout import Batch, Rollout, squares
 from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
 from logsnr.denoiser import Denoiser
 from logsnr.evaluation.gamma import StepCovariance, error_covariance

@@ -14,15 +14,15 @@ from logsnr import exact
 from logsnr.adapters.kdiffusion import as_kdiffusion, sample_gradient_estimation
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import aligned, aligned_levels, step_divergences
-from logsnr.calibration.descent import Normal, Space, normal_equations, squares, tempered
-from logsnr.calibration.rollout import Batch
+from logsnr.calibration.descent import Normal, Space, normal_equations
+from logsnr.calibration.rollout import Batch, squares, tempered
 from logsnr.calibration.teacher import remember, teacher_grid
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, sample
 
 F64 = torch.float64
-TEACHER = {"batch": 16, "teacher": 24, "rollouts": 60}
+TEACHER = {"n": 16, "teacher": 24, "rollouts": 60}
 
 
 @cache

@@ -135,7 +135,7 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
 
 
 def test_calibrate_writes_a_plan_that_sample_runs(run, tiny, tmp_path):
-    arguments = ("calibrate", tiny, "--nfe", 2, "--batch", 8, "--rollouts", 40, "--out", tmp_path / "plan.json")
+    arguments = ("calibrate", tiny, "--nfe", 2, "-n", 8, "--rollouts", 40, "--out", tmp_path / "plan.json")
     code, out, _ = run(*arguments, "--json")
     assert code == 0
     facts = json.loads(out)

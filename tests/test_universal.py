@@ -12,9 +12,8 @@ import torch
 import logsnr
 from logsnr import exact
 from logsnr.calibration import universal as fitting
-from logsnr.calibration.descent import mean_square
-from logsnr.calibration.rollout import Batch
-from logsnr.calibration.rows import fit_rows, prior_rows
+from logsnr.calibration.rollout import Batch, mean_square
+from logsnr.calibration.rows import RIDGE, fit_rows, prior_rows
 from logsnr.calibration.teacher import teacher_ends, teacher_grid
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
@@ -105,7 +104,7 @@ def test_beats_stock_solvers_on_models_it_never_saw(n: int, span: str) -> None:
 
 
 def family(*models: Denoiser) -> list[Member]:
-    return [member(model, nodes(20.0), batch=24, seed=i) for i, model in enumerate(models)]
+    return [member(model, nodes(20.0), n=24, seed=i) for i, model in enumerate(models)]
 
 
 def test_no_move_of_the_levels_improves_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +120,7 @@ def test_no_move_of_the_levels_improves_the_fit(monkeypatch: pytest.MonkeyPatch)
 
     def error(first: int, stride: int) -> float:
         prior = prior_rows((20.0, *(lattice[first + stride * i] for i in range(4)), 0.0), 2, "eps")
-        rows = fit_rows([m.lesson(prior) for m in members], fitting.RIDGE, 512)[0][0].rows
+        rows = fit_rows([m.lesson(prior) for m in members], RIDGE, 512)[0][0].rows
         return geometric(replace(prior, rows=rows))
 
     at = [lattice.index(u) for u in found.plan.sigmas[1:-1]]
@@ -149,7 +148,7 @@ def test_a_member_teaches_at_its_own_levels() -> None:
         [1.0], torch.zeros(1, 2, dtype=F64), torch.diag(torch.tensor([4.0, 0.25])).double()[None]
     )
     lattice = nodes(20.0)
-    one = member(model, lattice, batch=5)
+    one = member(model, lattice, n=5)
     assert lattice[0] == pytest.approx(16.0)
     assert all(a / b == pytest.approx(math.exp(0.025)) for a, b in pairwise(lattice))
     assert lattice[-1] * math.exp(-0.025) < 0.03 <= lattice[-1]

@@ -20,21 +20,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from logsnr.calibration.levels import best_levels
 from logsnr.calibration.teacher import Cache
+from logsnr.calibration.trial import Trial
 from logsnr.errors import LogsnrError
 from logsnr.sampling import solvers
 from logsnr.sampling.names import find_grid, find_solver
 from logsnr.sampling.plan import Grid, Plan
-
-Method = Literal["search", "gits", "ays", "ends"]
-"""How a calibration finds its plan: its own search, or a baseline."""
-
 
 STOCK = ("DDIM", "GE(2)", "GE(1.5)", "iPNDM-3", "iPNDM-4", "DEIS-3", "DPM++(2M)", "UniPC-2", "UniPC-3 ramp")
 STOCK_GRIDS = ("log-linear", "karras", "log-linear, min", "karras, min", "flow", "flow, min")
@@ -52,6 +49,28 @@ def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
             if all(plan != other for other in found.values()):
                 found[f"{solver}, {grid}"] = plan
     return found
+
+
+def ends(trial: Trial, cache: Cache) -> None:
+    """The leading built-in solvers with tuned ends; untuned they stand beside."""
+    for name in trial.leaders:
+        solver, grid = name.split(", ", 1)
+        error = partial(trial.offer, how={"from": "ends", "name": f"{name}, tuned ends"})
+        low, high = trial.settings.sigma_range
+        tuned_ends(find_solver(solver)[1], find_grid(grid)[1], trial.settings.nfe, low, high, error)
+
+
+def gits(trial: Trial, cache: Cache) -> None:
+    """iPNDM on searched levels, better than the built-in solvers or not."""
+    trial.best = None
+    plan = searched(cache, trial.settings.nfe, trial.teacher.sigma_data)
+    trial.offer(plan, {"from": "gits", "name": "iPNDM-4, GITS"})
+
+
+def ays(trial: Trial, cache: Cache) -> None:
+    """DPM-Solver++(2M) on aligned levels, better than the built-in solvers or not."""
+    trial.best = None
+    trial.offer(aligned(cache, trial.settings.nfe), {"from": "ays", "name": "DPM++(2M), AYS"})
 
 
 def tuned_ends(

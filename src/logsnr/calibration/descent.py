@@ -9,10 +9,7 @@ where J comes from finite differences of rollouts: row i and sigma_{i+1} move z_
 evaluations, so a whole J costs about half as many rollouts as there are parameters, and no gradient of the network.
 p_0 is the prior, T how far a parameter may stray from it, count the number of samples.
 
-A few samples end in another mode than the teacher's, whatever the plan, and would be most of a mean square.  So the
-loss is Cauchy's, mean_i c log(1 + q_i / c) with c = TAIL mean(q): W has 1 / (1 + q_i / c).  Of .5, 1.5, 3, 6 and 20,
-on two mixtures, 4,096 fresh noises and three seeds each: at 10 evaluations TAIL = 3 has a smaller mean square than .5
-(RMSE .75 to 1.05 times), at 6 the two are as good (.71 to 1.14); at 20 it is the few that switch modes who are fitted.
+The loss is Cauchy's (rollout.py): W has 1 / (1 + q_i / c).
 """
 
 from __future__ import annotations
@@ -26,16 +23,13 @@ import torch
 from torch import Tensor
 
 from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import Batch, Rollout
-from logsnr.calibration.teacher import Metric
+from logsnr.calibration.rollout import TAIL, Batch, Metric, Rollout, residuals, tempered
+from logsnr.calibration.trial import Trial
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.plan import Plan
 
 NUDGE = 4e-3
 """Of a finite difference, in a coefficient or in log sigma."""
-
-TAIL = 3.0
-"""From this multiple of the mean square on, a sample counts less and less."""
 
 STRAY = 0.5
 """How far a coefficient or a log sigma may be expected to lie from its prior."""
@@ -86,47 +80,22 @@ class Space:
         return self.n + sum(self.n - 1 - owner for owner in self.owners())
 
 
-def residuals(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
-    """End-point errors `[N, F]`, float64."""
-    return ((x if metric is None else metric(x)).double() - batch.end.double()).flatten(1)
-
-
-def squares(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> Tensor:
-    """Mean squared end-point error of every sample `[N]`, float64; inf where it is not finite."""
-    parts = [
-        residuals(Rollout(denoiser, plan.basis, part).run(plan), part, metric).square().mean(1).cpu()
-        for part in batch.chunks(chunk)
-    ]
-    return torch.cat(parts).nan_to_num(nan=math.inf, posinf=math.inf)
-
-
-def mean_square(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> float:
-    """Mean squared end-point error of a plan; `nfe` evaluations of the batch.  inf if it is not finite."""
-    return float(squares(denoiser, plan, batch, chunk, metric).mean())
-
-
-def tempered(q: Tensor, scale: float) -> float:
-    """mean_i scale log(1 + q_i / scale): the mean where q is small against scale; of scale inf or 0 the mean."""
-    return float(scale * (q / scale).log1p().mean() if 0 < scale < math.inf else q.mean())
-
-
 @dataclass(frozen=True)
 class Normal:
-    """Normal equations: J^T W J and J^T W r, per residual, and the mean square r^T r."""
+    """Normal equations: J^T W J and J^T W r, per residual."""
 
     gram: Tensor
     pull: Tensor
-    mse: float
 
     def to_json(self) -> list[Any]:
         """Lists of floats."""
-        return [self.gram.tolist(), self.pull.tolist(), str(self.mse)]
+        return [self.gram.tolist(), self.pull.tolist()]
 
     @classmethod
     def from_json(cls, values: list[Any]) -> Normal:
         """The inverse of `to_json`, bit for bit."""
-        gram, pull, mse = values
-        return cls(torch.tensor(gram, dtype=torch.float64), torch.tensor(pull, dtype=torch.float64), float(mse))
+        gram, pull = values[:2]
+        return cls(torch.tensor(gram, dtype=torch.float64), torch.tensor(pull, dtype=torch.float64))
 
 
 def normal_equations(
@@ -141,7 +110,7 @@ def normal_equations(
     """J^T W J and J^T W r at p, by forward differences; `space.cost()` evaluations of the batch."""
     plan, owners = space.plan(p), space.owners()
     gram = torch.zeros(len(p), len(p), dtype=torch.float64)
-    pull, total = torch.zeros(len(p), dtype=torch.float64), 0.0
+    pull = torch.zeros(len(p), dtype=torch.float64)
     for part in batch.chunks(chunk):
         base = Rollout(denoiser, plan.basis, part)
         r = residuals(base.run(plan), part, metric)
@@ -161,9 +130,8 @@ def normal_equations(
         jacobian = torch.stack(columns)
         gram += (jacobian @ jacobian.T).cpu()
         pull += (jacobian @ (r * weight).flatten()).cpu()
-        total += float(r.square().sum())
     count = batch.end.numel()
-    return Normal(gram / count, pull / count, total / count)
+    return Normal(gram / count, pull / count)
 
 
 def descend(
@@ -220,3 +188,30 @@ def descend(
         p, damping = chosen, max(used, 1e-6)
         if not accept(space.plan(p)) or best > 0.995 * objective:
             return
+
+
+def descended(trial: Trial, first: Plan, strength: float) -> None:
+    """Descend from a plan, and offer every plan on the way, until three in a row are worse on the selection noise."""
+    low, high = trial.settings.sigma_range
+    space = Space(template=first, low=low, high=high)
+    cost = space.cost() * trial.settings.n
+    how = {"from": "descent", "history": max(map(len, first.rows)) - 1, "strength": strength}
+    best, worse = trial.offer(first, {"from": "start"}), 0
+
+    def equations(p: Tensor, scale: float) -> Normal:
+        def measure() -> list[Any]:
+            batch, meter = trial.noises["fit"], trial.ledger.meter
+            return normal_equations(meter, space, p, batch, trial.chunk, trial.metric, scale).to_json()
+
+        trial.ledger.afford(cost)  # a start that another descent began from costs nothing: what follows will
+        return Normal.from_json(trial.ledger.recall(f"normal {space.plan(p).hash}", cost, measure))
+
+    def accept(plan: Plan) -> bool:
+        nonlocal best, worse
+        trial.tell("descent")
+        error = trial.offer(plan, how)
+        worse = 0 if error < best else worse + 1
+        best = min(best, error)
+        return worse < 3
+
+    descend(space, first, trial.settings.n, strength, equations, lambda plan: trial.squares(plan, "fit"), accept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
 from logsnr.sampling.counted import Counted
 
-FORMAT = 3
+FORMAT = 4
+
+
+class SpentError(Exception):
+    """The budget is used up."""
 
 
 class Meter(Counted):
@@ -53,37 +58,58 @@ class Ledger:
         meter: the denoiser whose answers are the cost.
         settings: what the measurements depend on.
         path: a file to resume from and to write to, or None.
+        budget: answers that may be paid for.
+
+    Attributes:
+        answers: samples denoised for what was asked so far, now or in an earlier run.
+        passes: samples times network evaluations, of the same.
 
     Raises:
         LogsnrError: if the file is not a ledger, or that of other settings.
     """
 
-    def __init__(self, meter: Meter, settings: dict[str, Any], path: Path | None) -> None:
+    def __init__(self, meter: Meter, settings: dict[str, Any], path: Path | None, budget: int) -> None:
         self.meter, self.settings, self.path = meter, settings, path
+        self.budget: float = budget
         self.known: dict[str, tuple[Any, int, int]] = {}
-        self.counted: set[str] = set()
+        self.asked: set[str] = set()
         self.answers = 0
         self.passes = 0
         self.plan_hash: str | None = None
         if path is not None and path.exists():
             self._read(path)
 
-    def recall(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The measurement of that name: remembered, or made now and remembered (a JSON value)."""
+    def afford(self, price: int) -> None:
+        """Check that so many answers are left.
+
+        Raises:
+            SpentError: if not.
+        """
+        if self.answers + price > self.budget:
+            raise SpentError
+
+    def recall(self, name: str, price: int, measure: Callable[[], Any]) -> Any:
+        """The measurement of that name, a JSON value: remembered, or made now and remembered.
+
+        Raises:
+            SpentError: if it was not asked for yet, and its price is not left.
+        """
+        if name not in self.asked:
+            self.afford(price)
         if name not in self.known:
             answers, passes = self.meter.answers, self.meter.passes
             value = measure()
             self.known[name] = value, self.meter.answers - answers, self.meter.passes - passes
             self.write()
         value, answers, passes = self.known[name]
-        if name not in self.counted:
-            self.counted.add(name)
+        if name not in self.asked:
+            self.asked.add(name)
             self.answers += answers
             self.passes += passes
         return value
 
     def settle(self, plan_hash: str) -> None:
-        """Record the plan that the search ended on.
+        """Record the plan that the search ended on; what is measured from here on is beside the budget.
 
         Raises:
             LogsnrError: if the file holds another one.
@@ -93,7 +119,7 @@ class Ledger:
                 f"{self.path} records the plan {str(self.plan_hash)[:12]}..., this search ended on "
                 f"{plan_hash[:12]}...: its report noise was used for another plan; start again with another seed"
             )
-        self.plan_hash = plan_hash
+        self.plan_hash, self.budget = plan_hash, math.inf
         self.write()
 
     def write(self) -> None:
@@ -124,6 +150,8 @@ class Ledger:
                 f"{path} is not the file of a calibration ({one_line(error)}): delete it to start again, or give "
                 "resume= another path"
             ) from error
+        if form == 3 and isinstance(settings, dict) and "batch" in settings:  # what is n now
+            form, settings["n"] = FORMAT, settings.pop("batch")
         wanted = json.loads(json.dumps(self.settings))
         if form != FORMAT or settings != wanted:
             differ = [key for key in wanted if not isinstance(settings, dict) or settings.get(key) != wanted[key]]

@@ -4,11 +4,18 @@
 
 Rows and sigmas up to step i decide z_i and e_0 ... e_i.  A change of row i, or of sigma_{i+1}, therefore moves z_{i+1}
 without an evaluation, and costs the n - 1 - i evaluations that follow.
+
+What counts is where it ends: q_i, the mean square of r_i = x_student - x_teacher of sample i.  A few samples end in
+another mode than the teacher's, whatever the plan, and would be most of a mean square.  So errors are compared by
+Cauchy's loss, mean_i c log(1 + q_i / c) with c = TAIL mean(q).  Of .5, 1.5, 3, 6 and 20, on two mixtures, 4,096 fresh
+noises and three seeds each: at 10 evaluations TAIL = 3 has a smaller mean square than .5 (RMSE .75 to 1.05 times), at 6
+the two are as good (.71 to 1.14); at 20 it is the few that switch modes who are fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +29,11 @@ from logsnr.sampling.plan import Plan
 from logsnr.sampling.reference import consistent
 
 Cond = Mapping[str, Any]
+Metric = Callable[[Tensor], Tensor]
+"""Features `[B, F]` of samples `[B, *shape]`, in which errors count."""
+
+TAIL = 3.0
+"""From this multiple of the mean square on, a sample counts less and less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +137,29 @@ class Rollout:
         twin.states = self.states[: max(step, 0) + 1]
         twin.values, twin.denoised = self.values[: step + 1], self.denoised[: step + 1]
         return twin
+
+
+def residuals(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
+    """End-point errors `[N, F]`, float64."""
+    return ((x if metric is None else metric(x)).double() - batch.end.double()).flatten(1)
+
+
+def end_squares(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
+    """Mean squared end-point error of every sample `[N]`, float64; inf where it is not finite."""
+    return residuals(x, batch, metric).square().mean(1).cpu().nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def squares(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> Tensor:
+    """`end_squares` of a plan; `nfe` evaluations of the batch."""
+    parts = batch.chunks(chunk)
+    return torch.cat([end_squares(Rollout(denoiser, plan.basis, part).run(plan), part, metric) for part in parts])
+
+
+def mean_square(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> float:
+    """Mean squared end-point error of a plan; `nfe` evaluations of the batch.  inf if it is not finite."""
+    return float(squares(denoiser, plan, batch, chunk, metric).mean())
+
+
+def tempered(q: Tensor, scale: float) -> float:
+    """mean_i scale log(1 + q_i / scale): the mean where q is small against scale; of scale inf or 0 the mean."""
+    return float(scale * (q / scale).log1p().mean() if 0 < scale < math.inf else q.mean())

@@ -17,16 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import Batch, Rollout
+from logsnr.calibration.rollout import Batch, Rollout, end_squares
+from logsnr.calibration.teacher import Cache
+from logsnr.calibration.trial import Trial, as_tensor
 from logsnr.denoiser import Denoiser
-from logsnr.noise import alpha_s
 from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Basis, Grid, Plan
 from logsnr.sampling.solvers import ge
+
+RIDGE = 1e-3
+"""Strength of the pull towards the prior, relative to the error of the prior's own row."""
 
 
 def prior_rows(sigmas: Grid, history: int, basis: Basis) -> Plan:
@@ -117,7 +122,14 @@ def _gains(plan: Plan, i: int) -> tuple[float, float]:
     return probe.keep, probe.weights[0] / 2
 
 
-def targets_at(sigmas: Grid, cache_sigmas: Grid, states: Tensor) -> list[Tensor]:
-    """The teacher's canonical states at levels of its own grid."""
-    where = {sigma: i for i, sigma in enumerate(cache_sigmas)}
-    return [states[where[sigma]] * alpha_s(sigma)[0] for sigma in sigmas]
+def fitted(trial: Trial, prior: Plan, cache: Cache) -> tuple[Plan, float]:
+    """The prior's levels, which are some of the cache's, with fitted rows; the error of the fitting noise, tempered."""
+    batch = trial.noises["fit"].first(cache.states.shape[1])
+
+    def fit() -> list[Any]:
+        lesson = Lesson(denoiser=trial.ledger.meter, prior=prior, batch=batch, targets=cache.at(prior.sigmas[1:]))
+        (plan,), (end,) = fit_rows([lesson], RIDGE, trial.chunk)
+        return [plan.rows, end_squares(end, batch, trial.metric).tolist()]
+
+    rows, q = trial.ledger.recall(f"rows {RIDGE} {prior.hash}", prior.nfe * len(batch), fit)
+    return replace(prior, rows=tuple(map(tuple, rows))), trial.tempered(as_tensor(q))

@@ -2,32 +2,47 @@
 
     minimise  mean ||x_plan(noise) - x_teacher(noise)||^2     over the sigmas and the rows of n steps
 
-Three noises, drawn from one seed by purpose and never mixed: *fit* (levels and coefficients), *select* (basis,
-history, strength of the prior, when to stop, and whether to beat the built-in solvers at all), *report* (drawn after
-the plan's hash is on record, used once).  The search itself is in search.py, and what it may be replaced by, published
-ways to choose levels alone, in baselines.py.
+    trial        noises, measurements, budget, the best plan so far                                     (trial.py)
+    teacher      fine trajectories from the same noise; those to fit to are remembered level by level   (teacher.py)
+    starts       levels to try: evenly spread ones, and those of least summed local error on the cache  (levels.py);
+                 each step's coefficients by ridge least squares along the student's own rollout        (rows.py)
+    walk         levels one at a time along the teacher's grid, rows fitted anew                        (walk.py)
+    descent      all numbers at once against the end-point error, damped Gauss-Newton                   (descent.py)
+
+The best built-in solver is one more place to descend from.  What the search may be replaced by, published ways to
+choose levels alone, is in baselines.py.
 No gradient passes through the network; anything that answers as a Denoiser, guided ones too, can be calibrated.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from logsnr.calibration.arguments import check_arguments, digest_of
-from logsnr.calibration.baselines import Method
-from logsnr.calibration.ledger import Ledger, Meter, fingerprint
-from logsnr.calibration.search import Progress, Search, SpentError
-from logsnr.calibration.teacher import Metric
+from logsnr.calibration.baselines import alternatives, ays, ends, gits
+from logsnr.calibration.descent import descended
+from logsnr.calibration.ledger import SpentError
+from logsnr.calibration.rollout import Metric
+from logsnr.calibration.settings import checked
+from logsnr.calibration.starts import starts
+from logsnr.calibration.teacher import Cache
+from logsnr.calibration.trial import Progress, Trial
+from logsnr.calibration.walk import walked
 from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling.plan import Basis, Plan
 
 EFFORT = 1400
 """Evaluations of the fitting batch that a search may take, unless told."""
+STRENGTHS = (1.0, 30.0)
+"""Of the descent's prior, in units of one sample: the usual one, and one for when fitting noises are too few."""
 
 
 @torch.no_grad()
@@ -38,7 +53,7 @@ def calibrate(
     history: int | Literal["auto"] = "auto",
     basis: Basis | Literal["auto"] = "auto",
     sigma_range: tuple[float, float] | None = None,
-    batch: int = 96,
+    n: int = 96,
     generator: torch.Generator | None = None,
     seed: int = 0,
     cond: Mapping[str, Any] | None = None,
@@ -48,7 +63,7 @@ def calibrate(
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
-    method: Method = "search",
+    method: str = "search",
 ) -> Plan:
     """The plan of `nfe` evaluations whose end points lie nearest the teacher's, from the same noise.
 
@@ -62,14 +77,14 @@ def calibrate(
         basis: what rows combine, or "auto".
         sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; None is the denoiser's
             `sampling_range`.
-        batch: number of noises to fit to, at least 4; half as many to select by and to report on, or all of them up
+        n: number of noises to fit to, at least 4; half as many to select by and to report on, or all of them up
             to 64.
         generator: source of the seed; or
         seed: the seed itself.
         cond: conditions by keyword; rows of tensors are used in turn.
         metric: features `[B, F]` of samples `[B, *shape]`, in which errors count; None for the samples themselves.
         teacher: evaluations of the teacher, at least 16 and 2 nfe.
-        rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `batch` samples; each costs
+        rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `n` samples; each costs
             `nfe` answers of the denoiser.  None for 1400 / nfe, so that longer plans cost about the same.
         chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
         progress: called as the search goes on.
@@ -87,39 +102,99 @@ def calibrate(
             file is of another calibration.
         ValueError: if the denoiser moves the state (CFG++ has no trajectory).
     """
-    if rollouts is None:
-        rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
-    low, high = check_arguments(denoiser, nfe, history, basis, sigma_range, batch, teacher, rollouts, chunk, method)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if chunk is not None and chunk < 1:
+        raise LogsnrError(f"chunk = {chunk}: must be at least 1")
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    chunk = chunk or max(1, min(batch, 2**25 // (denoiser.dim * (7 * nfe + 4))))
-    settings: dict[str, Any] = {
-        "model": fingerprint(denoiser),
-        "nfe": nfe,
-        "history": history,
-        "basis": basis,
-        "sigma_range": [low, high],
-        "batch": batch,
-        "seed": seed,
-        "cond": digest_of(cond),
-        "metric": None if metric is None else getattr(metric, "__qualname__", type(metric).__qualname__),
-        "teacher": {"solver": "unipc-3", "evaluations": teacher, "grid": "log-linear"},
-        "rollouts": rollouts,
-        "method": method,
-    }
-    meter = Meter(denoiser)
-    ledger = Ledger(meter, settings, None if resume is None else Path(resume))
-    search = Search(meter, ledger, settings, chunk, metric, cond, progress)
+    if rollouts is None:
+        rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
+    settings = checked(
+        denoiser,
+        nfe,
+        history=history,
+        basis=basis,
+        sigma_range=sigma_range,
+        n=n,
+        seed=seed,
+        cond=cond,
+        metric=metric,
+        teacher=teacher,
+        rollouts=rollouts,
+        method=method,
+    )
+    chunk = chunk or max(1, min(n, 2**25 // (denoiser.dim * (7 * nfe + 4))))
+    path = None if resume is None else Path(resume)
+    trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress)
+    report, interrupted = None, False
     try:
-        search.run()
+        with suppress(SpentError):
+            trial.tell("teacher")
+            cache = trial.remember()
+            trial.tell("alternatives")
+            trial.rank(alternatives(nfe, *settings.sigma_range))
+            METHODS[method](trial, cache)
+        report = reported(trial)
     except KeyboardInterrupt:
-        if search.best is None:
+        if trial.best is None:
             raise
-        return search.finish(interrupted=True)
-    except SpentError:
-        pass
-    try:
-        search.report()
-    except KeyboardInterrupt:
-        return search.finish(interrupted=True)
-    return search.finish(interrupted=False)
+        interrupted = True
+    return finished(trial, report, interrupted=interrupted)
+
+
+def search(trial: Trial, cache: Cache) -> None:
+    """From the best start on: walk and descend, descend without the walk, then with a strong prior."""
+    for plan in starts(trial, cache):
+        on_grid = plan.sigmas[-1] == 0 and set(plan.sigmas) <= set(cache.sigmas)
+        moved = walked(trial, plan, cache) if on_grid else plan
+        descended(trial, moved, STRENGTHS[0])
+        if moved != plan:
+            descended(trial, plan, STRENGTHS[0])
+        descended(trial, moved, STRENGTHS[1])
+
+
+METHODS: dict[str, Callable[[Trial, Cache], None]] = {"search": search, "gits": gits, "ays": ays, "ends": ends}
+
+
+def reported(trial: Trial) -> dict[str, Any]:
+    """Errors on noise that nothing has seen, once the plan's hash is on record."""
+    assert trial.best is not None
+    plan = trial.best.plan
+    trial.ledger.settle(plan.hash)
+    trial.tell("report")
+    trial.teach("report")
+    others = {name: _json(trial.rmse(other, "report")) for name, other in trial.leaders.items()}
+    return {"rmse": _json(trial.rmse(plan, "report")), "alternatives": others}
+
+
+def finished(trial: Trial, report: dict[str, Any] | None, *, interrupted: bool) -> Plan:
+    """The best plan, with where it comes from."""
+    assert trial.best is not None
+    plan, how, settings = trial.best.plan, trial.best.how, trial.settings
+    stock = min(trial.leaders, key=lambda name: trial.tempered(trial.squares(trial.leaders[name], "select")))
+    meta: dict[str, Any] = {
+        "solver": how.get("name", "calibrated"),
+        "found": how,
+        "plan_hash": plan.hash,
+        **settings.to_dict(),
+        "interrupted": interrupted,
+        "selection": {
+            "rmse": _json(trial.rmse(plan, "select")),
+            "best_alternative": stock,
+            "best_alternative_rmse": _json(trial.rmse(trial.leaders[stock], "select")),
+        },
+        "report": report,
+        "evaluations": {
+            "rollouts": trial.ledger.answers / (settings.nfe * settings.n),
+            "samples_times_network": trial.ledger.passes,
+            "teacher_samples_times_network": trial.teacher.passes,
+        },
+    }
+    trial.tell("done")
+    return replace(plan, meta=meta)
+
+
+def _json(value: float) -> float | str:
+    """A float that JSON can hold."""
+    return value if math.isfinite(value) else str(value)

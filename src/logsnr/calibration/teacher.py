@@ -8,13 +8,13 @@ local error is an inner product of remembered tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import Batch
+from logsnr.calibration.rollout import Batch, Metric
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
@@ -23,7 +23,6 @@ from logsnr.sampling.loop import Step
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.reference import consistent
 
-Metric = Callable[[Tensor], Tensor]
 _CACHE = 2**26
 """Numbers a cache may hold (256 MB in float32): beyond that it remembers fewer of the samples."""
 
@@ -41,6 +40,11 @@ class Cache:
     sigmas: Grid
     states: Tensor
     eps: Tensor
+
+    def at(self, sigmas: Iterable[float]) -> list[Tensor]:
+        """The teacher's canonical states z at levels of its own grid, each `[K, *shape]`."""
+        where = {sigma: i for i, sigma in enumerate(self.sigmas)}
+        return [self.states[where[sigma]] * alpha_s(sigma)[0] for sigma in sigmas]
 
 
 def teacher_ends(denoiser: Denoiser, batch: Batch, grid: Grid, chunk: int, metric: Metric | None) -> Batch:

@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 
-from logsnr.calibration.descent import TAIL, squares, tempered
 from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import Batch, spread_cond
-from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
+from logsnr.calibration.rollout import TAIL, Batch, spread_cond, squares, tempered
+from logsnr.calibration.rows import RIDGE, Lesson, fit_rows, prior_rows
 from logsnr.calibration.teacher import Cache, remember, teacher_ends
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
@@ -38,8 +37,6 @@ WIDTH = 0.025
 """Of the lattice of relative levels, in log sigma."""
 LOWEST = 0.03
 """Smallest relative level: that of Stable Diffusion's tables, and of data of 8 bits about where nothing is left."""
-RIDGE = 1e-3
-"""Pull of a row towards gradient estimation, as in a calibration."""
 
 
 def nodes(high: float) -> tuple[float, ...]:
@@ -90,17 +87,17 @@ def member(
     lattice: Sequence[float],
     *,
     cond: Mapping[str, Any] | None = None,
-    batch: int = 64,
+    n: int = 64,
     seed: int = 0,
     chunk: int = 512,
 ) -> Member:
-    """A model with 2 `batch` noises and their trajectories, of one evaluation per level of the lattice and some beyond.
+    """A model with 2n noises and their trajectories, of one evaluation per level of the lattice and some beyond.
 
     Args:
         denoiser: the model; the lattice in its units must lie within its sampling range.
         lattice: relative levels (`nodes`).
         cond: conditions by keyword; rows of tensors are used in turn.
-        batch: noises to fit to, and as many to select by.
+        n: noises to fit to, and as many to select by.
         seed: of the noises.
         chunk: samples per call.
 
@@ -115,9 +112,9 @@ def member(
             f"({low:.4g}, {high:.4g}): fit with a model that covers them, or wrap it"
         )
     grid = (*_between(high, levels[0])[:-1], *levels, *_between(levels[-1], low)[1:], 0.0)
-    noise = start(denoiser, None, 2 * batch, torch.Generator().manual_seed(seed))
-    whole = Batch(noise=noise, cond=spread_cond(cond, 0, 2 * batch), end=noise.new_empty(2 * batch, 0))
-    fit, select = whole.chunks(batch)
+    noise = start(denoiser, None, 2 * n, torch.Generator().manual_seed(seed))
+    whole = Batch(noise=noise, cond=spread_cond(cond, 0, 2 * n), end=noise.new_empty(2 * n, 0))
+    fit, select = whole.chunks(n)
     fit, cache = remember(denoiser, fit, grid, chunk, None)
     select = teacher_ends(denoiser, select, grid, chunk, None)
     return Member(

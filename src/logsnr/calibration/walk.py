@@ -9,7 +9,19 @@ walk leaves the valleys in which Gauss-Newton, which moves levels and rows a lit
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+
+from logsnr.calibration.levels import MIN_STEP
+from logsnr.calibration.rows import fitted, prior_rows
+from logsnr.calibration.teacher import Cache
+from logsnr.calibration.trial import Trial
+from logsnr.sampling.plan import Plan
+
+STRIDES = (1.6, 0.8, 0.4, 0.2)
+"""In log sigma."""
+WALK = 70
+"""Rollouts of a walk, at most."""
 
 Nodes = tuple[int, ...]
 """Levels as increasing indices into the teacher's grid, the end left out."""
@@ -46,3 +58,35 @@ def _allowed(nodes: Nodes, first: int, last: int, gap: int) -> bool:
     """Whether the nodes keep the first, end by the last, and keep their distance."""
     apart = all(b - a >= gap for a, b in itertools.pairwise(nodes))
     return apart and nodes[0] == first and nodes[-1] <= last
+
+
+def walked(trial: Trial, first: Plan, cache: Cache) -> Plan:
+    """From a plan's levels to the best that single moves reach.
+
+    A move must be better on the fitting noise, and then on that and the selection noise together: a few samples that
+    end in another mode than the teacher's decide too much on either alone.
+    """
+    history, known = max(map(len, first.rows)) - 1, cache.sigmas
+    start = tuple(min(range(len(known)), key=lambda i: abs(known[i] - s)) for s in first.sigmas[:-1])
+    on_fit, on_both, best, left = math.inf, math.inf, first, WALK
+
+    def better(nodes: Nodes) -> bool:
+        nonlocal on_fit, on_both, best, left
+        if not left:
+            return False
+        left -= 1
+        trial.tell("walk")
+        plan, fit = fitted(trial, prior_rows((*(known[i] for i in nodes), 0.0), history, first.basis), cache)
+        if fit >= on_fit:
+            return False
+        both = trial.both(plan, fit, {"from": "walk"})
+        if both >= on_both:
+            return False
+        on_fit, on_both, best = fit, both, plan
+        return True
+
+    width = math.log(known[0] / known[1])
+    strides = [max(round(step / width), 1) for step in STRIDES]
+    better(start)
+    walk(start, len(known) - 2, math.ceil(MIN_STEP / width - 1e-9), strides, better)
+    return best

@@ -165,8 +165,8 @@ def calibrate(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image, 1 to 20.")] = 6,
     out: Annotated[Path, typer.Option(help="Where the plan is written (JSON).")] = Path("plan.json"),
-    batch: Annotated[int, typer.Option(help="Noises to fit to; others select and report.")] = 96,
-    rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 of that batch; else 1400/NFE.")] = None,
+    n: Annotated[int, typer.Option("--number", "-n", help="Noises to fit to; others select and report.")] = 96,
+    rollouts: Annotated[int | None, typer.Option(help="Budget, 40 to 200 rollouts of these; else 1400/NFE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that keeps measurements, to go on after Ctrl-C.")] = None,
     method: Annotated[
         str, typer.Option(help="search, or a baseline on the same noises: gits, ays, ends (see docs/calibration.md).")
@@ -188,7 +188,7 @@ def calibrate(
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    plan = support.calibrated(model, nfe, batch, rollouts, resume, seed, quiet=json_, sigma_range=usable, method=method)
+    plan = support.calibrated(model, nfe, n, rollouts, resume, seed, quiet=json_, sigma_range=usable, method=method)
     plan.save(out)
     report = plan.meta["report"]
     if json_:

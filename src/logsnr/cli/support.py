@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
-from logsnr.calibration import Method, Progress, calibrate
+from logsnr.calibration import Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
@@ -95,7 +95,7 @@ def solver_plan(
 def calibrated(
     model: str,
     nfe: int,
-    batch: int,
+    n: int,
     rollouts: int | None,
     resume: Path | None,
     seed: int,
@@ -120,13 +120,13 @@ def calibrated(
             denoiser,
             nfe,
             sigma_range=sigma_range,
-            batch=batch,
+            n=n,
             rollouts=rollouts,
-            cond=condition(denoiser, None, batch),
+            cond=condition(denoiser, None, n),
             seed=seed,
             progress=tell,
             resume=resume,
-            method=cast(Method, method),  # calibrate refuses any other
+            method=method,
         )
 
 

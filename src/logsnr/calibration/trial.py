@@ -1,0 +1,164 @@
+"""A trial: one calibration on its way, with what it measures by and the best plan so far.
+
+Three noises, drawn from one seed by purpose and never mixed: *fit* (levels and coefficients), *select* (basis,
+history, strength of the prior, when to stop, and whether to beat the built-in solvers at all), *report* (drawn after
+the plan's hash is on record, used once).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.calibration.ledger import Ledger, Meter
+from logsnr.calibration.rollout import TAIL, Batch, Cond, Metric, spread_cond, squares, tempered
+from logsnr.calibration.settings import LEADERS, Settings
+from logsnr.calibration.teacher import Cache, remember, teacher_ends, teacher_grid
+from logsnr.denoiser import Denoiser
+from logsnr.sampling.loop import start
+from logsnr.sampling.plan import Plan
+
+PURPOSES = ("fit", "select", "report")
+FEW = 4
+"""All built-in solvers are ranked on one selection noise of so many."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees.
+
+    Attributes:
+        stage: "teacher", "alternatives", "rows", "walk", "descent", "report" or "done".
+        spent: share of the budget that is used, in [0, 1].
+        error: smallest RMSE on the selection noise so far (inf before the first), outliers tempered.
+    """
+
+    stage: str
+    spent: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan, its tempered mean square on the selection noise, and how it was found."""
+
+    plan: Plan
+    error: float
+    how: dict[str, Any]
+
+
+class Trial:
+    """One calibration.
+
+    Attributes:
+        ledger: what was measured, and what may be.
+        teacher: the denoiser, counting what the teacher asks it.
+        noises: those drawn so far, by purpose, with the teacher's ends.
+        leaders: the best built-in solvers, by name.
+        scale: of tempering: the same for all that is compared.
+        best: the best plan so far.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        settings: Settings,
+        resume: Path | None,
+        *,
+        cond: Cond | None,
+        metric: Metric | None,
+        chunk: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.settings, self.cond, self.metric, self.chunk = settings, cond, metric, chunk
+        self.progress = progress
+        self.ledger = Ledger(Meter(denoiser), settings.to_dict(), resume, settings.budget)
+        self.teacher = Meter(denoiser)
+        self.noises: dict[str, Batch] = {}
+        self.leaders: dict[str, Plan] = {}
+        self.scale = math.inf
+        self.best: Found | None = None
+
+    def tell(self, stage: str) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            error = math.inf if self.best is None else math.sqrt(self.best.error)
+            self.progress(Progress(stage, min(self.ledger.answers / self.settings.answers, 1.0), error))
+
+    def remember(self) -> Cache:
+        """The noises of the search with the teacher's ends, and its trajectories of those of fit."""
+        grid = teacher_grid(self.settings.teacher, *self.settings.sigma_range)
+        noise = draw(self, "fit")
+        self.noises["fit"], cache = remember(self.teacher, noise, grid, self.chunk, self.metric)
+        self.teach("select")
+        return cache
+
+    def teach(self, purpose: str) -> None:
+        """The noise of a purpose, with the teacher's ends."""
+        grid = teacher_grid(self.settings.teacher, *self.settings.sigma_range)
+        self.noises[purpose] = teacher_ends(self.teacher, draw(self, purpose), grid, self.chunk, self.metric)
+
+    def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
+        """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
+        batch = self.noises[purpose] if few is None else self.noises[purpose].first(few)
+        return as_tensor(
+            self.ledger.recall(
+                f"{purpose} {len(batch)} {plan.hash}",
+                plan.nfe * len(batch),
+                lambda: squares(self.ledger.meter, plan, batch, self.chunk, self.metric).tolist(),
+            )
+        )
+
+    def rmse(self, plan: Plan, purpose: str) -> float:
+        """RMSE of a plan on one of the noises."""
+        return math.sqrt(float(self.squares(plan, purpose).mean()))
+
+    def tempered(self, q: Tensor) -> float:
+        """Their mean, outliers tempered alike for all plans."""
+        return tempered(q, self.scale)
+
+    def rank(self, plans: dict[str, Plan]) -> None:
+        """Plans measured on a few of the selection noises; the leaders among them on all."""
+        few = max(len(self.noises["select"]) // FEW, 1)
+        found = {name: self.squares(plan, "select", few) for name, plan in plans.items()}
+        ranked = sorted(found, key=lambda name: float(found[name].log().mean()))
+        self.leaders = {name: plans[name] for name in ranked[:LEADERS]}
+        # one scale for all that is compared: that of the best of them
+        self.scale = min(TAIL * float(self.squares(plan, "select").mean()) for plan in self.leaders.values())
+        for name, plan in self.leaders.items():
+            self.offer(plan, {"from": "alternative", "name": name})
+
+    def offer(self, plan: Plan, how: dict[str, Any]) -> float:
+        """Measure a plan on the selection noise; keep it if it is the best.  Its error is tempered."""
+        error = self.tempered(self.squares(plan, "select"))
+        if self.best is None or error < self.best.error:
+            self.best = Found(plan, error, how)
+        return error
+
+    def both(self, plan: Plan, fit: float, how: dict[str, Any]) -> float:
+        """The error on the fitting noise (given) and on the selection noise together; the plan is offered."""
+        a, b = self.settings.n, self.settings.fewer
+        return (a * fit + b * self.offer(plan, how)) / (a + b)
+
+
+def draw(trial: Trial, purpose: str) -> Batch:
+    """The noise of a purpose, with its conditions; no two purposes share a draw."""
+    settings = trial.settings
+    word = hashlib.sha256(f"logsnr calibration {settings.seed} {purpose}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(word[:8], "big") >> 1)
+    size = settings.n if purpose == "fit" else settings.fewer
+    noise = start(trial.teacher, None, size, generator)
+    first = PURPOSES.index(purpose) * settings.n
+    return Batch(noise=noise, cond=spread_cond(trial.cond, first, size), end=noise.new_empty(size, 0))
+
+
+def as_tensor(values: list[float | str]) -> Tensor:
+    """Numbers of the ledger (an earlier one spelt out what is not finite)."""
+    return torch.tensor([float(v) for v in values], dtype=torch.float64)
