@@ -12,7 +12,7 @@ from logsnr.adapters import kdiffusion
 from logsnr.adapters.diffusers.config import BETA_SCHEDULES, noising
 from logsnr.adapters.diffusers.config import PREDICTIONS as PREDICTION_TYPES
 from logsnr.adapters.diffusers.loops.timesteps import DEFAULTS, _Config
-from logsnr.calibration.arguments import check_arguments
+from logsnr.calibration.run import METHODS
 from logsnr.describe import FLAGS, KOHYA, resolve
 from logsnr.describe.configs import from_config
 from logsnr.errors import LogsnrError, nearest, unknown
@@ -50,12 +50,6 @@ def loop(**options: object) -> object:
 
 def scheduler(**config: object) -> object:
     return noising(_Config({**DEFAULTS, **BETAS, "prediction_type": "epsilon", "beta_schedule": "linear", **config}))
-
-
-def calibrated(**options: object) -> object:
-    given = {"history": "auto", "basis": "auto", "sigma_range": None, "batch": 8, "teacher": 64, "rollouts": 60}
-    given |= {"chunk": None, "method": "search", **options}
-    return check_arguments(GAUSS, 4, **given)
 
 
 def configuration(**model: object) -> object:
@@ -98,8 +92,8 @@ REGISTRIES = {
     ),
     "zoo": ([f"zoo:{name}" for name in zoo.names()], ls.load),
     "feature spaces": (SPACES, features),
-    "bases": (("auto", "eps", "velocity"), lambda name: calibrated(basis=name)),
-    "methods": (("search", "gits"), lambda name: calibrated(method=name)),
+    "bases": (("auto", "eps", "velocity"), lambda name: ls.calibrate(GAUSS, 4, basis=name)),
+    "methods": (METHODS, lambda name: ls.calibrate(GAUSS, 4, method=name)),
     "ends of a grid": (("zero", "min"), lambda name: grids.log_linear(3, 2.0, 1.0, last=name)),
     "spacings": (("trailing", "leading", "linspace"), lambda name: grids.timesteps(3, ls.TimestepTable.ddpm(), name)),
     "styles": (
