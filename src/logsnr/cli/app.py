@@ -6,9 +6,10 @@ Bad input ends with one clear line on stderr and exit code 2; `--json` puts one 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from logsnr.errors import one_line
 
@@ -22,6 +23,21 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+
+
+class Named(TyperCommand):
+    """A command whose help names members of registries: they are looked up when help is asked for, as they import
+    torch."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, names filled in."""
+        from logsnr.cli.support import known_names
+
+        names = known_names()
+        for option in self.params:
+            if "{" in (getattr(option, "help", None) or ""):
+                vars(option)["help"] = vars(option)["help"].format(**names)
+        super().format_help(ctx, formatter)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from logsnr.cli.app import Json, Model, Seed, app
+from logsnr.cli.app import Json, Model, Named, Seed, app
 
 
 @app.command()
@@ -59,26 +59,24 @@ def train(
         print(f"{folder}: {summary}")
 
 
-UNASKED = ("auto", 2.0, None, "log-linear", None, None, 1.0)
+UNASKED = ("auto", None, None, "log-linear", None, None, 1.0)
 """solver, gamma, order, grid, sigma_max, sigma_min and guidance of `sample` where nothing was asked for."""
 
 
-@app.command()
+@app.command(cls=Named)
 def sample(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1)] = 10,
     solver: Annotated[
         str,
         typer.Option(
-            help="ge, ddim, ddpm, adams-bashforth, ipndm, deis, dpmpp, unipc or universal "
+            help="{solvers}, or one with its options as `logsnr compare` names it, DPM++(3M) "
             "[default: the model's own plan of that many evaluations where it has one, else ge]."
         ),
     ] = "auto",
-    gamma: Annotated[float, typer.Option(help="Gradient estimation's gamma; 1 is DDIM.")] = 2.0,
+    gamma: Annotated[float | None, typer.Option(help="Gradient estimation's gamma; 1 is DDIM [default: 2].")] = None,
     order: Annotated[int | None, typer.Option(help="Order of a multistep solver [default: its own].")] = None,
-    spacing: Annotated[
-        str, typer.Option("--grid", help="Spacing of the noise levels: log-linear or karras.")
-    ] = "log-linear",
+    grid: Annotated[str, typer.Option(help="Spacing of the noise levels: {grids}.")] = "log-linear",
     sigma_max: Annotated[float | None, typer.Option(help="First noise level [default: the model's range].")] = None,
     sigma_min: Annotated[
         float | None, typer.Option(help="Last noise level before 0 [default: the model's range].")
@@ -117,12 +115,12 @@ def sample(
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
     # Plans were made for a model as it is: any wish about the sampler, or guidance, is another sampler.
-    asked = (solver, gamma, order, spacing, sigma_max, sigma_min, guidance) != UNASKED
+    asked = (solver, gamma, order, grid, sigma_max, sigma_min, guidance) != UNASKED
     chosen = (
         Plan.load(plan)
         if plan
         else (None if asked else support.own_plan(model, nfe))
-        or support.solver_plan(denoiser, nfe, spacing, sigma_max, sigma_min, solver, gamma, order)
+        or support.solver_plan(denoiser, nfe, grid, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
@@ -202,12 +200,10 @@ def calibrate(
             print(f"  {error:.4f}  {name}")
 
 
-@app.command()
+@app.command(cls=Named)
 def evaluate(
     model: Model,
-    data: Annotated[
-        str | None, typer.Option(help="digits, or a .npz/.npy file or folder [default: the recipe's].")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
     evaluations: Annotated[int, typer.Option(help="Network evaluations per image, a multiple of 8.")] = 32,
     limit: Annotated[int | None, typer.Option(help="Use only the first images of the held-out set.", min=1)] = None,
     logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,

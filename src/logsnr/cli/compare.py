@@ -9,22 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.app import Json, Model, Seed, app
+from logsnr.cli.app import Json, Model, Named, Seed, app
 
 if TYPE_CHECKING:
     from logsnr.evaluation.quality import FeatureSpace
     from logsnr.loading import Loaded
 
 
-@app.command()
+@app.command(cls=Named)
 def compare(
     model: Model,
     nfe: Annotated[str, typer.Option(help="Network evaluations per image, comma-separated.")] = "5,8",
     plan: Annotated[
         list[Path] | None, typer.Option("--plan", help="Plan files (JSON) that take part; may be repeated.")
     ] = None,
-    solvers: Annotated[str, typer.Option(help="Keep solvers whose names start so: ge,dpm++,unipc.")] = "",
-    grids: Annotated[str, typer.Option(help="Keep grids whose names start so: karras,trailing.")] = "",
+    solvers: Annotated[
+        str,
+        typer.Option(help="Keep solvers whose names start so, e.g. ge,dpm++: {compared}, or a scheduler of diffusers."),
+    ] = "",
+    grids: Annotated[
+        str,
+        typer.Option(
+            help="Keep grids whose names start so, e.g. karras,trailing: {compared_grids}, or one of diffusers."
+        ),
+    ] = "",
     peers: Annotated[bool, typer.Option(help="Whether diffusers' schedulers take part.")] = True,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 is none, else two evaluations a step.")
@@ -35,9 +43,7 @@ def compare(
     n: Annotated[int, typer.Option("--number", "-n", help="Images per sampler.", min=2)] = 512,
     batch: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.", min=16)] = 100,
-    data: Annotated[
-        str | None, typer.Option(help="digits, or a .npz/.npy file or folder [default: the recipe's].")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -69,11 +75,16 @@ def compare(
     from logsnr.evaluation.compare import peers as theirs
     from logsnr.evaluation.compare.peers import FLOW_GRIDS, GRIDS, SCHEDULERS
     from logsnr.evaluation.passport import Passport
+    from logsnr.sampling.names import SOLVERS
 
     budgets = _numbers(nfe)
     words = {"solvers": _words(solvers), "grids": _words(grids)}
-    samplers.check_words("solver", words["solvers"], [*samplers.SOLVERS, *(SCHEDULERS if peers else ())])
-    samplers.check_words("grid", words["grids"], [*samplers.GRIDS, *((*GRIDS, *FLOW_GRIDS) if peers else ())])
+    samplers.check_words(
+        "solver", words["solvers"], [*samplers.compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS
+    )
+    samplers.check_words(
+        "grid", words["grids"], [*samplers.compared_grids(), *((*GRIDS, *FLOW_GRIDS) if peers else ())]
+    )
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None)
     about, eta = _about(model, denoiser, guidance, label), None

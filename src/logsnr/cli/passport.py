@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.app import Json, Seed, app
+from logsnr.cli.app import Json, Named, Seed, app
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from logsnr.loading import Loaded
 
 
-@app.command()
+@app.command(cls=Named)
 def passport(
     model: Annotated[str, typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.")],
     data: Annotated[
         str | None,
-        typer.Option(help="digits, an .npz/.npy file or folder, or none [default: the recipe's, if it can be read]."),
+        typer.Option(help="{data}; or none [default: the recipe's, if it can be read]."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page; the JSON file lies beside it [default: passport.html in the run].")

@@ -23,16 +23,18 @@ from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
+from logsnr.evaluation.compare.entries import compared_grids, compared_solvers
 from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load, load_plans, plans_file
 from logsnr.pixels import Pixels
-from logsnr.sampling import Plan, Step, grids, solvers
-from logsnr.sampling.plan import Grid
-from logsnr.sampling.universal import universal_plan
+from logsnr.sampling import Plan, Step
+from logsnr.sampling.names import GRIDS, SOLVERS, find_grid, named_plan
+from logsnr.sampling.table import table_of
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
+from logsnr.training.data import told_sources
 
 LARGEST_COVARIANCE = 3072
 """Dimensions of the largest Gaussian control (32 x 32 in colour): its eigenvectors take some ten seconds and 75 MB."""
@@ -55,41 +57,44 @@ def own_plan(model: str, nfe: int) -> Plan | None:
 def solver_plan(
     denoiser: Loaded,
     nfe: int,
-    spacing: str,
+    grid: str,
     sigma_max: float | None,
     sigma_min: float | None,
     solver: str,
-    gamma: float,
+    gamma: float | None,
     order: int | None,
 ) -> Plan:
-    """The plan of a solver by name on a grid by name, or the universal plan (its levels are its own); the model's
-    sampling range where no end is given."""
-    spacings: dict[str, Callable[..., Grid]] = {"log-linear": grids.log_linear, "karras": grids.karras}
-    plain: dict[str, Callable[..., Plan]] = {"ddim": solvers.ddim, "ddpm": solvers.ddpm}
-    multistep: dict[str, Callable[..., Plan]] = {
-        "adams-bashforth": solvers.adams_bashforth,
-        "ipndm": solvers.ipndm,
-        "deis": solvers.deis,
-        "dpmpp": solvers.dpmpp,
-        "unipc": solvers.unipc,
+    """The plan of a solver by name on a grid by name, within the model's sampling range where no end is given.
+
+    Raises:
+        LogsnrError: as `named_plan`, or if an end is given of a grid whose levels are fixed.
+    """
+    low, high = denoiser.sampling_range
+    for option, end in (("--sigma-max", sigma_max), ("--sigma-min", sigma_min)):
+        if end is not None and GRIDS[find_grid(grid)[0]].needs in ("table", "nothing"):
+            raise LogsnrError(f"{option} {end:g} with --grid {grid}, whose levels are fixed: leave one of them out")
+    return named_plan(
+        "ge" if solver == "auto" else solver,
+        nfe,
+        low if sigma_min is None else sigma_min,
+        high if sigma_max is None else sigma_max,
+        grid=grid,
+        sigma_data=denoiser.sigma_data,
+        table=table_of(denoiser),
+        gamma=gamma,
+        order=order,
+    )
+
+
+def known_names() -> dict[str, str]:
+    """What help texts name: members of the registries."""
+    return {
+        "solvers": ", ".join(name for name, entry in SOLVERS.items() if entry.makes != "samples"),
+        "grids": ", ".join(name for name, entry in GRIDS.items() if entry.needs != "eta"),
+        "compared": ", ".join(compared_solvers()),
+        "compared_grids": ", ".join(compared_grids()),
+        "data": told_sources(),
     }
-    if spacing not in spacings:
-        raise LogsnrError(f"--grid {spacing!r} is not one of {', '.join(spacings)}")
-    solver = "ge" if solver == "auto" else solver
-    if solver not in {"ge", "universal", *plain, *multistep}:
-        raise LogsnrError(f"--solver {solver!r} is not one of ge, {', '.join([*plain, *multistep])}, universal")
-    if order is not None and solver not in multistep:
-        raise LogsnrError(f"--order {order}: {solver} has no order; it belongs to {', '.join(multistep)}")
-    lo, hi = denoiser.sampling_range
-    lo, hi = lo if sigma_min is None else sigma_min, hi if sigma_max is None else sigma_max
-    if solver == "universal":
-        return universal_plan(nfe, lo, hi, sigma_data=denoiser.sigma_data)
-    grid = spacings[spacing](nfe, hi, lo)
-    if solver == "ge":
-        return solvers.ge(grid, gamma=gamma)
-    if solver in plain:
-        return plain[solver](grid)
-    return multistep[solver](grid) if order is None else multistep[solver](grid, order)
 
 
 def calibrated(

@@ -90,6 +90,11 @@ class GridEntry:
         return self.make(n, given, *(() if self.needs == "table" else (sigma_max, sigma_min)), **options)
 
 
+def _ge_paper(n: int, table: TimestepTable, start: float = 40.0, end: float | None = None) -> Grid:
+    """The paper's grid from its start, or from the table's largest level."""
+    return grids.ge_paper(n, table, min(start, table.sigma_range[1]), end)
+
+
 SOLVERS: dict[str, SolverEntry] = {
     "ddim": SolverEntry(family="DDIM", make=solvers.ddim, variants={"DDIM": {}}, aliases=("euler",)),
     "ge": SolverEntry(
@@ -141,7 +146,7 @@ GRIDS: dict[str, GridEntry] = {
     "beta": GridEntry(make=grids.beta),
     "leading": GridEntry(make=partial(grids.timesteps, spacing="leading"), needs="table"),
     "linspace": GridEntry(make=partial(grids.timesteps, spacing="linspace"), needs="table"),
-    "ge-paper": GridEntry(make=grids.ge_paper, needs="table"),
+    "ge-paper": GridEntry(make=_ge_paper, needs="table"),
     "ays-sd15": GridEntry(make=partial(grids.ays, model="sd15"), needs="nothing"),
     "ays-sdxl": GridEntry(make=partial(grids.ays, model="sdxl"), needs="nothing"),
     "ays-svd": GridEntry(make=partial(grids.ays, model="svd"), needs="nothing"),

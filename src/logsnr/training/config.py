@@ -18,6 +18,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.models.config import NetworkConfig
 from logsnr.predictions import LABELS, PREDICTIONS
+from logsnr.sampling.names import SOLVERS, find_solver, named_plan
+from logsnr.sampling.plan import Plan
 
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -213,16 +215,26 @@ class SamplesConfig(_Section):
     Args:
         every: steps between grids.
         count: images in a grid.
-        solver: "ge" (gradient estimation, `gamma`) or "ddim".
+        solver: a name of `sampling.names`, e.g. "ge" or "DPM++(3M)".
         steps: network evaluations per image.
-        gamma: gradient estimation's extrapolation.
+        gamma: gradient estimation's extrapolation; 2 where nothing is said.
     """
 
     every: Annotated[int, Field(ge=0)] = 1000
     count: Count = 64
-    solver: Literal["ge", "ddim"] = "ge"
+    solver: str = "ge"
     steps: Count = 20
-    gamma: PositiveFloat = 2.0
+    gamma: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _a_plan(self) -> SamplesConfig:
+        self.plan(0.01, 100.0, 1.0)
+        return self
+
+    def plan(self, low: float, high: float, sigma_data: float) -> Plan:
+        """The sampler of a model with this range of noise levels."""
+        gamma = self.gamma if "gamma" in SOLVERS[find_solver(self.solver, "rows", "plan")[0]].takes else None
+        return named_plan(self.solver, self.steps, low, high, sigma_data=sigma_data, gamma=gamma)
 
 
 class Recipe(_Section):

@@ -11,6 +11,7 @@ held-out part under `test_images` / `x_test` and `test_labels` / `y_test`.  Noth
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from logsnr.errors import LogsnrError, one_line, require
+from logsnr.errors import LogsnrError, nearest, one_line, require
 from logsnr.training.config import DataConfig
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "arr_0")
@@ -57,37 +58,49 @@ class Dataset:
         return c, h, w
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of data that `data.source` can name.
+
+    Args:
+        load: config -> Dataset.
+        told: what messages call it.
+        recognised: whether a source is of this kind; None for one that goes by its name in `DATASETS`.
+    """
+
+    load: Callable[[DataConfig], Dataset]
+    told: str
+    recognised: Callable[[str], bool] | None = None
+
+
 def load_data(config: DataConfig) -> Dataset:
     """Read, check and split the images of `config`.
 
     Raises:
         LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
     """
-    source = config.source
-    if source == "digits":
-        return _digits(config)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        images, labels = _folder(path, config)
-        return _split(images, labels, None, None, config, str(path))
-    if path.suffix not in (".npz", ".npy"):
-        what = "is neither a folder nor an .npz or .npy file" if path.exists() else "does not exist"
-        raise LogsnrError(
-            f"data.source = {source!r} {what}: give 'digits', an .npz or .npy file, or a folder of images"
-        )
-    if config.size is not None or config.channels is not None:
-        raise LogsnrError(f"data.size and data.channels apply to folders of images: remove them to read {path}")
-    arrays = _arrays(path)
-    stored, test = _pick(arrays, IMAGE_KEYS), _pick(arrays, TEST_IMAGE_KEYS)
-    if stored is None:
-        raise LogsnrError(f"{path} has no images: its keys are {_names(arrays)}; use one of {', '.join(IMAGE_KEYS)}")
-    images = _images(stored, str(path))
-    labels = _labels(_pick(arrays, LABEL_KEYS), len(stored), str(path))
-    if test is None:
-        return _split(images, labels, None, None, config, str(path))
-    where = f"the held-out part of {path}"
-    test_labels = _labels(_pick(arrays, TEST_LABEL_KEYS), len(test), where)
-    return _split(images, labels, _images(test, where), test_labels, config, str(path))
+    text = config.source
+    for name, source in DATASETS.items():
+        if text == name if source.recognised is None else source.recognised(text):
+            return source.load(config)
+    near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
+    what = "is of no kind that is read" if Path(text).expanduser().exists() else "does not exist"
+    hint = f"did you mean {near!r}? " if near else ""
+    raise LogsnrError(f"data.source = {text!r} {what}: {hint}give {told_sources()}")
+
+
+def told_sources() -> str:
+    """Every kind of source, in words."""
+    *others, last = (source.told for source in DATASETS.values())
+    return f"{', '.join(others)}, or {last}"
+
+
+def _is_array(source: str) -> bool:
+    return Path(source).suffix in (".npz", ".npy") and not _is_folder(source)
+
+
+def _is_folder(source: str) -> bool:
+    return Path(source).expanduser().is_dir()
 
 
 def _digits(config: DataConfig) -> Dataset:
@@ -105,6 +118,23 @@ def _digits(config: DataConfig) -> Dataset:
         grey_levels=17,
         classes=10,
     )
+
+
+def _array_file(config: DataConfig) -> Dataset:
+    path = Path(config.source).expanduser()
+    if config.size is not None or config.channels is not None:
+        raise LogsnrError(f"data.size and data.channels apply to folders of images: remove them to read {path}")
+    arrays = _arrays(path)
+    stored, test = _pick(arrays, IMAGE_KEYS), _pick(arrays, TEST_IMAGE_KEYS)
+    if stored is None:
+        raise LogsnrError(f"{path} has no images: its keys are {_names(arrays)}; use one of {', '.join(IMAGE_KEYS)}")
+    images = _images(stored, str(path))
+    labels = _labels(_pick(arrays, LABEL_KEYS), len(stored), str(path))
+    if test is None:
+        return _split(images, labels, None, None, config, str(path))
+    where = f"the held-out part of {path}"
+    test_labels = _labels(_pick(arrays, TEST_LABEL_KEYS), len(test), where)
+    return _split(images, labels, _images(test, where), test_labels, config, str(path))
 
 
 def _split(
@@ -212,8 +242,9 @@ def _labels(array: np.ndarray[Any, Any] | None, n: int, source: str) -> Tensor |
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _folder(path: Path, config: DataConfig) -> tuple[Tensor, Tensor | None]:
+def _folder(config: DataConfig) -> Dataset:
     """Images of a folder, in the order of their names; sub-folders are classes."""
+    path = Path(config.source).expanduser()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise LogsnrError(f"{path} holds no images ({', '.join(SUFFIXES)}): check the path")
@@ -233,7 +264,8 @@ def _folder(path: Path, config: DataConfig) -> tuple[Tensor, Tensor | None]:
                 "all images to one size"
             )
     labels = torch.tensor([names.index(parts[0]) for parts in parents]) if names else None
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), labels
+    stored = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return _split(stored, labels, None, None, config, str(path))
 
 
 def _read_image(file: Path, config: DataConfig) -> np.ndarray[Any, Any]:
@@ -262,3 +294,11 @@ def _pick(arrays: dict[str, np.ndarray[Any, Any]], keys: tuple[str, ...]) -> np.
 
 def _names(arrays: dict[str, np.ndarray[Any, Any]]) -> str:
     return ", ".join(arrays) or "none"
+
+
+DATASETS: dict[str, Source] = {
+    "digits": Source(load=_digits, told="'digits'"),
+    "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
+    "folder": Source(load=_folder, told="a folder of images", recognised=_is_folder),
+}
+"""Kinds of data, each with what reads it; the first that recognises a source takes it."""

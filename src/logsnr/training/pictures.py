@@ -10,7 +10,6 @@ from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.images import tile
 from logsnr.models.unet import UNet
-from logsnr.sampling import grids, solvers
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
 from logsnr.training.run import derived_seed
@@ -29,10 +28,7 @@ def save_grid(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     assert isinstance(denoiser.network, UNet)
     classes = denoiser.network.config.classes
     cond = {"class_labels": torch.arange(options.count, device=device) % classes} if classes else None
-    smallest, largest = denoiser.sampling_range
-    grid = grids.log_linear(options.steps, largest, smallest, last="zero")
-    plan = solvers.ddim(grid) if options.solver == "ddim" else solvers.ge(grid, gamma=options.gamma)
-    x = sample(denoiser, plan, noise=noise, cond=cond)
+    x = sample(denoiser, options.plan(*denoiser.sampling_range, denoiser.sigma_data), noise=noise, cond=cond)
     assert denoiser.pixels is not None
     shown = denoiser.pixels.display(denoiser.decode(x).cpu())
     shown = shown[:, :3] if shown.shape[1] == 4 else shown

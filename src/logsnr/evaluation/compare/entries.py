@@ -23,8 +23,9 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, nearest
-from logsnr.sampling import Plan, evaluations, grids, heun, sample, solvers
+from logsnr.sampling import Plan, evaluations, sample
 from logsnr.sampling.loop import check_start, updates
+from logsnr.sampling.names import GRIDS, NEEDED, SOLVERS, find_solver, plain
 from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
@@ -65,31 +66,6 @@ class Entry:
         return f"diffusers {told}" if self.origin == "diffusers" else told
 
 
-SOLVERS: dict[str, tuple[str, Callable[[Grid], Plan] | None]] = {
-    "DDIM": ("DDIM", solvers.ddim),
-    "GE(1.5)": ("GE", partial(solvers.ge, gamma=1.5)),
-    "GE(2)": ("GE", partial(solvers.ge, gamma=2.0)),
-    "AB-2": ("Adams-Bashforth", partial(solvers.adams_bashforth, order=2)),
-    "AB-3": ("Adams-Bashforth", partial(solvers.adams_bashforth, order=3)),
-    "iPNDM-3": ("PNDM", partial(solvers.ipndm, order=3)),
-    "iPNDM-4": ("PNDM", partial(solvers.ipndm, order=4)),
-    "DEIS-2": ("DEIS", partial(solvers.deis, order=2)),
-    "DEIS-3": ("DEIS", partial(solvers.deis, order=3)),
-    "DPM++(2M)": ("DPM++", solvers.dpmpp),
-    "DPM++(3M)": ("DPM++", partial(solvers.dpmpp, order=3)),
-    "DPM++(3M) ramp": ("DPM++", partial(solvers.dpmpp, order=3, final="ramp")),
-    "UniPC-2": ("UniPC", partial(solvers.unipc, order=2)),
-    "UniPC-3": ("UniPC", partial(solvers.unipc, order=3)),
-    "UniPC-3 ramp": ("UniPC", partial(solvers.unipc, order=3, final="ramp")),
-    "Heun": ("Heun", None),
-}
-"""Our solvers: family, and grid -> plan (Heun is no plan)."""
-
-GRIDS = ("log-linear", "karras", "flow", "timesteps", "admissible")
-"""Our grids: geometric, EDM's, even in flow time, even in the table's timesteps (trailing), and, where the model's
-relative error is known, the admissible schedule of it; all end at sigma 0."""
-
-
 def ours(
     denoiser: Denoiser,
     nfe: Iterable[int],
@@ -111,13 +87,10 @@ def ours(
     Raises:
         LogsnrError: if "admissible" is asked for by name and there is no curve.
     """
-    known = [grid for grid in GRIDS if grid != "admissible" or not _empty(eta)]
+    known = [grid for grid in compared_grids() if GRIDS[grid].needs != "eta" or not _empty(eta)]
     for word in grids:
-        if kept(GRIDS, [word]) == ["admissible"] and "admissible" not in known:
-            raise LogsnrError(
-                f"grid {word!r} needs the model's relative error eta(sigma), and there is none: give the passport of "
-                "one that was examined on data (logsnr passport MODEL --data ...; compare --passport, or eta=)"
-            )
+        if not kept(known, [word]) and kept(compared_grids(), [word]):
+            raise LogsnrError(f"grid {word!r} needs {NEEDED['eta']}")
 
     @cache
     def levels(grid: str, n: int) -> Grid | None:
@@ -126,7 +99,7 @@ def ours(
     out: list[Entry] = []
     for budget in nfe:
         seen: set[Hashable] = set()
-        for solver in kept(SOLVERS, solvers):
+        for solver in compared_solvers(solvers):
             for grid in kept(known, grids):
                 entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
                 if entry is None:
@@ -146,15 +119,16 @@ def _ours(
     denoiser: Denoiser, solver: str, grid: str, levels_of: Callable[[str, int], Grid | None], budget: int, n: int
 ) -> Entry | None:
     levels = levels_of(grid, n)
-    family, plan_of = SOLVERS[solver]
     if levels is None:
         return None
-    if plan_of is not None:
-        return plan_entry(denoiser, plan_of(levels), solver, grid, family, "logsnr", budget)
+    name, make = find_solver(solver, "rows", "samples")
+    about = SOLVERS[name]
+    if about.makes == "rows":
+        return plan_entry(denoiser, make(levels), solver, grid, about.family, "logsnr", budget)
     spent = sum(map(denoiser.cost, levels[:-1])) + sum(denoiser.cost(sigma) for sigma in levels[1:] if sigma > 0)
     return Entry(
-        solver=solver, grid=grid, family=family, origin="logsnr", budget=budget, evaluations=spent,
-        run=lambda model, noise, cond, generator: heun(model, levels, noise=noise, cond=cond),
+        solver=solver, grid=grid, family=about.family, origin="logsnr", budget=budget, evaluations=spent,
+        run=lambda model, noise, cond, generator: make(model, levels, noise=noise, cond=cond),
     )  # fmt: skip
 
 
@@ -172,16 +146,20 @@ def plan_entry(denoiser: Denoiser, plan: Plan, solver: str, grid: str, family: s
 def _levels(denoiser: Denoiser, grid: str, n: int, eta: EtaCurve | None = None) -> Grid | None:
     """n evaluations on a grid by name; None where it has not so many levels."""
     low, high = denoiser.sampling_range
-    if grid == "log-linear":
-        return grids.log_linear(n, high, low)
-    if grid == "karras":
-        return grids.karras(n, high, low)
-    if grid == "flow":
-        return grids.flow_range(n, high, low)
-    if grid == "admissible" and eta is not None:
-        return grids.admissible(n, eta, high, low)
     table = table_of(denoiser)
-    return grids.timesteps(n, table) if n <= len(table) else None
+    if GRIDS[grid].needs == "table" and n > len(table):
+        return None
+    return GRIDS[grid](n, high, low, table=table, eta=eta)
+
+
+def compared_solvers(wanted: Sequence[str] = ()) -> list[str]:
+    """Our solvers, as a comparison names them, of which a name or the solver's own starts with a word wanted."""
+    return [variant for name, entry in SOLVERS.items() for variant in entry.variants if kept([variant, name], wanted)]
+
+
+def compared_grids() -> list[str]:
+    """Our grids that take part; all end at sigma 0."""
+    return [name for name, entry in GRIDS.items() if entry.compared]
 
 
 def universal(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
@@ -246,27 +224,22 @@ def read_plans(paths: Iterable[Path]) -> dict[str, Plan]:
 
 def kept(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
     """The names that start with one of the words wanted; all of them without any."""
-    words = tuple(map(_plain, wanted))
-    return [name for name in names if not words or _plain(name).startswith(words)]
+    words = tuple(map(plain, wanted))
+    return [name for name in names if not words or plain(name).startswith(words)]
 
 
-def check_words(what: str, words: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse a word that no name starts with.
+def check_words(what: str, words: Sequence[str], names: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Refuse a word that no name starts with, nor another name of theirs (`also`).
 
     Raises:
         LogsnrError: naming the nearest names.
     """
     known = list(dict.fromkeys(names))
     for word in words:
-        if not _plain(word) or not kept(known, [word]):
+        if not plain(word) or not kept([*known, *also], [word]):
             guess = nearest(word, known)
             hint = f" (did you mean {guess}?)" if guess else ""
             raise LogsnrError(f"no {what} is called {word!r}{hint}: there are {', '.join(known)}")
-
-
-def _plain(name: str) -> str:
-    """Letters and digits alone, + as p: "DPM++(2M)" answers to dpm, dpmpp and dpmpp2m."""
-    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
 
 
 def largest(budget: int, make: Callable[[int], Entry | None]) -> Entry | None:

@@ -21,15 +21,13 @@ from logsnr.evaluation.passport.card import Bend, EndPoint, Gamma
 from logsnr.evaluation.passport.meter import Cond, Meter
 from logsnr.sampling import Plan, Step, grids, sample, solvers
 from logsnr.sampling.counted import rmse
-from logsnr.sampling.plan import Grid
+from logsnr.sampling.names import named_plan
 
 TEACHER = 80
 """Steps of the teacher."""
 NFES = (4, 6, 8, 10, 14, 20)
-STUDENTS: dict[str, Callable[[Grid], Plan]] = {
-    "GE (gamma 2)": lambda grid: solvers.ge(grid, gamma=2.0),
-    "UniPC": lambda grid: solvers.unipc(grid, 2),
-}
+STUDENTS = {"GE (gamma 2)": "GE(2)", "UniPC": "UniPC-2"}
+"""Solvers of few steps, as a passport and as `sampling.names` call them."""
 STRIDE = 4
 """Steps of the teacher between two readings of the direction, for its curvature: closer ones are a network's jitter."""
 GAMMA_STEPS = 10
@@ -85,9 +83,9 @@ def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectori
         EndPoint(
             solver=name,
             nfe=n,
-            rmse=rmse(_run(denoiser, make(grids.log_linear(n, high, low)), noise, cond, chunk), ends) / scale,
+            rmse=rmse(_run(denoiser, named_plan(solver, n, low, high), noise, cond, chunk), ends) / scale,
         )
-        for name, make in STUDENTS.items()
+        for name, solver in STUDENTS.items()
         for n in NFES
     ]
     denoiser.part = "gamma"

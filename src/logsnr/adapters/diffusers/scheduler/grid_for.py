@@ -1,33 +1,30 @@
 """Where steps land: the levels that a scheduler's config names, and those that a caller gives.
 
-    trailing, leading, linspace, ge-paper      timesteps of the table, and where the last one goes
-    karras, log-linear, beta                   spread between the model's largest and smallest level, or start and end
-    ays-sd15, ays-sdxl, ays-svd                Align Your Steps' lists (2404.14507)
-    flow                                       t = 1, 1 - 1/n, ..., 1/n, and 0
+Names are those of `sampling.names`, by what a grid needs:
 
-Grids of flow models are spaced in flow time t, then shifted: t -> shift t/(1 + (shift - 1) t), which multiplies sigma
-by `shift` (e^mu under dynamic shifting), once.
+    a table      trailing, leading, linspace, ge-paper: timesteps, and where the last one goes
+    a range      karras, log-linear, beta, ...: between the model's largest and smallest level, or start and end
+    nothing      Align Your Steps' lists (2404.14507)
+
+A flow model's "flow" is t = 1, 1 - 1/n, ..., 1/n, and 0; its other grids are spread over those times.  They
+are spaced in flow time t, then shifted: t -> shift t/(1 + (shift - 1) t), which multiplies sigma by `shift` (e^mu under
+dynamic shifting), once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from logsnr.adapters.diffusers.config import Noising
-from logsnr.errors import nearest, require
 from logsnr.noise import sigma_from_flow_time
 from logsnr.sampling import grids
+from logsnr.sampling.names import GRIDS, Needs, find_grid
 from logsnr.sampling.plan import Grid
 
-AYS: dict[str, grids.AYSModel] = {"ays-sd15": "sd15", "ays-sdxl": "sdxl", "ays-svd": "svd"}
-SPACINGS: dict[str, grids.Spacing] = {"trailing": "trailing", "leading": "leading", "linspace": "linspace"}
-GRIDS = (*SPACINGS, "karras", "log-linear", "beta", "ge-paper", *AYS)
 TIME_SHIFTS = ("exponential", "linear")
-FLOW_GRIDS = ("flow", "karras", "log-linear", "beta")
 
 
 def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
@@ -89,33 +86,30 @@ def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Gr
     if model.flow:
         return _flow(config, name, n, shift)
     start, end = _ends(config, model, name)
+    entry, table = GRIDS[name], model.table
     last: grids.Last = "min" if _stops_above_zero(config) else "zero"
-    if name in AYS:
-        return grids.ays(n, AYS[name], last)
-    table = model.table
-    if name in ("karras", "log-linear", "beta"):
-        spread: dict[str, Callable[..., Grid]] = {
-            "karras": partial(grids.karras, rho=float(config["rho"])),
-            "log-linear": grids.log_linear,
-            "beta": _beta,
-        }
+    if entry.needs == "nothing":
+        return entry(n, start, end, last=last)
+    if entry.needs == "range":
+        options: dict[str, Any] = {"rho": float(config["rho"])} if name == "karras" else {}
         if not math.isinf(start):
-            return spread[name](n, start, end, last=last)
+            return entry(n, start, end, last=last, **options)
         # zero terminal SNR: inf first, then the spacing from the table's largest finite level
         assert table is not None
-        rest = spread[name](n - 1, float(table.sigmas[-2]), end, last=last) if n > 1 else (0.0,)
+        rest = entry(n - 1, float(table.sigmas[-2]), end, last=last, **options) if n > 1 else (0.0,)
         return grids.from_sigmas([math.inf, *rest])
     assert table is not None
     if name == "ge-paper":
-        return grids.ge_paper(n, table, min(config["start"] or 40.0, start), config["end"])
+        return entry(n, start, end, table=table, start=min(config["start"] or 40.0, start), end=config["end"])
     total = len(table)
     if n > total:
         raise ValueError(f"num_inference_steps = {n}: the model has {total} timesteps; use fewer, or grid='log-linear'")
-    if n == 1 and name != "trailing":
+    if n == 1 and name in ("leading", "linspace"):
         return _finish(config, model, [float(table.sigmas[-1])])  # one step from the offset would be one from no noise
     # an offset that would leave the table (n = T) is as large as fits
-    offset = min(int(config["steps_offset"]), total - 1 - (n - 1) * (total // n)) if name == "leading" else 0
-    return _finish(config, model, grids.timesteps(n, table, SPACINGS[name], "zero", offset)[:-1])
+    offset = min(int(config["steps_offset"]), total - 1 - (n - 1) * (total // n))
+    options = {"offset": offset} if name == "leading" else {}
+    return _finish(config, model, entry(n, start, end, table=table, **options)[:-1])
 
 
 def grid_name(config: Mapping[str, Any], model: Noising) -> str:
@@ -132,13 +126,12 @@ def grid_name(config: Mapping[str, Any], model: Noising) -> str:
         on = [grid for flag, grid in {**flags, "use_beta_sigmas": "beta"}.items() if config[flag]]
         default = "flow" if model.flow else config["timestep_spacing"] if model.table is not None else "karras"
         name = on[0] if on else default
-    known = FLOW_GRIDS if model.flow else GRIDS if model.table is not None else ("karras", "log-linear", "beta")
-    if name not in known:
-        guess = nearest(str(name), known)
-        hint = f": did you mean {guess!r}?" if guess else "; or give timesteps or sigmas to set_timesteps"
-        kind = "flow model" if model.flow else "model"
-        raise ValueError(f"grid {name!r} is not one of {', '.join(known)}, which this {kind} has{hint}")
-    return str(name)
+    needs: tuple[Needs, ...] = ("range",) if model.flow or model.table is None else ("range", "table", "nothing")
+    kind = "flow model" if model.flow else "model"
+    key, grid = find_grid(name, needs, where=f", which this {kind} has")
+    if grid.keywords:
+        raise ValueError(f"grid {name!r}: a run stops above 0 by final_sigmas_type='sigma_min'; give grid={key!r}")
+    return key
 
 
 def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
@@ -166,7 +159,8 @@ def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, 
     """Largest and smallest level of a continuous grid."""
     low, high = model.sigma_range
     given = {key: config[key] for key in ("start", "end")}
-    if name in (*SPACINGS, *AYS) and any(value is not None for value in given.values()):
+    fixed = GRIDS[name].needs in ("table", "nothing") and name != "ge-paper"
+    if fixed and any(value is not None for value in given.values()):
         raise ValueError(
             f"start or end with grid {name!r}, whose ends are its timesteps: use grid='log-linear', 'karras', 'beta' "
             "or 'ge-paper'"
@@ -196,21 +190,12 @@ def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
         times = [1 - (1 - t) / factor for t in times] if factor > 0 else times
     if name != "flow" and n > 1:
         end = times[-1] if config["end"] is None else float(config["end"])
-        spread: dict[str, Callable[..., Grid]] = {"karras": grids.karras, "log-linear": grids.log_linear, "beta": _beta}
-        times = list(spread[name](n, times[0], end)[:-1])
+        times = list(GRIDS[name](n, times[0], end)[:-1])
     return grids.from_sigmas([*(sigma_from_flow_time(min(t, 1.0)) for t in times), 0.0])
 
 
 def _shifted(t: float, shift: float) -> float:
     return shift * t / (1 + (shift - 1) * t)
-
-
-def _beta(n: int, high: float, low: float, last: str = "zero") -> Grid:
-    """Quantiles of a Beta(.6, .6) between two levels (2407.12173)."""
-    beta = require("scipy.stats", extra="train", purpose="grid 'beta'").beta
-    count = n if last == "zero" else n + 1
-    levels = [low + float(beta.ppf(1 - i / max(count - 1, 1), 0.6, 0.6)) * (high - low) for i in range(count)]
-    return grids.from_sigmas([*levels, 0.0] if last == "zero" else levels)
 
 
 def _stops_above_zero(config: Mapping[str, Any]) -> bool:

@@ -11,9 +11,11 @@ ours.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from operator import index
 from typing import Any
@@ -24,9 +26,9 @@ from torch import Tensor
 
 from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
-from logsnr.errors import nearest
 from logsnr.predictions import EDM
 from logsnr.sampling import Plan, solvers
+from logsnr.sampling.names import SOLVERS, find_solver
 from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
@@ -151,36 +153,38 @@ def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
     Raises:
         ValueError: if the solver or its options do not fit.
     """
-    check_solver(config)
-    name, gamma = config["solver"], config["gamma"]
-    options = dict(config["solver_options"] or {})
+    make = check_solver(config)
+    options = {**make.keywords, **(config["solver_options"] or {})}
+    takes = inspect.signature(make.func).parameters
     if config["basis"] is not None:
         options["basis"] = config["basis"]
+    if "mu" in takes:
+        options["mu"] = config["mu"]
+    if "gamma" in takes:
+        if config["gamma"] not in (None, "auto"):
+            options["gamma"] = config["gamma"]
+        options.setdefault("gamma", 2.0)
+        if model.flow:
+            options.setdefault("basis", "velocity")
     try:
-        if name in ("ge", "unified"):
-            if model.flow:
-                options.setdefault("basis", "velocity")
-            return solvers.unified(grid, 2.0 if gamma in (None, "auto") else gamma, config["mu"], **options)
-        solver: Callable[..., Plan] = getattr(solvers, name)
-        return solver(grid, **options)
+        plan: Plan = make.func(grid, **options)
     except TypeError as error:
         raise ValueError(
-            f"options {options} do not fit solver {name!r} ({error}): see logsnr.solvers.{name}"
+            f"options {options} do not fit solver {config['solver']!r} ({error}): see logsnr.solvers"
         ) from error
+    return plan
 
 
-def check_solver(config: Mapping[str, Any]) -> None:
-    """Refuse a solver that does not exist, and options that only gradient estimation has.
+def check_solver(config: Mapping[str, Any]) -> partial[Plan]:
+    """The config's solver; one that does not exist is refused, and so are options that only gradient estimation has.
 
     Raises:
         ValueError: naming the fix.
     """
-    name, gamma, mu = config["solver"], config["gamma"], config["mu"]
-    known = [solver for solver in solvers.__all__ if solver != "custom"]
-    if name not in known:
-        guess = nearest(str(name), known)
-        hint = f": did you mean {guess!r}?" if guess else "; rows of your own are a plan: pass plan="
-        raise ValueError(f"solver {name!r} is not one of {', '.join(known)}{hint}")
+    gamma, mu = config["gamma"], config["mu"]
+    name, make = find_solver(config["solver"])
+    if name == "ge":
+        make = partial(solvers.unified, **make.keywords)  # the same, and noise
     if not isinstance(config["solver_options"] or {}, Mapping):
         raise ValueError(f"solver_options = {config['solver_options']!r}: give a dict, e.g. {{'order': 3}}")
     chosen = [key for key, default in SAMPLER.items() if config[key] not in (default, None, {})]
@@ -197,13 +201,16 @@ def check_solver(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"gamma = {gamma!r}: give a number, a list with one number for each step that uses it, or 'auto'"
         )
-    if name not in ("ge", "unified") and (gamma is not None or mu):
+    takes = inspect.signature(make.func).parameters
+    if (gamma is not None and "gamma" not in takes) or (mu and "mu" not in takes):
+        those = " and ".join(repr(other) for other, entry in SOLVERS.items() if "gamma" in entry.takes)
         raise ValueError(
-            f"solver {name!r} with gamma = {gamma}, mu = {mu}: only 'ge' and 'unified' take them; "
+            f"solver {name!r} with gamma = {gamma}, mu = {mu}: only {those} take them; "
             "drop them, or put the solver's own options into solver_options"
         )
     if not (isinstance(mu, Real) and 0 <= float(mu) < 1):
         raise ValueError(f"mu = {mu}: must be in [0, 1); 0 is deterministic, 1/2 is DDPM")
+    return make
 
 
 def with_eta(plan: Plan, eta: float) -> Plan:

@@ -72,12 +72,12 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             evaluations, levels and rows, within the model's range; 2 where there is none of that number.
         plan: a `Plan`, its JSON text, values or path, or several of them (a list, or keyed by evaluations).  Kept in
             the config, so it is saved and loaded with the pipeline.
-        solver: any of `logsnr.solvers` by name.
+        solver: any of `logsnr.solvers` by name (`sampling.names`), also with its options, as "DPM++(3M)".
         solver_options: its further arguments, e.g. `{"order": 3}`.
         basis: what the solver combines: "eps", "x0" or "velocity"; None is velocity for flows and eps otherwise.
         mu: noise in [0, 1), drawn from the pipeline's generator: 0 deterministic, 1/2 DDPM.
-        grid: "trailing", "leading", "linspace", "karras", "log-linear", "beta", "ge-paper", "ays-sd15", "ays-sdxl";
-            for flows "flow", "karras", "log-linear", "beta".  None: as the config's stock options say.
+        grid: any of `sampling.names.GRIDS`, for flows those that need a range alone: "flow", "karras", "log-linear",
+            "beta".  None: as the config's stock options say.
         start, end: first and last level of a continuous grid: noise-to-signal ratios, for flows times.
 
     All other arguments are those of stock schedulers and mean the same.  With `set_alpha_to_one=False`, or
