@@ -176,7 +176,7 @@ def test_sources_that_do_not_exist(tmp_path):
     with pytest.raises(LogsnrError, match=r"x.npz' does not exist: check the path"):
         load(tmp_path / "x.npz")
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(LogsnrError, match=r"is neither a folder nor an .npz or .npy file"):
+    with pytest.raises(LogsnrError, match=r"is of no kind that is read: give 'digits', an .npz"):
         load(tmp_path / "x.txt")
     with pytest.raises(LogsnrError, match="apply to folders of images: remove them"):
         load(npz(tmp_path, images=pictures()), size=8)
