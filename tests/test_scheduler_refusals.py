@@ -54,7 +54,10 @@ THREE = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))
         ({"grid": "log-linear", "end": 1e-3}, "end = 0.001: must be in the model's range"),
         ({"start": 10.0}, "use grid='log-linear'"),
         ({"prediction_type": "flow_prediction", "start": 1.5}, r"times in \(0, 1\]"),
-        ({"prediction_type": "flow_prediction", "grid": "trailing"}, "not one of log-linear, karras, flow, beta, which this flow model has"),
+        (
+            {"prediction_type": "flow_prediction", "grid": "trailing"},
+            "not one of log-linear, karras, flow, beta, which this flow model has",
+        ),
         ({"final_sigmas_type": "none"}, "zero, sigma_min"),
         ({"plan": ls.solvers.ddim((80.0, 1.0, 0.0))}, "sigma = 80 is outside the model's range"),
         ({"plan": ls.solvers.ddim((10.0, 0.001, 0.0))}, "sigma = 0.001 is outside the model's range"),

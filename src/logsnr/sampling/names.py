@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from logsnr.errors import LogsnrError, nearest
+from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import grids, solvers
 from logsnr.sampling.plan import Grid, Plan
 from logsnr.sampling.reference import heun
@@ -249,6 +249,4 @@ def _find(what: str, name: str, known: Mapping[str, Mapping[str, Options]], wher
         for other, options in names.items():
             if plain(str(name)) == plain(other):
                 return key, options
-    guess = nearest(str(name), [other for names in known.values() for other in names])
-    hint = f": did you mean {guess!r}?" if guess else ""
-    raise LogsnrError(f"{what} {name!r} is not one of {', '.join(known)}{where}{hint}")
+    raise unknown(what, name, known, where)
