@@ -265,7 +265,7 @@ def test_derivatives_of_one_step() -> None:
     end = flow(noise, sigma, 0.0)
     space = Space(template=Plan((sigma, 0.0), ((c,),), "x0"), low=0.01, high=50.0)
     meter = Meter(GAUSSIAN)
-    normal = normal_equations(meter, space, space.vector(space.template), of(noise, end), 16, None)
+    gram, pull = normal_equations(meter, space, space.vector(space.template), of(noise, end), 16, None)
     assert meter.answers == space.cost() * 30
 
     def gain(sigma: float) -> Tensor:
@@ -276,9 +276,9 @@ def test_derivatives_of_one_step() -> None:
     by_sigma = c * (gain(sigma * 1.0001) - gain(sigma / 1.0001)) / (2 * math.log(1.0001)) * noise
     columns = [by_sigma.flatten(), (gain(sigma) * noise).flatten()]
     for i in range(2):
-        assert float(normal.pull[i]) == pytest.approx(float(columns[i] @ r.flatten()) / 60, rel=2 * NUDGE)
+        assert float(pull[i]) == pytest.approx(float(columns[i] @ r.flatten()) / 60, rel=2 * NUDGE)
         for j in range(2):
-            assert float(normal.gram[i, j]) == pytest.approx(float(columns[i] @ columns[j]) / 60, rel=2 * NUDGE)
+            assert float(gram[i, j]) == pytest.approx(float(columns[i] @ columns[j]) / 60, rel=2 * NUDGE)
 
 
 def test_space_keeps_levels_apart_and_in_range() -> None:

@@ -14,7 +14,7 @@ from logsnr import exact
 from logsnr.adapters.kdiffusion import as_kdiffusion, sample_gradient_estimation
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import aligned, aligned_levels, step_divergences
-from logsnr.calibration.descent import Normal, Space, normal_equations
+from logsnr.calibration.descent import Space, normal_equations
 from logsnr.calibration.rollout import Batch, squares, tempered
 from logsnr.calibration.teacher import remember, teacher_grid
 from logsnr.errors import LogsnrError
@@ -108,13 +108,12 @@ def test_weighted_equations_are_the_slope_of_the_tempered_error() -> None:
     space = Space(template=template, low=0.05, high=14.0)
     p = space.vector(template)
     scale = 0.3 * float(squares(model(), template, batch, 20, None).mean())
-    normal = normal_equations(model(), space, p, batch, 7, None, scale)
-    assert Normal.from_json(json.loads(json.dumps(normal.to_json()))).pull.tolist() == normal.pull.tolist()
+    _, pull = normal_equations(model(), space, p, batch, 7, None, scale)
     for i in range(len(p)):
         step = torch.zeros_like(p)
         step[i] = 1e-4
         up, down = (tempered(squares(model(), space.plan(v), batch, 20, None), scale) for v in (p + step, p - step))
-        assert 2 * float(normal.pull[i]) == pytest.approx((up - down) / 2e-4, rel=0.1, abs=2e-3 * abs(up))
+        assert 2 * float(pull[i]) == pytest.approx((up - down) / 2e-4, rel=0.1, abs=2e-3 * abs(up))
 
 
 # Align Your Steps

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from logsnr.calibration.levels import MIN_STEP
 from logsnr.calibration.rollout import TAIL, Batch, Metric, Rollout, residuals, tempered
-from logsnr.calibration.trial import Trial
+from logsnr.calibration.trial import Trial, as_tensor
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.plan import Plan
 
@@ -80,22 +80,8 @@ class Space:
         return self.n + sum(self.n - 1 - owner for owner in self.owners())
 
 
-@dataclass(frozen=True)
-class Normal:
-    """Normal equations: J^T W J and J^T W r, per residual."""
-
-    gram: Tensor
-    pull: Tensor
-
-    def to_json(self) -> list[Any]:
-        """Lists of floats."""
-        return [self.gram.tolist(), self.pull.tolist()]
-
-    @classmethod
-    def from_json(cls, values: list[Any]) -> Normal:
-        """The inverse of `to_json`, bit for bit."""
-        gram, pull = values[:2]
-        return cls(torch.tensor(gram, dtype=torch.float64), torch.tensor(pull, dtype=torch.float64))
+Normal = tuple[Tensor, Tensor]
+"""J^T W J and J^T W r, per residual."""
 
 
 def normal_equations(
@@ -107,7 +93,7 @@ def normal_equations(
     metric: Metric | None,
     scale: float = math.inf,
 ) -> Normal:
-    """J^T W J and J^T W r at p, by forward differences; `space.cost()` evaluations of the batch."""
+    """Normal equations at p, by forward differences; `space.cost()` evaluations of the batch."""
     plan, owners = space.plan(p), space.owners()
     gram = torch.zeros(len(p), len(p), dtype=torch.float64)
     pull = torch.zeros(len(p), dtype=torch.float64)
@@ -131,7 +117,7 @@ def normal_equations(
         gram += (jacobian @ jacobian.T).cpu()
         pull += (jacobian @ (r * weight).flatten()).cpu()
     count = batch.end.numel()
-    return Normal(gram / count, pull / count)
+    return gram / count, pull / count
 
 
 def descend(
@@ -165,11 +151,11 @@ def descend(
         current = tempered(q, scale) if scale > 0 else 0.0
         if current == 0 or not math.isfinite(current):
             return
-        normal = equations(p, scale)
-        if not bool(normal.gram.isfinite().all()):
+        gram, pull = equations(p, scale)
+        if not bool(gram.isfinite().all()):
             return
         objective = 1 + weight * float((p - prior).square().sum())
-        gram, pull = normal.gram / current, normal.pull / current + weight * (p - prior)
+        gram, pull = gram / current, pull / current + weight * (p - prior)
         spread = gram.diagonal().clamp(min=1e-9 * float(gram.diagonal().max()))
         best = math.inf
         for _ in range(3):
@@ -201,10 +187,11 @@ def descended(trial: Trial, first: Plan, strength: float) -> None:
     def equations(p: Tensor, scale: float) -> Normal:
         def measure() -> list[Any]:
             batch, meter = trial.noises["fit"], trial.ledger.meter
-            return normal_equations(meter, space, p, batch, trial.chunk, trial.metric, scale).to_json()
+            return [v.tolist() for v in normal_equations(meter, space, p, batch, trial.chunk, trial.metric, scale)]
 
         trial.ledger.afford(cost)  # a start that another descent began from costs nothing: what follows will
-        return Normal.from_json(trial.ledger.recall(f"normal {space.plan(p).hash}", cost, measure))
+        gram, pull = trial.ledger.recall(f"normal {space.plan(p).hash}", cost, measure)[:2]
+        return as_tensor(gram), as_tensor(pull)
 
     def accept(plan: Plan) -> bool:
         nonlocal best, worse

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,10 +106,9 @@ class Rollout:
 
     def evaluate(self, sigma: float) -> None:
         """Ask the denoiser at the last state."""
-        estimate = consistent(self.denoiser(self.states[-1], sigma, **self.cond))
         z = self.states[-1]
-        value = {"x0": lambda: estimate.x0, "eps": lambda: estimate.eps, "velocity": lambda: estimate.velocity}
-        self.values.append(value[self.basis]().to(z))
+        estimate = consistent(self.denoiser(z, sigma, **self.cond))
+        self.values.append(getattr(estimate, self.basis).to(z))
         self.denoised.append(None if self.basis == "x0" else estimate.x0.to(z))
 
     def advance(self, step: Update) -> None:
@@ -132,8 +132,7 @@ class Rollout:
 
     def branch(self, step: int) -> Rollout:
         """The same beginning up to the evaluation of `step`; -1 for nothing but the start."""
-        twin = Rollout.__new__(Rollout)
-        twin.denoiser, twin.basis, twin.cond = self.denoiser, self.basis, self.cond
+        twin = copy(self)
         twin.states = self.states[: max(step, 0) + 1]
         twin.values, twin.denoised = self.values[: step + 1], self.denoised[: step + 1]
         return twin

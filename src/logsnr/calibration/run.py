@@ -30,7 +30,7 @@ from logsnr.calibration.baselines import alternatives, ays, ends, gits
 from logsnr.calibration.descent import descended
 from logsnr.calibration.ledger import SpentError
 from logsnr.calibration.rollout import Metric
-from logsnr.calibration.settings import checked
+from logsnr.calibration.settings import Settings, digest
 from logsnr.calibration.starts import starts
 from logsnr.calibration.teacher import Cache
 from logsnr.calibration.trial import Progress, Trial
@@ -110,20 +110,21 @@ def calibrate(
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if rollouts is None:
         rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
-    settings = checked(
-        denoiser,
-        nfe,
+    low, high = denoiser.sampling_range if sigma_range is None else sigma_range
+    settings = Settings(
+        nfe=nfe,
         history=history,
         basis=basis,
-        sigma_range=sigma_range,
+        sigma_range=(float(low), float(high)),
         n=n,
         seed=seed,
-        cond=cond,
-        metric=metric,
+        cond=digest(cond),
+        metric=None if metric is None else getattr(metric, "__qualname__", type(metric).__qualname__),
         teacher=teacher,
         rollouts=rollouts,
         method=method,
     )
+    settings.check(denoiser)
     chunk = chunk or max(1, min(n, 2**25 // (denoiser.dim * (7 * nfe + 4))))
     path = None if resume is None else Path(resume)
     trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress)
@@ -133,7 +134,7 @@ def calibrate(
             trial.tell("teacher")
             cache = trial.remember()
             trial.tell("alternatives")
-            trial.rank(alternatives(nfe, *settings.sigma_range))
+            trial.rank(alternatives(nfe, low, high))
             METHODS[method](trial, cache)
         report = reported(trial)
     except KeyboardInterrupt:
@@ -177,7 +178,7 @@ def finished(trial: Trial, report: dict[str, Any] | None, *, interrupted: bool) 
         "solver": how.get("name", "calibrated"),
         "found": how,
         "plan_hash": plan.hash,
-        **settings.to_dict(),
+        **trial.ledger.settings,
         "interrupted": interrupted,
         "selection": {
             "rmse": _json(trial.rmse(plan, "select")),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from logsnr.calibration.ledger import fingerprint
 from logsnr.calibration.levels import MIN_STEP
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
@@ -26,10 +24,9 @@ LEADERS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Two calibrations of equal settings make the same measurements.
+    """Two calibrations of one model and equal settings make the same measurements.
 
     Attributes:
-        model: fingerprint of the denoiser.
         nfe: steps of the plan.
         history: past estimates a row may use, or "auto".
         basis: what rows combine, or "auto".
@@ -41,9 +38,11 @@ class Settings:
         teacher: evaluations of the teacher.
         rollouts: the budget, in rollouts of the fitting noises.
         method: "search", or the name of a baseline.
+
+    Raises:
+        LogsnrError: naming the value, what is allowed, and the fix.
     """
 
-    model: str
     nfe: int
     history: int | Literal["auto"]
     basis: Basis | Literal["auto"]
@@ -55,6 +54,45 @@ class Settings:
     teacher: int
     rollouts: int
     method: str
+
+    def __post_init__(self) -> None:
+        nfe, history, (low, high) = self.nfe, self.history, self.sigma_range
+        if isinstance(nfe, bool) or not isinstance(nfe, int) or not 1 <= nfe <= MOST_STEPS:
+            raise LogsnrError(f"nfe = {nfe}: must be an integer in [1, {MOST_STEPS}]; with more, use a built-in solver")
+        if history != "auto" and (isinstance(history, bool) or history not in range(4)):
+            raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
+        if self.basis not in ("auto", *BASES):
+            raise unknown("basis", self.basis, ["auto", *BASES])
+        for name, value, least, most in (
+            ("n", self.n, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
+            ("teacher", self.teacher, max(16, 2 * nfe), 1000),
+            ("rollouts", self.rollouts, 40, 200),
+        ):
+            if not least <= value <= most:
+                raise LogsnrError(f"{name} = {value}: must be in [{least}, {most}]")
+        if not 0 < low < high < math.inf:
+            raise LogsnrError(f"sigma_range = ({low}, {high}): needs 0 < smallest < largest < inf")
+        if math.log(high / low) < 2 * nfe * MIN_STEP:
+            raise LogsnrError(
+                f"sigma_range = ({low:.6g}, {high:.6g}) is too narrow for {nfe} steps: needs largest/smallest >= "
+                f"{math.exp(2 * nfe * MIN_STEP):.3g}, or fewer steps"
+            )
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Whether a model can be calibrated so.
+
+        Raises:
+            LogsnrError: if it was not trained on all of the range.
+            ValueError: if it moves the state, or cannot start there.
+        """
+        low, high = self.sigma_range
+        inside = denoiser.trained_range
+        if low < 0.99 * inside[0] or high > 1.01 * inside[1]:
+            raise LogsnrError(
+                f"sigma_range = ({low:.6g}, {high:.6g}) leaves [{inside[0]:.6g}, {inside[1]:.6g}], where the denoiser "
+                "was trained: narrow it, or leave it out for denoiser.sampling_range"
+            )
+        check_start(denoiser, high)
 
     @property
     def fewer(self) -> int:
@@ -77,78 +115,7 @@ class Settings:
         return {**asdict(self), "sigma_range": list(self.sigma_range), "teacher": teacher}
 
 
-def checked(
-    denoiser: Denoiser,
-    nfe: int,
-    *,
-    history: int | Literal["auto"],
-    basis: Basis | Literal["auto"],
-    sigma_range: tuple[float, float] | None,
-    n: int,
-    seed: int,
-    cond: Mapping[str, Any] | None,
-    metric: Callable[[Tensor], Tensor] | None,
-    teacher: int,
-    rollouts: int,
-    method: str,
-) -> Settings:
-    """The settings of a calibration, once everything is in order.
-
-    Raises:
-        LogsnrError: naming the value, what is allowed, and the fix.
-        ValueError: if the denoiser moves the state.
-    """
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or not 1 <= nfe <= MOST_STEPS:
-        raise LogsnrError(f"nfe = {nfe}: must be an integer in [1, {MOST_STEPS}]; with more, use a built-in solver")
-    if history != "auto" and (isinstance(history, bool) or history not in range(4)):
-        raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
-    if basis not in ("auto", *BASES):
-        raise unknown("basis", basis, ["auto", *BASES])
-    for name, value, least, most in (
-        ("n", n, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
-        ("teacher", teacher, max(16, 2 * nfe), 1000),
-        ("rollouts", rollouts, 40, 200),
-    ):
-        if not least <= value <= most:
-            raise LogsnrError(f"{name} = {value}: must be in [{least}, {most}]")
-    low, high = _checked_range(denoiser, sigma_range, nfe)
-    return Settings(
-        model=fingerprint(denoiser),
-        nfe=nfe,
-        history=history,
-        basis=basis,
-        sigma_range=(low, high),
-        n=n,
-        seed=seed,
-        cond=_digest(cond),
-        metric=None if metric is None else getattr(metric, "__qualname__", type(metric).__qualname__),
-        teacher=teacher,
-        rollouts=rollouts,
-        method=method,
-    )
-
-
-def _checked_range(denoiser: Denoiser, sigma_range: tuple[float, float] | None, nfe: int) -> tuple[float, float]:
-    """The levels between which plan and teacher run."""
-    low, high = denoiser.sampling_range if sigma_range is None else sigma_range
-    inside = denoiser.trained_range
-    if not 0 < low < high < math.inf:
-        raise LogsnrError(f"sigma_range = ({low}, {high}): needs 0 < smallest < largest < inf")
-    if low < 0.99 * inside[0] or high > 1.01 * inside[1]:
-        raise LogsnrError(
-            f"sigma_range = ({low:.6g}, {high:.6g}) leaves [{inside[0]:.6g}, {inside[1]:.6g}], where the denoiser was "
-            "trained: narrow it, or leave it out for denoiser.sampling_range"
-        )
-    if math.log(high / low) < 2 * nfe * MIN_STEP:
-        raise LogsnrError(
-            f"sigma_range = ({low:.6g}, {high:.6g}) is too narrow for {nfe} steps: needs largest/smallest >= "
-            f"{math.exp(2 * nfe * MIN_STEP):.3g}, or fewer steps"
-        )
-    check_start(denoiser, high)
-    return float(low), float(high)
-
-
-def _digest(cond: Mapping[str, Any] | None) -> str | None:
+def digest(cond: Mapping[str, Any] | None) -> str | None:
     """Identity of the conditions."""
     if cond is None:
         return None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.calibration.ledger import Ledger, Meter
+from logsnr.calibration.ledger import Ledger, Meter, fingerprint
 from logsnr.calibration.rollout import TAIL, Batch, Cond, Metric, spread_cond, squares, tempered
 from logsnr.calibration.settings import LEADERS, Settings
 from logsnr.calibration.teacher import Cache, remember, teacher_ends, teacher_grid
@@ -79,7 +79,8 @@ class Trial:
     ) -> None:
         self.settings, self.cond, self.metric, self.chunk = settings, cond, metric, chunk
         self.progress = progress
-        self.ledger = Ledger(Meter(denoiser), settings.to_dict(), resume, settings.budget)
+        about = {"model": fingerprint(denoiser), **settings.to_dict()}
+        self.ledger = Ledger(Meter(denoiser), about, resume, settings.budget)
         self.teacher = Meter(denoiser)
         self.noises: dict[str, Batch] = {}
         self.leaders: dict[str, Plan] = {}
@@ -159,6 +160,6 @@ def draw(trial: Trial, purpose: str) -> Batch:
     return Batch(noise=noise, cond=spread_cond(trial.cond, first, size), end=noise.new_empty(size, 0))
 
 
-def as_tensor(values: list[float | str]) -> Tensor:
+def as_tensor(values: list[Any]) -> Tensor:
     """Numbers of the ledger (an earlier one spelt out what is not finite)."""
-    return torch.tensor([float(v) for v in values], dtype=torch.float64)
+    return torch.tensor([math.inf if v == "inf" else v for v in values], dtype=torch.float64)
