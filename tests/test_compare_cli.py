@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from logsnr.cli.compare import _space
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import frechet_distance
@@ -17,7 +18,8 @@ from logsnr.models import NetworkConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM
 from logsnr.sampling import grids, sample, solvers
-from logsnr.training import Dataset
+from logsnr.training import Dataset, load_data
+from logsnr.training.config import DataConfig
 
 pytest.importorskip("diffusers")
 QUICK = ["-n", "6", "--batch", "4", "--teacher-steps", "16", "--bootstrap", "2"]
@@ -186,9 +188,20 @@ def test_spaces_compare_decoded_samples_with_the_data():
     space = feature_space("pixels", codec.decode, data, source="stripes", seed=0)
     expected = frechet_distance(x.flatten(1), codec.encode(data.train_images).flatten(1))
     assert space.distances(x)[0].value == pytest.approx(expected, rel=1e-6)
-    # a pipeline's images are in [-1, 1] already
-    floating = feature_space("pixels", lambda v: v, data, source="stripes", seed=0)
-    assert floating.distances(x)[0].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_pipeline_takes_the_grey_levels_of_the_data():
+    """Its images are floats in [-1, 1]: compared with 17 grey levels, they are rounded to 17."""
+
+    class Pipeline:
+        card, shape = {}, (1, 8, 8)
+        decode, decode_float = Pixels(256).decode, lambda self, x: x
+
+    images, codec = load_data(DataConfig()).train_images, Pixels(17)
+    x = codec.encode(images[:200])
+    space = _space(Pipeline(), "digits", "pixels", None, 0)
+    expected = frechet_distance(x.flatten(1), codec.encode(images).flatten(1))
+    assert space.distances(x + 0.4 * codec.spacing)[0].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_class_is_compared_with_its_own_images():

@@ -14,6 +14,7 @@ from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.exact import GaussianMixture
 from logsnr.guidance import autoguidance, cfg, cfgpp
 from logsnr.noise import alpha_s, sigma_from_logsnr
+from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, Eps, Flow, V
 from logsnr.sampling import Step, evaluations, grids, heun, sample, solve, solvers
 from logsnr.sampling.counted import Counted
@@ -399,3 +400,16 @@ def test_ranges_that_do_not_meet_are_refused() -> None:
     bad.trained_range, good.trained_range = (0.0, 1.0), (2.0, 3.0)
     with pytest.raises(ValueError, match="the two ranges must overlap"):
         autoguidance(good, bad, 2.0)
+
+
+@pytest.mark.parametrize("guide", [cfg, cfgpp, lambda d, scale, null: autoguidance(d, d, scale)])
+def test_guided_denoisers_have_the_codec_of_what_they_guide(guide):
+    model = network()
+    with pytest.raises(ValueError, match="no pixel codec"):
+        guide(model, 2.0, NULL).decode(torch.zeros(1, 2))
+    model.pixels = Pixels(17)
+    guided = guide(model, 2.0, NULL)
+    stored = torch.randint(17, (5, 2), generator=generator(), dtype=torch.uint8)
+    assert guided.pixels == Pixels(17)
+    assert torch.equal(guided.encode(stored), model.encode(stored))
+    assert torch.equal(guided.decode(guided.encode(stored)), stored)

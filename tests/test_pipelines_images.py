@@ -14,6 +14,7 @@ from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, denoiser_from,
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
+from logsnr.pixels import Pixels
 from logsnr.predictions import Eps, Flow, V
 from logsnr.timesteps import TimestepTable
 
@@ -46,7 +47,7 @@ def test_codec_is_the_pipelines_vae_with_its_scaling(tiny, family):
         latents = x / scale + shift
     torch.testing.assert_close(x, want)
     with torch.no_grad():
-        torch.testing.assert_close(denoiser.decode(x), pipe.vae.decode(latents).sample)
+        torch.testing.assert_close(denoiser.decode_float(x), pipe.vae.decode(latents).sample)
     drawn = denoiser.encode(images, generator=torch.Generator().manual_seed(0))
     again = denoiser.encode(images, generator=torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
@@ -67,7 +68,7 @@ def test_a_vae_without_a_posterior(tiny):
     x = denoiser.encode(images, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(x, pipe.vae.encode(images).latents)
-        assert torch.equal(denoiser.decode(x), pipe.vae.decode(x).sample)
+        assert torch.equal(denoiser.decode_float(x), pipe.vae.decode(x).sample)
 
 
 def test_latents_are_as_small_as_the_vae_says(tiny):
@@ -88,8 +89,15 @@ def test_decoded_images_are_the_pipelines(tiny):
     latents = noise(1, 4, 8, 8)
     theirs = pipe(PROMPT, guidance_scale=1.0, num_inference_steps=STEPS, latents=latents, output_type="np").images
     denoiser = denoiser_from(pipe, prompt=PROMPT)
-    ours = denoiser.decode(ls.sample(denoiser, plan_of(pipe, denoiser), noise=latents))
+    ours = denoiser.decode_float(ls.sample(denoiser, plan_of(pipe, denoiser), noise=latents))
     assert_close((ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).permute(0, 3, 1, 2), 2e-5)
+    stored = denoiser.decode(ls.sample(denoiser, plan_of(pipe, denoiser), noise=latents))
+    assert stored.dtype == torch.uint8
+    bytes_ = (torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255).round()
+    assert float((stored - bytes_).abs().max()) <= 1
+    assert denoiser.pixels is None
+    guided = ls.guidance.cfg(denoiser, 2.0, {})
+    assert torch.equal(guided.decode(latents), denoiser.decode(latents))
 
 
 def test_a_half_precision_vae_that_overflows_runs_in_float32(tiny, monkeypatch, caplog):
@@ -101,7 +109,7 @@ def test_a_half_precision_vae_that_overflows_runs_in_float32(tiny, monkeypatch, 
     x = denoiser.encode(images)
     assert pipe.vae.dtype == torch.float16
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
-    assert denoiser.decode(x).dtype == torch.float32
+    assert denoiser.decode_float(x).dtype == torch.float32
     assert not [r for r in caplog.records if r.name.startswith("diffusers")]  # diffusers' own cast warns every time
     with torch.no_grad():
         want = pipe.vae.float().encode(images).latent_dist.mode() * pipe.vae.config.scaling_factor
@@ -112,7 +120,10 @@ def test_pixel_models_denoise_the_images_themselves():
     denoiser = denoiser_from(diffusers.DDPMPipeline(unet(), ddim()))
     images = noise(1, 3, 8, 8)
     assert torch.equal(denoiser.encode(images), images)
-    assert torch.equal(denoiser.decode(images), images)
+    assert torch.equal(denoiser.decode_float(images), images)
+    stored = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8)
+    assert torch.equal(denoiser.decode(denoiser.encode(stored)), stored)
+    assert denoiser.pixels == Pixels(256)
     with pytest.raises(ValueError, match=r"images of shape \(1, 1, 8, 8\).*give \[B, 3, H, W\] in \[-1, 1\]"):
         denoiser.encode(images[:, :1])
 

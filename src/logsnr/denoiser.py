@@ -155,6 +155,38 @@ class Denoiser(nn.Module, ABC):
         return max(lo, self.sigma_data / 250), min(hi, 160 * self.sigma_data)
 
 
+class Around(Denoiser):
+    """A denoiser around another, which answers for all that is not overridden.
+
+    Attributes:
+        denoiser: the one inside.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.shape = tuple(denoiser.shape)
+        self.sigma_data, self.trained_range = denoiser.sigma_data, denoiser.trained_range
+        self.pixels = denoiser.pixels
+
+    @property
+    def finite_at_inf(self) -> bool:
+        return self.denoiser.finite_at_inf
+
+    def cost(self, sigma: float) -> int:
+        return self.denoiser.cost(sigma)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        estimate: Estimate = self.denoiser(z, sigma, **cond)
+        return estimate
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.denoiser.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.denoiser.decode(x)
+
+
 class NetworkDenoiser(Denoiser):
     """A network seen through its `Prediction`.
 

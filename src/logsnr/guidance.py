@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.denoiser import Denoiser, Estimate
+from logsnr.denoiser import Around, Denoiser, Estimate
 from logsnr.noise import alpha_s, per_sample
 
 Interval = tuple[float, float]
@@ -94,29 +94,11 @@ def cfgpp(denoiser: Denoiser, scale: float, null: Mapping[str, Any], interval: I
     return _Renoised(_Pair(denoiser, null), scale, interval, 0.0)
 
 
-class _Both(Denoiser):
-    """A strong and a weak estimate of one state."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.shape = denoiser.shape
-        self.sigma_data = denoiser.sigma_data
-        self.trained_range = denoiser.trained_range
-
-    @property
-    def finite_at_inf(self) -> bool:
-        return self.denoiser.finite_at_inf
-
-    def cost(self, sigma: float) -> int:
-        return self.denoiser.cost(sigma)
+class _Both(Around):
+    """A strong and a weak estimate of one state; the strong one is the denoiser inside."""
 
     def weak_cost(self, sigma: float) -> int:
         return self.denoiser.cost(sigma)
-
-    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        strong: Estimate = self.denoiser(z, sigma, **cond)
-        return strong
 
     def weak(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         """The weak model's estimate alone."""
@@ -177,11 +159,13 @@ class _Pair(_Both):
         return {**cond, **{key: _fitted(value, cond.get(key), n) for key, value in self.null.items()}}
 
 
-class _Guided(Denoiser):
+class _Guided(Around):
     """weak + scale (strong - weak), within an interval of sigma."""
 
+    denoiser: _Both
+
     def __init__(self, pair: _Both, scale: float, interval: Interval | None, rescale: float) -> None:
-        super().__init__()
+        super().__init__(pair)
         low, high = (0.0, math.inf) if interval is None else interval
         if not math.isfinite(scale):
             raise ValueError(f"scale = {scale}: must be finite; 1 is no guidance")
@@ -191,25 +175,17 @@ class _Guided(Denoiser):
             )
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale = {rescale}: must be in [0, 1]; 0 is off, 2305.08891 uses .7")
-        self.pair = pair
         self.scale, self.rescale = float(scale), float(rescale)
         self.interval = None if interval is None else (float(low), float(high))
-        self.shape = pair.shape
-        self.sigma_data = pair.sigma_data
-        self.trained_range = pair.trained_range
-
-    @property
-    def finite_at_inf(self) -> bool:
-        return self.pair.finite_at_inf
 
     def _acts(self, sigma: float) -> bool:
         return self.interval is None or self.interval[0] < sigma <= self.interval[1]
 
     def cost(self, sigma: float) -> int:
         if not self._acts(sigma) or self.scale == 1:
-            return self.pair.cost(sigma)
+            return self.denoiser.cost(sigma)
         alone = self.scale == 0 and not self.rescale
-        return self.pair.weak_cost(sigma) + (0 if alone else self.pair.cost(sigma))
+        return self.denoiser.weak_cost(sigma) + (0 if alone else self.denoiser.cost(sigma))
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         weight: float | Tensor = self.scale
@@ -219,11 +195,11 @@ class _Guided(Denoiser):
             inside = (sigma > self.interval[0]) & (sigma <= self.interval[1])
             weight = per_sample(torch.where(inside, self.scale, 1.0).to(z), z)
         if not isinstance(weight, Tensor) and weight == 1:
-            alone: Estimate = self.pair(z, sigma, **cond)
+            alone: Estimate = self.denoiser(z, sigma, **cond)
             return alone
         if not isinstance(weight, Tensor) and weight == 0 and not self.rescale:
-            return self.pair.weak(z, sigma, **cond)
-        strong, weak = self.pair.both(z, sigma, **cond)
+            return self.denoiser.weak(z, sigma, **cond)
+        strong, weak = self.denoiser.both(z, sigma, **cond)
         guided = Estimate(
             lambda: _towards(weak.x0, strong.x0, weight),
             lambda: _towards(weak.eps, strong.eps, weight),
@@ -247,18 +223,18 @@ class _Renoised(_Guided):
 
     def cost(self, sigma: float) -> int:
         if self._acts(sigma) and self.scale == 1:
-            return self.pair.cost(sigma) + self.pair.weak_cost(sigma)
+            return self.denoiser.cost(sigma) + self.denoiser.weak_cost(sigma)
         return super().cost(sigma)
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         if isinstance(sigma, Tensor):
             raise ValueError("cfgpp needs one sigma for the batch, as samplers give it: pass a float")
         if not self._acts(sigma):
-            alone: Estimate = self.pair(z, sigma, **cond)
+            alone: Estimate = self.denoiser(z, sigma, **cond)
             return alone
         if self.scale == 0:
-            return self.pair.weak(z, sigma, **cond)
-        strong, weak = self.pair.both(z, sigma, **cond)
+            return self.denoiser.weak(z, sigma, **cond)
+        strong, weak = self.denoiser.both(z, sigma, **cond)
         alpha, _ = alpha_s(sigma)
         out: Estimate = Estimate(
             lambda: _towards(weak.x0, strong.x0, self.scale),

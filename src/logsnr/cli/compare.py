@@ -12,6 +12,8 @@ import typer
 from logsnr.cli.app import Json, Model, Named, Seed, app
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from logsnr.evaluation.quality import FeatureSpace
     from logsnr.loading import Loaded
 
@@ -137,8 +139,10 @@ def _words(text: str) -> list[str]:
 
 def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | None, seed: int) -> FeatureSpace | None:
     """The feature space asked for; without a wish, what the data allow."""
+    from logsnr.denoiser import NetworkDenoiser
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.compare.spaces import feature_space
+    from logsnr.pixels import Pixels
     from logsnr.training import load_data
     from logsnr.training.config import DataConfig
 
@@ -159,8 +163,15 @@ def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | 
     if data.shape != _image_shape(denoiser):
         raise LogsnrError(f"{config.source} holds images of {data.shape}, the model makes {_image_shape(denoiser)}")
     chosen = name or ("classifier" if data.train_labels is not None else "pixels")
+
+    def decode(x: Tensor) -> Tensor:
+        # A pipeline has no grey levels of its own: it takes those of the data.
+        if isinstance(denoiser, NetworkDenoiser):
+            return denoiser.decode(x)
+        return Pixels(data.grey_levels).decode(denoiser.decode_float(x))
+
     return feature_space(
-        chosen, denoiser.decode, data, source=Path(config.source).stem, seed=seed,
+        chosen, decode, data, source=Path(config.source).stem, seed=seed,
         label=None if label == denoiser.card.get("null_class") else label,
     )  # fmt: skip
 

@@ -234,10 +234,7 @@ def step_bar(total: int, *, quiet: bool) -> Iterator[Callable[[Step], None]]:
 
 def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     """Decode samples and write them as one picture (.png) or as grey levels (.npy)."""
-
-    images, pixels = denoiser.decode(x), denoiser.pixels or Pixels(256)
-    if images.is_floating_point():  # a pipeline's images are in [-1, 1]
-        images = pixels.decode(images)
+    images, pixels = denoiser.decode(x), denoiser.pixels or Pixels()
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         buffer = io.BytesIO()

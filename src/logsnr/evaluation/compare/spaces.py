@@ -36,7 +36,7 @@ def feature_space(
 
     Args:
         name: "classifier", "pixels" or "module:function".
-        decode: samples -> images, stored uint8 or in [-1, 1].
+        decode: samples -> stored images, uint8, of the data's grey levels.
         data: images and labels.
         source: what the data are called.
         seed: of the classifier, and of which images are taken where there are too many.
@@ -59,13 +59,9 @@ def feature_space(
         images = images[labels == label]
     images = images[torch.randperm(len(images), generator=generator)[:REFERENCE]]
 
-    def features(x: Tensor) -> Tensor:
-        decoded = decode(x)
-        return of(Pixels(data.grey_levels).decode(decoded) if decoded.is_floating_point() else decoded)
-
     with torch.no_grad():
         reference = torch.cat([_checked(of(part), part, told) for part in torch.split(images, _BATCH)])
-    return FeatureSpace(name=told, of=features, reference=reference)
+    return FeatureSpace(name=told, of=lambda x: of(decode(x)), reference=reference)
 
 
 def _classifier(data: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -67,14 +67,9 @@ def _shown(denoiser: Meter, x: Tensor) -> Tensor:
 def show(denoiser: Meter, x: Tensor) -> Tensor | None:
     """Images uint8 `[N, 1 or 3, H, W]`, 0 ... 255, of samples; None if they are no images."""
     model, safe = denoiser.denoiser, x.nan_to_num(0.0, 1e4, -1e4)
-    pixels = getattr(model, "pixels", None) or Pixels(256)
-    if getattr(model, "pixels", None) is not None or hasattr(model, "pipeline"):
-        decode = getattr(model, "decode")  # noqa: B009  (of runs and pipelines, not of every denoiser)
-        images: Tensor = decode(safe)
-    else:
-        images = safe
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        return None
-    if images.is_floating_point():
-        images = pixels.decode(images)
-    return pixels.display(images).cpu()
+    pixels = model.pixels or Pixels()
+    try:
+        images = model.decode(safe)
+    except ValueError:  # no codec: x itself may be an image in the box
+        images = pixels.decode(safe)
+    return pixels.display(images).cpu() if images.ndim == 4 and images.shape[1] in (1, 3) else None

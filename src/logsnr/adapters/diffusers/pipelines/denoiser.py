@@ -2,7 +2,7 @@
 
     denoiser = logsnr.load("folder or hub id", prompt="a cat", guidance=7.5)
     x = logsnr.sample(denoiser, plan, batch=4, generator=generator)        # latents; no conditions to pass
-    images = denoiser.decode(x)                                            # [-1, 1]
+    images = denoiser.decode(x)                                            # uint8; decode_float: in [-1, 1]
 
     D(z, sigma) = Prediction(network(c_in z, label(sigma), conditions)),   guided: null + guidance (conditional - null)
 
@@ -28,6 +28,7 @@ from logsnr.adapters.diffusers.pipelines.latents import Latents
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.guidance import cfg
+from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, LABELS, Prediction
 from logsnr.timesteps import TimestepTable
 
@@ -46,9 +47,8 @@ class PipelineDenoiser(Denoiser):
         null: the conditions that stand for "no prompt", where they were needed or a negative prompt was given.
         card: what is on record: the pipeline's and the network's class, the number of classes.
         pipeline: the pipeline itself, for its text encoders.
+        pixels: 8-bit images' codec of a pixel model; None for latents, whose codec is the VAE.
     """
-
-    pixels = None
 
     def __init__(self, family: Family, plain: NetworkDenoiser, cond: Conditions, null: Conditions, guidance: float):
         super().__init__()
@@ -59,6 +59,7 @@ class PipelineDenoiser(Denoiser):
         self.cond, self.null = cond, null
         self.pipeline = family.pipeline
         self.shape, self.sigma_data, self.trained_range = plain.shape, plain.sigma_data, plain.trained_range
+        self.pixels = plain.pixels
         self.card: dict[str, Any] = {
             "pipeline": type(family.pipeline).__name__,
             "network": type(family.model).__name__,
@@ -67,7 +68,7 @@ class PipelineDenoiser(Denoiser):
             "null_class": family.null_class,
         }
         self._family = family
-        self._codec = Latents(family.vae, family.image_channels)
+        self._latents = Latents(family.vae, family.image_channels)
 
     @property
     def prediction(self) -> Prediction:
@@ -111,11 +112,15 @@ class PipelineDenoiser(Denoiser):
         Raises:
             ValueError: if the images do not fit.
         """
-        return self._codec.encode(images, generator)
+        return self._latents.encode(images, generator)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` in about [-1, 1], float32, of samples x."""
-        return self._codec.decode(x)
+        """8-bit images `[B, C, H, W]`, uint8, of samples x."""
+        return Pixels(256).decode(self.decode_float(x))
+
+    def decode_float(self, x: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` of samples x as the pipeline has them: float32, about [-1, 1], not clamped."""
+        return self._latents.decode(x)
 
     def _all(self, z: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
         missing = [key for key in self._family.needs if key not in cond and key not in self.cond]
@@ -167,6 +172,7 @@ def denoiser_from(
         family.network,
         model.prediction,
         shape=family.shape,
+        pixels=Pixels(256) if family.vae is None else None,
         sigma_data=_sigma_data(model.prediction, latent=family.vae is not None),
         trained_range=(low, high),
     )
@@ -214,6 +220,7 @@ def from_callable(
     prediction: Prediction | Mapping[str, Any],
     *,
     shape: tuple[int, ...],
+    pixels: Pixels | None = None,
     trained_range: tuple[float, float] | None = None,
     sigma_data: float | None = None,
 ) -> NetworkDenoiser:
@@ -224,6 +231,7 @@ def from_callable(
         prediction: what F means; or the config of a diffusers scheduler (or what a pipeline's `.scheduler.config` is),
             which says it.
         shape: shape of one sample.
+        pixels: codec of the stored images, None for latents or non-image data.
         trained_range: (smallest, largest) sigma; None for the levels of the config or of the label's table.
         sigma_data: standard deviation of the data.
 
@@ -244,7 +252,9 @@ def from_callable(
         label = LABELS[meaning.label] if isinstance(meaning.label, str) else meaning.label
         trained_range = label.sigma_range if isinstance(label, TimestepTable) else (0.002, 157.0)
     network = function if isinstance(function, nn.Module) else _Function(function)
-    return NetworkDenoiser(network, meaning, shape=shape, sigma_data=sigma_data, trained_range=trained_range)
+    return NetworkDenoiser(
+        network, meaning, shape=shape, pixels=pixels, sigma_data=sigma_data, trained_range=trained_range
+    )
 
 
 def _sigma_data(prediction: Prediction, *, latent: bool) -> float:
