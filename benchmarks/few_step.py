@@ -39,8 +39,8 @@ from logsnr import guidance
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import STOCK_GRIDS, aligned, searched, tuned_ends
 from logsnr.calibration.ledger import fingerprint
-from logsnr.calibration.rollout import Batch, slice_cond, spread_cond, squares
-from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.calibration.rollout import Batch, squares
+from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.spaces import feature_space
@@ -49,10 +49,12 @@ from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
+from logsnr.sampling.batches import in_turn
 from logsnr.sampling.loop import start
 from logsnr.sampling.names import find_grid
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.table import table_of
+from logsnr.sampling.teacher import teacher_plan
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -88,7 +90,7 @@ def mixture(d: int = 8, components: int = 6, seed: int = 0) -> GaussianMixture:
 
 def noises(denoiser: Denoiser, cond: Mapping[str, Any] | None, seed: int, n: int) -> Batch:
     noise = start(denoiser, None, n, torch.Generator().manual_seed(seed))
-    return Batch(noise=noise, cond=spread_cond(cond, 0, n), end=noise.new_empty(n, 0))
+    return Batch(noise=noise, cond=in_turn(cond, torch.arange(n)), end=noise.new_empty(n, 0))
 
 
 def model(name: str, device: str) -> tuple[Denoiser, Cond | None, Training | None]:
@@ -138,11 +140,11 @@ class Bench:
         many = name == "mixture"
         self.fit, tune = (count * (4 if many else 1) for count in (options.batch, options.select))
         select = draw(2 * 10**6 + seed, tune)
-        grid = teacher_grid(steps, self.low, self.high)
-        self.select, self.cache = remember(self.denoiser, select, grid, self.chunk, None)
-        grid = teacher_grid(3 * steps // 2, self.low, self.high)
+        plan = teacher_plan(steps, self.low, self.high)
+        self.select, self.cache = remember(self.denoiser, select, plan, self.chunk, None)
+        plan = teacher_plan(3 * steps // 2, self.low, self.high)
         count = options.report * (16 if many else 1)
-        self.report = teacher_ends(self.denoiser, draw(10**6 + seed, count), grid, self.chunk, None)
+        self.report = taught(self.denoiser, draw(10**6 + seed, count), plan, self.chunk, None)
         self.space = judge(trained, options.data, seed)
 
     def squares(self, plan: Plan, batch: Batch) -> Tensor:
@@ -152,18 +154,7 @@ class Bench:
         return float(self.squares(plan, batch).mean().sqrt())
 
     def samples(self, plan: Plan) -> Tensor:
-        parts = range(0, len(self.report), self.chunk)
-        return torch.cat(
-            [
-                sample(
-                    self.denoiser,
-                    plan,
-                    noise=self.report.noise[i : i + self.chunk],
-                    cond=slice_cond(self.report.cond, slice(i, i + self.chunk)),
-                )
-                for i in parts
-            ]
-        )
+        return sample(self.denoiser, plan, noise=self.report.noise, cond=self.report.cond, chunk=self.chunk)
 
     def frechet(self, sets: dict[str, Tensor]) -> dict[str, list[float]] | None:
         """FD of each set with its standard error, and the plan's less each other one's, with that of the difference.

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from logsnr.calibration.descent import Space, descend, normal_equations
 from logsnr.calibration.rollout import Batch, Rollout, squares
-from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.evaluation.gamma import StepCovariance, error_covariance
 from logsnr.files import replace_file
@@ -42,6 +42,7 @@ from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Grid
+from logsnr.sampling.teacher import teacher_plan
 
 LONGEST = 10
 """Evaluations up to which the page shows every gamma; the rest is in the JSON."""
@@ -156,9 +157,9 @@ class Bench:
         self.name = f"{Path(name).name}, step {card['step']}" if "step" in card else name
         self.low, self.high = self.denoiser.sampling_range
         report = noises(self.denoiser, self.cond, 10**6 + options.seed, options.report)
-        grid = teacher_grid(3 * options.teacher // 2, self.low, self.high)
-        self.report = teacher_ends(self.denoiser, report, grid, self.chunk, None)
-        coarse = solvers.unipc(teacher_grid(options.teacher, self.low, self.high), 3)
+        plan = teacher_plan(3 * options.teacher // 2, self.low, self.high)
+        self.report = taught(self.denoiser, report, plan, self.chunk, None)
+        coarse = teacher_plan(options.teacher, self.low, self.high)
         self.teacher_error = root(self.squares(coarse, self.report))
 
     def squares(self, plan: Plan, batch: Batch) -> Tensor:
@@ -171,7 +172,7 @@ class Bench:
         # a teacher's grid that has the plan's levels among its own
         every = math.ceil(options.teacher / (n - 1))
         fit = noises(denoiser, self.cond, options.seed, options.fit)
-        fit, cache = remember(denoiser, fit, teacher_grid(every * (n - 1) + 1, self.low, self.high), chunk, None)
+        fit, cache = remember(denoiser, fit, teacher_plan(every * (n - 1) + 1, self.low, self.high), chunk, None)
         if cache.states.shape[1] < len(fit):
             raise SystemExit(f"--fit {len(fit)}: the teacher remembers only {cache.states.shape[1]}; give fewer")
 

@@ -38,8 +38,8 @@ from torch.nn.functional import avg_pool2d
 from logsnr import exact
 from logsnr.calibration import calibrate
 from logsnr.calibration.descent import mean_square
-from logsnr.calibration.rollout import Batch, spread_cond
-from logsnr.calibration.teacher import teacher_ends, teacher_grid
+from logsnr.calibration.rollout import Batch
+from logsnr.calibration.teacher import taught
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
@@ -47,7 +47,9 @@ from logsnr.loading import load, load_plans
 from logsnr.noise import alpha_s
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling.batches import in_turn
 from logsnr.sampling.loop import start
+from logsnr.sampling.teacher import teacher_plan
 from logsnr.sampling.universal import FORMAT, WIDE, scaled
 from logsnr.training import Dataset, load_data
 from logsnr.training.config import DataConfig
@@ -268,8 +270,8 @@ def judge(
 
     def make() -> dict[str, Any]:
         noise = start(denoiser, None, JUDGED, torch.Generator().manual_seed(10**6 + options.seed))
-        batch = Batch(noise=noise, cond=spread_cond(one.cond, 0, JUDGED), end=noise.new_empty(JUDGED, 0))
-        batch = teacher_ends(denoiser, batch, teacher_grid(96, low, high), 512, None)
+        batch = Batch(noise=noise, cond=in_turn(one.cond, torch.arange(JUDGED)), end=noise.new_empty(JUDGED, 0))
+        batch = taught(denoiser, batch, teacher_plan(96, low, high), 512, None)
 
         def rmse(plan: Plan) -> float:
             return math.sqrt(mean_square(denoiser, plan, batch, 512, None))

@@ -16,17 +16,19 @@ from logsnr import exact, guidance
 from logsnr.calibration import Progress, alternatives, calibrate, run, trial
 from logsnr.calibration.baselines import searched, tuned_ends
 from logsnr.calibration.descent import NUDGE, Space, normal_equations
-from logsnr.calibration.ledger import Ledger, Meter, fingerprint
+from logsnr.calibration.ledger import Ledger, fingerprint
 from logsnr.calibration.levels import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
-from logsnr.calibration.rollout import Batch, Rollout, mean_square, spread_cond
+from logsnr.calibration.rollout import Batch, Rollout, mean_square
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
 from logsnr.calibration.settings import LEADERS
-from logsnr.calibration.teacher import remember, teacher_ends, teacher_grid
+from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
 from logsnr.sampling import Plan, grids, sample, solve, solvers
-from logsnr.sampling.counted import rmse
+from logsnr.sampling.batches import in_turn
+from logsnr.sampling.counted import Counted, rmse
+from logsnr.sampling.teacher import teacher_on, teacher_plan
 
 F64 = torch.float64
 VARIANCES = torch.tensor([0.09, 1.44], dtype=F64)
@@ -83,7 +85,7 @@ def test_a_rollout_is_the_sampler(basis: str) -> None:
 def test_a_branch_pays_only_for_what_follows(basis: str) -> None:
     """A changed row i or sigma_{i+1} costs n - 1 - i evaluations and ends where a run from the start ends."""
     plan, noise = PLANS[basis], noises(7, 6)
-    meter = Meter(MIXTURE)
+    meter = Counted(MIXTURE)
     base = Rollout(meter, plan.basis, of(noise))
     base.run(plan)
     for i in range(plan.nfe):
@@ -184,8 +186,8 @@ def test_strength_pulls_to_the_prior() -> None:
 
 
 def small_cache() -> tuple:
-    grid = teacher_grid(9, 0.1, 10.0)
-    return remember(MIXTURE, of(noises(20, 6, dtype=torch.float32)), grid, 8, None)
+    plan = teacher_plan(9, 0.1, 10.0)
+    return remember(MIXTURE, of(noises(20, 6, dtype=torch.float32)), plan, 8, None)
 
 
 def test_local_errors_are_those_of_the_cached_trajectories() -> None:
@@ -200,7 +202,7 @@ def test_local_errors_are_those_of_the_cached_trajectories() -> None:
             miss = miss - d * (d @ miss) / (d @ d)
         scale = MIXTURE.sigma_data / math.hypot(MIXTURE.sigma_data, cache.sigmas[k])
         assert float(cost[i, j, k]) == pytest.approx(float(miss.square().mean().sqrt()) * scale, rel=1e-5)
-    assert torch.equal(teacher_ends(MIXTURE, batch, cache.sigmas, 8, None).end, batch.end)
+    assert torch.equal(taught(MIXTURE, batch, teacher_on(cache.sigmas), 8, None).end, batch.end)
     assert torch.allclose(cache.states[-1].flatten(1), batch.end.flatten(1))
 
 
@@ -210,7 +212,7 @@ def test_the_teacher_is_exact() -> None:
     noise = noises(64, 6)
     truth = solve(MIXTURE, hi, lo, noise, rtol=1e-8, atol=1e-8).z
     truth = MIXTURE(truth, lo).x0
-    error = rmse(teacher_ends(MIXTURE, of(noise), teacher_grid(96, lo, hi), 64, None).end, truth)
+    error = rmse(taught(MIXTURE, of(noise), teacher_plan(96, lo, hi), 64, None).end, truth)
     assert error < 0.1 * calibrated(10).meta["report"]["rmse"]
 
 
@@ -234,8 +236,8 @@ def test_the_path_is_the_best_of_all(history: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 4, 10, 20])
 def test_tried_levels_are_the_caches_far_apart_and_near_the_grids_they_stand_for(n: int) -> None:
     low, high = MIXTURE.sampling_range
-    grid = teacher_grid(64, low, high)
-    _, cache = remember(MIXTURE, of(noises(4, 6, 5, torch.float32)), grid, 4, None)
+    plan = teacher_plan(64, low, high)
+    _, cache = remember(MIXTURE, of(noises(4, 6, 5, torch.float32)), plan, 4, None)
     found = tried_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
     assert found[0] == best_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
     assert len(set(found)) == len(found)
@@ -264,7 +266,7 @@ def test_derivatives_of_one_step() -> None:
     sigma, c, noise = 3.0, 1.3, noises(30, 2)
     end = flow(noise, sigma, 0.0)
     space = Space(template=Plan((sigma, 0.0), ((c,),), "x0"), low=0.01, high=50.0)
-    meter = Meter(GAUSSIAN)
+    meter = Counted(GAUSSIAN)
     gram, pull = normal_equations(meter, space, space.vector(space.template), of(noise, end), 16, None)
     assert meter.answers == space.cost() * 30
 
@@ -318,7 +320,7 @@ def calibrated(n: int) -> Plan:
 @cache
 def fresh() -> Batch:
     lo, hi = MIXTURE.sampling_range
-    return teacher_ends(MIXTURE, of(noises(512, 6, 999, torch.float32)), teacher_grid(200, lo, hi), 512, None)
+    return taught(MIXTURE, of(noises(512, 6, 999, torch.float32)), teacher_plan(200, lo, hi), 512, None)
 
 
 @cache
@@ -386,7 +388,7 @@ def test_meta_holds_provenance_and_errors(monkeypatch: pytest.MonkeyPatch) -> No
     assert meta["plan_hash"] == plan.hash
     assert (meta["seed"], meta["n"], meta["nfe"], meta["interrupted"]) == (3, 24, 4, False)
     lo, hi = MIXTURE.sampling_range
-    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(32, lo, hi), 24, None)
+    report = taught(MIXTURE, drawn[2], teacher_plan(32, lo, hi), 24, None)
     everyone = alternatives(4, lo, hi)
     assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
     assert len(meta["report"]["alternatives"]) == LEADERS
@@ -513,7 +515,7 @@ def test_conditions_guidance_and_counting() -> None:
     report = plan.meta["report"]
     assert report["rmse"] < 0.8 * min(report["alternatives"].values())
     assert plan.meta["evaluations"]["samples_times_network"] == 2 * round(plan.meta["evaluations"]["rollouts"] * 3 * 24)
-    turns = spread_cond({"label": torch.tensor([5, 6, 7]), "size": 8}, 4, 4)
+    turns = in_turn({"label": torch.tensor([5, 6, 7]), "size": 8}, torch.arange(4, 8))
     assert turns["label"].tolist() == [6, 7, 5, 6]
     assert turns["size"] == 8
     with pytest.raises(LogsnrError, match=r"label: 2, other: 3.*one row per sample"):
@@ -534,7 +536,7 @@ def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "draw", lambda own, purpose: drawn.append(draw(own, purpose)) or drawn[-1])
     plan = calibrate(MIXTURE, 4, seed=1, n=96, rollouts=120, metric=first_coordinate)
     lo, hi = MIXTURE.sampling_range
-    report = teacher_ends(MIXTURE, drawn[2], teacher_grid(64, lo, hi), 64, first_coordinate)
+    report = taught(MIXTURE, drawn[2], teacher_plan(64, lo, hi), 64, first_coordinate)
     x = sample(MIXTURE, plan, noise=report.noise)
     assert plan.meta["report"]["rmse"] == pytest.approx(rmse(x[:, :1], report.end), rel=1e-4)
     assert plan.meta["metric"] == "first_coordinate"
@@ -571,7 +573,7 @@ def test_baselines_run_on_the_noises_of_the_search(method: str) -> None:
     """The plan is the method's own, whether or not it is the best; its report is on the search's report noise."""
     plan = calibrate(MIXTURE, 4, seed=3, method=method, **SMALL)
     assert plan.meta["report"]["alternatives"] == small().meta["report"]["alternatives"]
-    levels = teacher_grid(SMALL["teacher"], *MIXTURE.sampling_range)
+    levels = teacher_plan(SMALL["teacher"], *MIXTURE.sampling_range).sigmas
     expected = {"gits": "iPNDM-4, GITS", "ays": "DPM++(2M), AYS", "ends": "tuned ends"}
     assert plan.meta["solver"].endswith(expected[method])
     if method == "gits":

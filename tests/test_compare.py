@@ -10,7 +10,6 @@ import torch
 
 import logsnr as ls
 from logsnr import guidance
-from logsnr.calibration.rollout import slice_cond
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import FeatureSpace, frechet_distance
@@ -32,6 +31,7 @@ from logsnr.evaluation.compare.plot import plot
 from logsnr.exact import GaussianMixture
 from logsnr.predictions import EDM, V
 from logsnr.sampling import grids, solve, solvers
+from logsnr.sampling.batches import take
 from logsnr.sampling.counted import rmse
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
@@ -302,7 +302,7 @@ def test_conditions_follow_their_samples_into_batches(noise):
     start = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     full = {"shift": cond["shift"][torch.arange(7) % 3]}
     for i in (0, 1, 5):
-        alone = run(entry, model, start[i : i + 1], slice_cond(full, slice(i, i + 1)))
+        alone = run(entry, model, start[i : i + 1], take(full, slice(i, i + 1)))
         assert torch.allclose(x[i : i + 1], alone, atol=1e-5)
 
 

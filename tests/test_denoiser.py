@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser, noisy
-from logsnr.noise import alpha_s, sigma_from_logsnr
+from logsnr.noise import alpha_s, covers, sigma_from_logsnr
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
 from logsnr.timesteps import TimestepTable
 
@@ -154,6 +154,18 @@ def test_v_flow_and_edm_answer_at_both_ends(prediction: Prediction, as_tensor: b
 def test_bad_trained_range(trained_range: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="trained_range = "):
         NetworkDenoiser(Net(), V(), shape=SHAPE, trained_range=trained_range)
+
+
+def test_covers_its_trained_range_with_one_percent_of_rounding() -> None:
+    """157.4 against a nominal 157 is rounding, 2% is not; inf counts as 100, where less than 1% of z is signal."""
+    denoiser = NetworkDenoiser(nn.Identity(), V(), shape=(2,), trained_range=(0.01, 157.0))
+    assert denoiser.covers(0.0099, 157.4)
+    assert not denoiser.covers(0.0098, 157)
+    assert not denoiser.covers(0.01, 160)
+    assert denoiser.covers(0.01, math.inf)
+    assert not NetworkDenoiser(nn.Identity(), V(), shape=(2,), trained_range=(0.01, 98.0)).covers(0.01, math.inf)
+    assert covers((0.01, 157.0), 0.01, 157.4)
+    assert not covers((0.01, 157.0), 0.01, math.inf)
 
 
 def test_sampling_range_is_the_useful_part_of_the_trained_one() -> None:

@@ -14,11 +14,12 @@ from logsnr import exact
 from logsnr.calibration import universal as fitting
 from logsnr.calibration.rollout import Batch, mean_square
 from logsnr.calibration.rows import RIDGE, fit_rows, prior_rows
-from logsnr.calibration.teacher import teacher_ends, teacher_grid
+from logsnr.calibration.teacher import taught
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
 from logsnr.sampling import Plan, grids, sample, solvers, universal_plan
+from logsnr.sampling.teacher import teacher_plan
 from logsnr.sampling.universal import scaled, universal_sizes
 
 F64 = torch.float64
@@ -91,7 +92,7 @@ def test_beats_stock_solvers_on_models_it_never_saw(n: int, span: str) -> None:
         low, high = model.sampling_range
         noise = noises(192, d, seed)
         batch = Batch(noise=noise, cond={}, end=noise.new_empty(192, 0))
-        batch = teacher_ends(model, batch, teacher_grid(96, low, high), 192, None)
+        batch = taught(model, batch, teacher_plan(96, low, high), 192, None)
         plan = universal_plan(n, low, high, sigma_data=model.sigma_data)
         own = mean_square(model, plan, batch, 192, None)
         stock = [

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from logsnr.noise import alpha_s, per_sample
+from logsnr.noise import alpha_s, covers, per_sample
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, Prediction
 
@@ -143,6 +143,13 @@ class Denoiser(nn.Module, ABC):
     def finite_at_inf(self) -> bool:
         """Whether the denoiser answers at sigma inf, from pure noise."""
         return True
+
+    def covers(self, low: float, high: float) -> bool:
+        """Whether it was trained on noise levels from low to high; one percent either way is rounding.
+
+        Sigma inf counts as 100, where the signal left in z is below one percent.
+        """
+        return covers(self.trained_range, min(low, 100.0), 100.0 if high == math.inf else high)
 
     def cost(self, sigma: float) -> int:
         """Network evaluations that one answer at `sigma` takes, per sample (a guided denoiser: 2)."""

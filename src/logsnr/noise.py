@@ -83,6 +83,14 @@ def sigma_from_flow_time(t: Level) -> Level:
     return math.inf if t == 1 else t / (1 - t)
 
 
+def covers(inside: tuple[float, float], low: float, high: float) -> bool:
+    """Whether noise levels from low to high lie inside a range of sigmas; one percent either way is rounding.
+
+    A table that ends at 157.4 fits a nominal 157.
+    """
+    return low >= 0.99 * inside[0] and high <= 1.01 * inside[1]
+
+
 def per_sample(value: float | Tensor, z: Tensor) -> float | Tensor:
     """Shape a noise level `[B]` (or a scalar) so that it broadcasts over states `z [B, *shape]`.
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from logsnr.denoiser import Denoiser, Estimate
+from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
 from logsnr.sampling.counted import Counted
@@ -27,28 +26,6 @@ FORMAT = 4
 
 class SpentError(Exception):
     """The budget is used up."""
-
-
-class Meter(Counted):
-    """A counted denoiser that also counts by samples.
-
-    Attributes:
-        evaluations: network evaluations, whatever the size of the batch (guidance: 2).
-        answers: samples denoised, summed over calls.
-        passes: samples times network evaluations.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__(denoiser)
-        self.answers = 0
-        self.passes = 0
-
-    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        before = self.evaluations
-        estimate = super().forward(z, sigma, **cond)
-        self.answers += len(z)
-        self.passes += len(z) * (self.evaluations - before)
-        return estimate
 
 
 class Ledger:
@@ -68,7 +45,7 @@ class Ledger:
         LogsnrError: if the file is not a ledger, or that of other settings.
     """
 
-    def __init__(self, meter: Meter, settings: dict[str, Any], path: Path | None, budget: int) -> None:
+    def __init__(self, meter: Counted, settings: dict[str, Any], path: Path | None, budget: int) -> None:
         self.meter, self.settings, self.path = meter, settings, path
         self.budget: float = budget
         self.known: dict[str, tuple[Any, int, int]] = {}

@@ -15,21 +15,19 @@ the two are as good (.71 to 1.14); at 20 it is the few that switch modes who are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.errors import LogsnrError
+from logsnr.sampling.batches import Cond, chunks
 from logsnr.sampling.loop import Update, updates
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.reference import consistent
 
-Cond = Mapping[str, Any]
 Metric = Callable[[Tensor], Tensor]
 """Features `[B, F]` of samples `[B, *shape]`, in which errors count."""
 
@@ -56,37 +54,12 @@ class Batch:
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """The batch in parts of at most `size` samples."""
-        for first in range(0, len(self), size):
-            part = slice(first, first + size)
-            yield replace(self, noise=self.noise[part], cond=slice_cond(self.cond, part), end=self.end[part])
+        for part, cond in chunks(len(self), size, self.cond):
+            yield replace(self, noise=self.noise[part], cond=cond, end=self.end[part])
 
     def first(self, n: int) -> Batch:
         """The first n samples."""
         return next(self.chunks(n))
-
-
-def slice_cond(cond: Cond, part: slice | Tensor) -> dict[str, Any]:
-    """The conditions of some samples; what is no tensor belongs to all."""
-    return {name: value[part] if isinstance(value, Tensor) else value for name, value in cond.items()}
-
-
-def spread_cond(cond: Cond | None, first: int, n: int) -> dict[str, Any]:
-    """Conditions of samples first ... first + n - 1: the rows given, over and over.
-
-    Raises:
-        LogsnrError: if two conditions have different numbers of rows, or none.
-    """
-    given = {} if cond is None else dict(cond)
-    rows = {name: len(v) if v.ndim else 0 for name, v in given.items() if isinstance(v, Tensor)}
-    if rows and (len(set(rows.values())) > 1 or min(rows.values()) < 1):
-        raise LogsnrError(
-            f"conditions have different numbers of rows ({', '.join(f'{k}: {v}' for k, v in rows.items())}): give "
-            "every tensor one row per sample, at least 1; they are used in turn"
-        )
-    if not rows:
-        return given
-    index = torch.arange(first, first + n) % next(iter(rows.values()))
-    return {name: v[index.to(v.device)] if isinstance(v, Tensor) else v for name, v in given.items()}
 
 
 class Rollout:

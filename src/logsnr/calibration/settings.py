@@ -87,7 +87,7 @@ class Settings:
         """
         low, high = self.sigma_range
         inside = denoiser.trained_range
-        if low < 0.99 * inside[0] or high > 1.01 * inside[1]:
+        if not denoiser.covers(low, high):
             raise LogsnrError(
                 f"sigma_range = ({low:.6g}, {high:.6g}) leaves [{inside[0]:.6g}, {inside[1]:.6g}], where the denoiser "
                 "was trained: narrow it, or leave it out for denoiser.sampling_range"

@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.calibration.ledger import Ledger, Meter, fingerprint
-from logsnr.calibration.rollout import TAIL, Batch, Cond, Metric, spread_cond, squares, tempered
+from logsnr.calibration.ledger import Ledger, fingerprint
+from logsnr.calibration.rollout import TAIL, Batch, Metric, squares, tempered
 from logsnr.calibration.settings import LEADERS, Settings
-from logsnr.calibration.teacher import Cache, remember, teacher_ends, teacher_grid
+from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
+from logsnr.sampling.batches import Cond, in_turn
+from logsnr.sampling.counted import Counted
 from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.teacher import teacher_plan
 
 PURPOSES = ("fit", "select", "report")
 FEW = 4
@@ -80,8 +83,8 @@ class Trial:
         self.settings, self.cond, self.metric, self.chunk = settings, cond, metric, chunk
         self.progress = progress
         about = {"model": fingerprint(denoiser), **settings.to_dict()}
-        self.ledger = Ledger(Meter(denoiser), about, resume, settings.budget)
-        self.teacher = Meter(denoiser)
+        self.ledger = Ledger(Counted(denoiser), about, resume, settings.budget)
+        self.teacher = Counted(denoiser)
         self.noises: dict[str, Batch] = {}
         self.leaders: dict[str, Plan] = {}
         self.scale = math.inf
@@ -95,16 +98,16 @@ class Trial:
 
     def remember(self) -> Cache:
         """The noises of the search with the teacher's ends, and its trajectories of those of fit."""
-        grid = teacher_grid(self.settings.teacher, *self.settings.sigma_range)
+        plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
         noise = draw(self, "fit")
-        self.noises["fit"], cache = remember(self.teacher, noise, grid, self.chunk, self.metric)
+        self.noises["fit"], cache = remember(self.teacher, noise, plan, self.chunk, self.metric)
         self.teach("select")
         return cache
 
     def teach(self, purpose: str) -> None:
         """The noise of a purpose, with the teacher's ends."""
-        grid = teacher_grid(self.settings.teacher, *self.settings.sigma_range)
-        self.noises[purpose] = teacher_ends(self.teacher, draw(self, purpose), grid, self.chunk, self.metric)
+        plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
+        self.noises[purpose] = taught(self.teacher, draw(self, purpose), plan, self.chunk, self.metric)
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
@@ -157,7 +160,8 @@ def draw(trial: Trial, purpose: str) -> Batch:
     size = settings.n if purpose == "fit" else settings.fewer
     noise = start(trial.teacher, None, size, generator)
     first = PURPOSES.index(purpose) * settings.n
-    return Batch(noise=noise, cond=spread_cond(trial.cond, first, size), end=noise.new_empty(size, 0))
+    cond = in_turn(trial.cond, torch.arange(first, first + size))
+    return Batch(noise=noise, cond=cond, end=noise.new_empty(size, 0))
 
 
 def as_tensor(values: list[Any]) -> Tensor:

@@ -21,14 +21,16 @@ from typing import Any
 import torch
 
 from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import TAIL, Batch, spread_cond, squares, tempered
+from logsnr.calibration.rollout import TAIL, Batch, squares, tempered
 from logsnr.calibration.rows import RIDGE, Lesson, fit_rows, prior_rows
-from logsnr.calibration.teacher import Cache, remember, teacher_ends
+from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
+from logsnr.sampling.batches import in_turn
 from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.teacher import teacher_on
 from logsnr.sampling.universal import scaled, universal_plan
 
 __all__ = ["Fitted", "Member", "fit_universal", "member", "nodes", "universal_plan"]
@@ -113,10 +115,10 @@ def member(
         )
     grid = (*_between(high, levels[0])[:-1], *levels, *_between(levels[-1], low)[1:], 0.0)
     noise = start(denoiser, None, 2 * n, torch.Generator().manual_seed(seed))
-    whole = Batch(noise=noise, cond=spread_cond(cond, 0, 2 * n), end=noise.new_empty(2 * n, 0))
+    whole = Batch(noise=noise, cond=in_turn(cond, torch.arange(2 * n)), end=noise.new_empty(2 * n, 0))
     fit, select = whole.chunks(n)
-    fit, cache = remember(denoiser, fit, grid, chunk, None)
-    select = teacher_ends(denoiser, select, grid, chunk, None)
+    fit, cache = remember(denoiser, fit, teacher_on(grid), chunk, None)
+    select = taught(denoiser, select, teacher_on(grid), chunk, None)
     return Member(
         denoiser=denoiser, fit=fit, select=select, cache=cache, lattice=tuple(lattice), first=grid.index(levels[0])
     )

@@ -126,21 +126,11 @@ def sample(
     noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = support.sampled_condition(denoiser, label, prompt, n)
     start = time.perf_counter()
-    with support.step_bar(chosen.nfe * -(-n // batch), quiet=json_) as step:
-        parts = [
-            run(
-                guided,
-                chosen,
-                noise=noise[i : i + batch],
-                generator=generator,
-                cond={k: v[i : i + batch] for k, v in cond.items()},
-                callback=step,
-            )
-            for i in range(0, n, batch)
-        ]
+    with support.step_bar(chosen.nfe, quiet=json_) as step:
+        x = run(guided, chosen, noise=noise, generator=generator, cond=cond, chunk=batch, callback=step)
     seconds = time.perf_counter() - start
     evaluations = sum(guided.cost(sigma) for sigma in chosen.sigmas[:-1])
-    support.write_images(torch.cat(parts), denoiser, out)
+    support.write_images(x, denoiser, out)
     facts = {
         "out": str(out),
         "images": n,

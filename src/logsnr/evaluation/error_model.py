@@ -15,9 +15,8 @@ change bounds eta from below; it sees no error that both answers share, such as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +25,9 @@ from logsnr.denoiser import Denoiser, Estimate, noisy
 from logsnr.noise import alpha_s
 from logsnr.projection import ReferenceSet
 from logsnr.sampling import Plan, Step, sample
+from logsnr.sampling.batches import Cond, chunks
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-Cond = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +142,9 @@ def relative_error(
     levels = []
     for sigma in sorted(sigmas, reverse=True):
         collected = _Collected(reference)
-        for i in range(0, len(x), batch):
-            z = noisy(x[i : i + batch], eps[i : i + batch], sigma)
-            collected.add(z, sigma, denoiser(z, sigma, **_slice(cond, i, batch)))
+        for part, given in chunks(len(x), batch, cond):
+            z = noisy(x[part], eps[part], sigma)
+            collected.add(z, sigma, denoiser(z, sigma, **given))
         levels.append(collected.level(sigma, quantiles))
         if progress is not None:
             progress(len(levels))
@@ -187,11 +186,7 @@ def trajectory_error(
         if step.estimate is not None:
             collected[step.index].add(step.z, step.sigma, step.estimate)
 
-    for i in range(0, len(noise), batch):
-        sample(
-            denoiser, plan, noise=noise[i : i + batch], generator=generator, cond=_slice(cond, i, batch),
-            callback=record, check=False,
-        )  # fmt: skip
+    sample(denoiser, plan, noise=noise, generator=generator, cond=cond, chunk=batch, callback=record, check=False)
     levels = tuple(c.level(sigma, quantiles) for c, sigma in zip(collected, sigmas, strict=True))
     return ErrorCurve(levels=levels, quantiles=tuple(quantiles))
 
@@ -258,8 +253,8 @@ def consistency(
         low = fraction * sigma
         (_, s), (alpha_, s_) = alpha_s(sigma), alpha_s(low)
         changes, norms, lost = [], [], 0
-        for i in range(0, len(x), batch):
-            z, given = noisy(x[i : i + batch], eps[i : i + batch], sigma), _slice(cond, i, batch)
+        for part, given in chunks(len(x), batch, cond):
+            z = noisy(x[part], eps[part], sigma)
             first: Estimate = denoiser(z, sigma, **given)
             x0 = first.x0
             again: Estimate = denoiser((s_ / s) * z + (alpha_ * (1 - fraction)) * x0, low, **given)
@@ -331,10 +326,6 @@ def _spread(values: Tensor, quantiles: Sequence[float]) -> Spread:
     at = [q * (len(ordered) - 1) for q in quantiles]
     found = tuple(float(ordered[int(t)].lerp(ordered[min(int(t) + 1, len(ordered) - 1)], t % 1)) for t in at)
     return Spread(mean=float(values.mean()), quantiles=found, lowest=float(ordered[0]))
-
-
-def _slice(cond: Cond | None, first: int, batch: int) -> dict[str, Any]:
-    return {} if cond is None else {key: value[first : first + batch] for key, value in cond.items()}
 
 
 def _check(

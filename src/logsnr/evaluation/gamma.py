@@ -13,9 +13,7 @@ E||e_bar - g_t||^2.  It is above 1 where the previous error points the way of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +22,7 @@ from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
 from logsnr.projection import ReferenceSet
 from logsnr.sampling import Plan, Step, sample
+from logsnr.sampling.batches import Cond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def error_covariance(
     *,
     noise: Tensor,
     batch: int = 256,
-    cond: Mapping[str, Any] | None = None,
+    cond: Cond | None = None,
 ) -> tuple[StepCovariance, ...]:
     """The covariance at every step of a plan that has a previous output, on the states that the plan visits.
 
@@ -104,28 +103,22 @@ def error_covariance(
     if isinstance(target, Tensor) and target.shape != noise.shape:
         raise ValueError(f"end points of shape {tuple(target.shape)} for noise {tuple(noise.shape)}: one for each")
     sums = [[0.0, 0.0, 0.0] for _ in plan.rows]
-    for i in range(0, len(noise), batch):
-        before: list[Tensor] = []
-        ends = target[i : i + batch].flatten(1).double() if isinstance(target, Tensor) else None
+    before: list[Tensor] = []
 
-        def record(step: Step, before: list[Tensor] = before, ends: Tensor | None = ends) -> None:
-            if step.estimate is None:
-                return
-            y = (step.z.double() / alpha_s(step.sigma)[0]).flatten(1)
-            p = ends
-            if not isinstance(target, Tensor):
-                p = target.project(y.view(len(y), *target.shape)).flatten(1)
-            assert p is not None
-            wanted = (y - p) / step.sigma
-            eps = step.estimate.eps.flatten(1).double()
-            if before:
-                now, then = eps - wanted, before.pop() - wanted
-                for k, value in enumerate((now * now, then * then, now * then)):
-                    sums[step.index][k] += float(value.sum())
-            before.append(eps)
+    def record(step: Step) -> None:
+        if step.estimate is None:
+            return
+        y = (step.z.double() / alpha_s(step.sigma)[0]).flatten(1)
+        p = target if isinstance(target, Tensor) else target.project(y.view(len(y), *target.shape))
+        wanted = (y - p.flatten(1).double()) / step.sigma
+        eps = step.estimate.eps.flatten(1).double()
+        if before:
+            now, then = eps - wanted, before.pop() - wanted
+            for k, value in enumerate((now * now, then * then, now * then)):
+                sums[step.index][k] = float(value.sum())
+        before.append(eps)
 
-        given = {} if cond is None else {key: value[i : i + batch] for key, value in cond.items()}
-        sample(denoiser, plan, noise=noise[i : i + batch], cond=given, callback=record)
+    sample(denoiser, plan, noise=noise, cond=cond, chunk=batch, callback=record)
     return tuple(
         StepCovariance(sigma=sigma, present=a / noise.numel(), previous=b / noise.numel(), cross=c / noise.numel())
         for sigma, (a, b, c) in zip(plan.sigmas[1:-1], sums[1:], strict=True)

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.noise import sigma_from_logsnr
+from logsnr.sampling.batches import chunks, take
 
 ENOUGH = 2**15
 """Draws after which a pilot learns no more."""
@@ -187,7 +187,7 @@ class Pilot:
             denoiser,
             x[chosen],
             logsnr,
-            cond={name: value[chosen.to(value.device)] for name, value in (cond or {}).items()},
+            cond=take(cond, chosen),
             generator=generator,
             batch=batch,
             controls=controls,
@@ -291,11 +291,9 @@ def draw_errors(
         ValueError: if the denoiser answers with something that is not finite.
     """
     errors, known = [], []
-    for i in range(0, len(x), batch):
-        part = slice(i, i + batch)
+    for part, conditions in chunks(len(x), batch, cond):
         eps = torch.randn(x[part].shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
         sigma = sigma_from_logsnr(logsnr[part])
-        conditions: dict[str, Any] = {name: value[part] for name, value in (cond or {}).items()}
         error = denoiser.eps_error(x[part], eps, sigma.to(x.dtype), **conditions).double()
         if not bool(error.isfinite().all()):
             bad = float(logsnr[part][~error.isfinite()][0])

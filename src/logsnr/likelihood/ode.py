@@ -38,6 +38,7 @@ from logsnr.likelihood.terms import (
 )
 from logsnr.noise import alpha_s, sigma_from_logsnr
 from logsnr.pixels import Pixels
+from logsnr.sampling.batches import chunks
 
 Trace = Literal["hutchinson", "exact"]
 
@@ -136,11 +137,9 @@ def ode_log_likelihood(
     check_levels(denoiser, lo, hi, stacklevel=4)
     alpha = alpha_s(sigma_from_logsnr(hi))[0]
     parts, spent = [], 0
-    for i in range(0, len(x), batch):
-        part = slice(i, i + batch)
+    for part, conditions in chunks(len(x), batch, cond):
         z = alpha * x[part].double()
         signs = _signs(z, probes, generator) if trace == "hutchinson" and generator is not None else None
-        conditions = {name: value[part] for name, value in (cond or {}).items()}
         densities, evaluations = _solve(denoiser, z, signs, conditions, lo, hi, rtol, atol)
         parts.append(densities + denoiser.dim * math.log(alpha))
         spent += evaluations * len(z)

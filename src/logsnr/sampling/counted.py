@@ -1,4 +1,4 @@
-"""End points: how far a few-step sample lands from where the exact trajectory of the same noise ends.
+"""Counted evaluations: what a result has cost, whoever asked.
 
 A deterministic sampler is a map from noise to samples.  Two samplers, or one at two step counts, are compared from the
 *same* noise at *counted* network evaluations:  RMSE = sqrt(mean over samples and dimensions of (x - x_teacher)^2).
@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.sampling.batches import Cond
 
 
 class Counted(Denoiser):
-    """A denoiser that counts network evaluations per sample, whoever asks: Heun's twice a step, guidance's doubled.
+    """A denoiser that counts network evaluations, whoever asks: Heun's twice a step, guidance's doubled.
 
     Attributes:
-        evaluations: the count so far; set it to 0 to start again.
+        evaluations: network evaluations, whatever the size of the batch: per sample, unless it is asked in chunks.
+        answers: samples denoised, summed over calls.
+        passes: network evaluations times samples.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.shape = denoiser.shape
+        self.shape = tuple(denoiser.shape)
         self.sigma_data = denoiser.sigma_data
         self.trained_range = denoiser.trained_range
-        self.evaluations = 0
+        self.evaluations = self.answers = self.passes = 0
 
     @property
     def finite_at_inf(self) -> bool:
@@ -37,8 +40,15 @@ class Counted(Denoiser):
         return self.denoiser.cost(sigma)
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        self.evaluations += self.cost(float(torch.as_tensor(sigma).reshape(-1)[0]))
-        estimate: Estimate = self.denoiser(z, sigma, **cond)
+        return self.ask(self.denoiser, z, sigma, cond)
+
+    def ask(self, denoiser: Denoiser, z: Tensor, sigma: float | Tensor, cond: Cond) -> Estimate:
+        """The answer of the model in another guise, counted like its own."""
+        cost = denoiser.cost(float(torch.as_tensor(sigma).reshape(-1)[0]))
+        self.evaluations += cost
+        self.answers += len(z)
+        self.passes += cost * len(z)
+        estimate: Estimate = denoiser(z, sigma, **cond)
         return estimate
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s, flow_time
+from logsnr.sampling.batches import ask
 from logsnr.sampling.plan import Basis, Plan
 
 
@@ -129,6 +130,7 @@ def sample(
     batch: int | None = None,
     generator: torch.Generator | None = None,
     cond: Mapping[str, Any] | None = None,
+    chunk: int | None = None,
     callback: Callback | None = None,
     check: bool | Literal["each"] = True,
 ) -> Tensor:
@@ -146,6 +148,8 @@ def sample(
         batch: how many to draw.
         generator: source of every draw; only needed if there is one.  Draws happen on its device.
         cond: conditions, passed on to the denoiser by keyword.
+        chunk: samples per call of the denoiser, None for all at once.  States, noise and callbacks are those of one
+            call for all: chunks change the memory that a network takes, and nothing else.
         callback: called with every state, `plan.nfe + 1` times.
         check: True: every state's sum is kept on the device and read once, after the last step; a sum that is not
             finite is an error that names the first such step.  "each": read after every step, to stop there (one
@@ -156,11 +160,13 @@ def sample(
 
     Raises:
         ValueError: if not exactly one of noise and batch is given, noise does not fit, a generator is missing, the
-            plan starts at sigma inf, where the model is undefined, or `check` is unknown.
+            plan starts at sigma inf, where the model is undefined, chunk is below 1, or `check` is unknown.
         NonFiniteError: if a step left a state that is not finite.
     """
     if check not in (True, False, "each"):
         raise ValueError(f"check {check!r} is not one of True (once, at the end), 'each' (every step), False")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk = {chunk}: must be at least 1 sample per call, or None for all at once")
     check_start(denoiser, plan.sigmas[0])
     check_range(denoiser, plan.sigmas[:-1])
     if plan.noisy and generator is None:
@@ -174,7 +180,7 @@ def sample(
     for i, move in enumerate(moves):
         if len(history) == longest:
             history.pop()  # before the evaluation, so that its memory is free for it
-        estimate: Estimate = denoiser(z, move.sigma, **conditions)
+        estimate = ask(denoiser, z, move.sigma, conditions, chunk)
         if callback is not None:
             callback(Step(i, move.sigma, z, estimate))
         history.insert(0, _value(estimate, plan.basis, z) if move.store else z.new_empty(0))
@@ -307,14 +313,12 @@ def check_start(denoiser: Denoiser, sigma: float) -> None:
 def check_range(denoiser: Denoiser, sigmas: Sequence[float]) -> None:
     """Warn (UserWarning) of evaluations outside the denoiser's `trained_range`; the caller goes on.
 
-    One percent either way is rounding (a table that ends at 157.4 against a nominal 157).  Sigma inf is within a
-    range that reaches 100, where the signal left in z is below one percent.
+    One percent either way is rounding, and sigma inf counts as 100 (`Denoiser.covers`).
     """
     lo, hi = denoiser.trained_range
     low, high = min(sigmas), max(sigmas)
-    above = hi < 100 if high == math.inf else high > 1.01 * hi
-    if above or low < 0.99 * lo:
-        outside = high if above else low
+    if not denoiser.covers(low, high):
+        outside = low if denoiser.covers(max(low, lo), high) else high
         warnings.warn(
             f"sigma = {outside:.6g} is outside the range [{lo:.6g}, {hi:.6g}] that this denoiser was trained on: its "
             "answers there are extrapolation; choose a grid within denoiser.sampling_range",

@@ -13,6 +13,7 @@ import math
 import torch
 
 from logsnr.denoiser import Denoiser, NetworkDenoiser
+from logsnr.noise import covers
 from logsnr.predictions import LABELS
 from logsnr.timesteps import TimestepTable
 
@@ -28,9 +29,8 @@ def table_of(denoiser: Denoiser) -> TimestepTable:
             label = module.prediction.label
             known = LABELS[label] if isinstance(label, str) else label
             if isinstance(known, TimestepTable):
-                # as in sampling one percent is rounding
-                inside = (known.sigmas >= 0.99 * low) & (known.sigmas <= 1.01 * high) & known.sigmas.isfinite()
-                if int(inside.sum()) >= 2:
+                inside = [s < math.inf and covers((low, high), s, s) for s in known.sigmas.tolist()]
+                if sum(inside) >= 2:
                     return TimestepTable(known.alphas_cumprod[inside], name=known.name)
     return _vp(low, high)
 

@@ -13,6 +13,7 @@ from logsnr.denoiser import Denoiser
 from logsnr.gradients import OutputLayer, gradient_norms
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objectives import ObjectiveOutput, WeightedELBO
+from logsnr.sampling.batches import take
 from logsnr.schedules import Adaptive
 from logsnr.schedules.variance import SpreadMeter
 from logsnr.training.config import AdaptiveConfig
@@ -73,7 +74,7 @@ class Adaptation:
         every = self.config.true_every if self.schedule.importance == "gradient" else 0
         if every and step % every == 0:
             few = slice(self.config.true_samples)
-            self._measure(x[few], {key: value[few] for key, value in (cond or {}).items()})
+            self._measure(x[few], take(cond, few))
 
     def _measure(self, x: Tensor, cond: dict[str, Tensor]) -> None:
         """True gradient norms of fresh draws, beside the last layer's of the same draws."""

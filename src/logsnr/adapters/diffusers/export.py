@@ -36,6 +36,7 @@ from logsnr.adapters import require_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.models import UNet
+from logsnr.noise import covers
 from logsnr.predictions import EDM, LABELS, X0, Eps, Flow, Prediction, V, label_edm
 from logsnr.timesteps import TimestepTable
 
@@ -130,9 +131,10 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
         raise LogsnrError(
             f"no stock scheduler counts the labels of {prediction.name!r} prediction: train with {RECIPE}"
         )
-    # Levels beyond the trained range are left off; as in sampling one percent is rounding, and inf is within 100.
-    high, last = denoiser.trained_range[1], float(table.sigmas[-1])
-    count = len(table) if math.isinf(last) and high >= 100 else int((table.sigmas <= 1.01 * high).sum())
+    # Levels beyond the trained range are left off.
+    (low, high), last = denoiser.trained_range, float(table.sigmas[-1])
+    whole = math.isinf(last) and denoiser.covers(low, last)
+    count = len(table) if whole else sum(covers((0.0, high), 0.0, sigma) for sigma in table.sigmas.tolist())
     if count < 2:
         raise LogsnrError(f"trained_range ends at sigma {high:.4g}: below the second level of the label's table")
     named = _BETAS.get(prediction.label) if isinstance(prediction.label, str) else None

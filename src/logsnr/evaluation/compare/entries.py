@@ -193,7 +193,7 @@ def plans(denoiser: Denoiser, found: Mapping[str, Plan]) -> list[Entry]:
         visited = plan.sigmas[:-1]
         if max(visited) == math.inf:
             check_start(denoiser, math.inf)
-        if min(visited) < 0.99 * low or max(s for s in visited if s < math.inf) > 1.01 * high:
+        if not denoiser.covers(min(visited), max(visited)):
             raise LogsnrError(
                 f"plan {name} visits sigma {max(visited):.6g} ... {min(visited):.6g}, this model was trained on "
                 f"{high:.6g} ... {low:.6g}: give a plan made for it (logsnr calibrate)"

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import slice_cond, spread_cond
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, universal
@@ -23,9 +22,11 @@ from logsnr.evaluation.compare.peers import peers
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
 from logsnr.evaluation.metrics import Estimated, bootstrap_counts
 from logsnr.evaluation.quality import FeatureSpace
-from logsnr.sampling import Plan, grids, solvers
+from logsnr.sampling import Plan
+from logsnr.sampling.batches import chunks, in_turn
 from logsnr.sampling.counted import Counted, rmse
 from logsnr.sampling.loop import start
+from logsnr.sampling.teacher import NAME, finite_ends, teacher_plan
 from logsnr.theory import EtaCurve
 
 Progress = Callable[[int, int, str], None]
@@ -100,7 +101,7 @@ def measure(
     _check(entries, samples, teacher_steps, batch)
     tell = progress or (lambda done, total, what: None)
     noise = start(denoiser, None, samples, torch.Generator().manual_seed(seed))
-    runner = _Runner(denoiser, noise, spread_cond(cond, 0, samples), batch, seed)
+    runner = _Runner(denoiser, noise, in_turn(cond, torch.arange(samples)), batch, seed)
     counts = bootstrap_counts(samples, replicates, generator=torch.Generator().manual_seed(seed))
 
     def distances(x: Tensor) -> tuple[Estimated | None, Estimated | None]:
@@ -155,15 +156,13 @@ class _Runner:
     def __call__(self, entry: Entry) -> tuple[Tensor, int, float]:
         """Samples, counted evaluations per image, seconds per image."""
         generator = torch.Generator().manual_seed(self.seed)
-        parts, spent = [], 0
+        parts = []
         began = self._now()
-        for first in range(0, len(self.noise), self.batch):
-            part = slice(first, first + self.batch)
-            counted = Counted(self.denoiser)
+        counted = Counted(self.denoiser)
+        for part, cond in chunks(len(self.noise), self.batch, self.cond):
             # cloned: a scheduler may write over its start
-            parts.append(entry.run(counted, self.noise[part].clone(), slice_cond(self.cond, part), generator))
-            spent = counted.evaluations
-        return torch.cat(parts), spent, (self._now() - began) / len(self.noise)
+            parts.append(entry.run(counted, self.noise[part].clone(), cond, generator))
+        return torch.cat(parts), counted.passes // len(self.noise), (self._now() - began) / len(self.noise)
 
     def _now(self) -> float:
         if self.noise.is_cuda:
@@ -180,19 +179,14 @@ def _teacher(
     low, high = denoiser.sampling_range
 
     def run(n: int) -> tuple[Tensor, int, float]:
-        plan = solvers.unipc(grids.log_linear(n, high, low), 3)
-        return runner(plan_entry(denoiser, plan, "UniPC-3", "log-linear", "UniPC", "logsnr", n))
+        return runner(plan_entry(denoiser, teacher_plan(n, low, high), "UniPC-3", "log-linear", "UniPC", "logsnr", n))
 
     coarse, _, _ = run(steps // 2)
     end, spent, seconds = run(steps)
-    if not bool(end.isfinite().all()):
-        raise LogsnrError(
-            f"the teacher's samples are not finite: the model answers with nan or inf on sigma {high:.4g} ... "
-            f"{low:.4g}; run it in float32, or check its weights"
-        )
+    finite_ends(end, teacher_plan(steps, low, high))
     frechet, kernel = distances(end)
     return end, Teacher(
-        name=f"UniPC-3, log-linear, {steps} steps",
+        name=f"{NAME}, {steps} steps",
         evaluations=spent,
         uncertainty=rmse(coarse, end),
         frechet=frechet,

@@ -16,7 +16,7 @@ from logsnr.evaluation.passport.card import LabelScan, Level, Passport, Projecti
 from logsnr.evaluation.passport.findings import LINEAR_TOLERANCE, find, label_trouble, usable_range
 from logsnr.evaluation.passport.labels import FACTORS, LEVELS, Relabelled, network_of, scan_labels, scan_levels
 from logsnr.evaluation.passport.levels import fit_linear, level_grid, measure_level, start_from_noise
-from logsnr.evaluation.passport.meter import Meter, Samples, rows_of
+from logsnr.evaluation.passport.meter import Meter, Samples
 from logsnr.evaluation.passport.pictures import PICTURES, take_pictures
 from logsnr.evaluation.passport.precision import half_precision
 from logsnr.evaluation.passport.trajectories import (
@@ -30,6 +30,7 @@ from logsnr.evaluation.passport.trajectories import (
     follow,
 )
 from logsnr.projection import Points
+from logsnr.sampling.batches import in_turn, take
 
 FEWEST = 32
 """Samples below which no statement about a data set is made."""
@@ -89,7 +90,7 @@ def examine(
     clean, given, source = _clean(meter, data, cond, images, batch, generator)
     count = min(images, len(clean) // 2)
     eps = torch.randn(clean[:count].shape, generator=generator)
-    samples = Samples(clean[:count], eps, {k: v[:count] for k, v in given.items()}).to(meter.device)
+    samples = Samples(clean[:count], eps, take(given, slice(count))).to(meter.device)
     others = clean[count:]
     linear = fit_linear(others)
     mean = clean.flatten(1).double().mean(0)
@@ -111,7 +112,7 @@ def examine(
         judged = curve(Relabelled(meter.denoiser, 1 / scan.factor, scan.way), "loss, corrected labels")
     projection = _projection(meter, samples, others if source == "data" else None, declared, batch, seed)
     noise = torch.randn(trajectories, *denoiser.shape, generator=generator).to(meter.device)
-    turn = rows_of(given, torch.arange(trajectories))
+    turn = in_turn(given, torch.arange(trajectories))
     paths: Trajectories = follow(meter, noise, turn, batch)
     meter.part = "half precision"
     sigmas = [s for s, _ in level_grid(*declared, HALF_LEVELS, (0, math.inf))]
@@ -121,7 +122,7 @@ def examine(
         drawn = paths.ends.flatten(1).cpu() if len(paths.ends) > 1 else None
         start = start_from_noise(linear, len(others), declared[1], drawn)
     meter.part = "pictures"
-    pictures = take_pictures(meter, samples.first(PICTURES), noise[:PICTURES], rows_of(given, torch.arange(PICTURES)))
+    pictures = take_pictures(meter, samples.first(PICTURES), noise[:PICTURES], in_turn(given, torch.arange(PICTURES)))
     usable = usable_range(judged, declared)
     return Passport(
         model=name or type(denoiser).__name__,
@@ -177,15 +178,15 @@ def _clean(
     """Clean samples on the CPU in random order, with their conditions, and where they come from."""
     if data is not None:
         order = torch.randperm(len(data), generator=generator)[: images + MOST_REFERENCES]
-        return data.detach().cpu().float()[order], rows_of(cond, order), "data"
+        return data.detach().cpu().float()[order], take(cond, order), "data"
     meter.part = "drawing samples"
     wanted = 2 * images
-    given = rows_of(cond, torch.arange(wanted))
+    given = in_turn(cond, torch.arange(wanted))
     noise = torch.randn(wanted, *meter.shape, generator=generator).to(meter.device)
     drawn = draw(meter, noise, given, batch).cpu().float()
     finite = drawn.flatten(1).isfinite().all(1)
     if int(finite.sum()) >= FEWEST:
-        return drawn[finite], {k: v[finite.to(v.device)] for k, v in given.items()}, "model"
+        return drawn[finite], take(given, finite), "model"
     return meter.sigma_data * torch.randn(wanted, *meter.shape, generator=generator), given, "noise"
 
 
@@ -269,7 +270,7 @@ def _check(
     if sigma_range is not None:
         low, high = sigma_range
         least, most = denoiser.trained_range
-        if not 0 < low < high < math.inf or low < 0.99 * least or high > 1.01 * most:
+        if not (0 < low < high < math.inf and denoiser.covers(low, high)):
             raise LogsnrError(
                 f"sigma_range = ({low}, {high}): needs 0 < smallest < largest within the range "
                 f"[{least:.4g}, {most:.4g}] that the model was trained on"

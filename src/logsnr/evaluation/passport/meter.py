@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.sampling.batches import Cond, chunks, take
+from logsnr.sampling.counted import Counted
 
-Cond = Mapping[str, Any]
 Tell = Callable[[str, int], None]
 
 
-class Meter(Denoiser):
+class Meter(Counted):
     """A denoiser that counts network evaluations of single samples under the name of the present part.
 
     Args:
@@ -24,11 +24,7 @@ class Meter(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, declared: tuple[float, float] | None = None) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.shape = tuple(denoiser.shape)
-        self.sigma_data = denoiser.sigma_data
-        self.trained_range = denoiser.trained_range
+        super().__init__(denoiser)
         self.part = "loss"
         self.counts: dict[str, int] = {}
         self.tell: Tell | None = None  # called with (part, evaluations so far) after every answer
@@ -37,32 +33,16 @@ class Meter(Denoiser):
         self.device = torch.device("cpu") if first is None else first.device
 
     @property
-    def finite_at_inf(self) -> bool:
-        return self.denoiser.finite_at_inf
-
-    @property
     def sampling_range(self) -> tuple[float, float]:
         return self._declared
 
-    @property
-    def spent(self) -> int:
-        """All evaluations so far."""
-        return sum(self.counts.values())
-
-    def cost(self, sigma: float) -> int:
-        return self.denoiser.cost(sigma)
-
-    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        return self.ask(self.denoiser, z, sigma, cond)
-
     @torch.no_grad()
     def ask(self, denoiser: Denoiser, z: Tensor, sigma: float | Tensor, cond: Cond) -> Estimate:
-        """The answer of the model in another guise, counted like its own."""
-        level = float(torch.as_tensor(sigma).reshape(-1)[0])
-        self.counts[self.part] = self.counts.get(self.part, 0) + len(z) * denoiser.cost(level)
-        estimate: Estimate = denoiser(z, sigma, **cond)
+        before = self.passes
+        estimate = super().ask(denoiser, z, sigma, cond)
+        self.counts[self.part] = self.counts.get(self.part, 0) + self.passes - before
         if self.tell is not None:
-            self.tell(self.part, self.spent)
+            self.tell(self.part, self.passes)
         return estimate
 
 
@@ -85,7 +65,7 @@ class Samples:
 
     def first(self, n: int) -> Samples:
         """The first n of them."""
-        return Samples(self.x[:n], self.eps[:n], {k: v[:n] for k, v in self.cond.items()})
+        return Samples(self.x[:n], self.eps[:n], take(self.cond, slice(n)))
 
     def to(self, device: torch.device) -> Samples:
         """The same on a device."""
@@ -94,12 +74,4 @@ class Samples:
 
     def chunks(self, size: int) -> list[Samples]:
         """Consecutive parts of at most that size."""
-        return [
-            Samples(self.x[i : i + size], self.eps[i : i + size], {k: v[i : i + size] for k, v in self.cond.items()})
-            for i in range(0, len(self), size)
-        ]
-
-
-def rows_of(cond: Cond | None, index: Tensor) -> dict[str, Any]:
-    """The conditions of samples `index`, taken in turn where there are fewer."""
-    return {} if cond is None else {k: v[index.to(v.device) % len(v)] for k, v in cond.items()}
+        return [Samples(self.x[part], self.eps[part], cond) for part, cond in chunks(len(self), size, self.cond)]

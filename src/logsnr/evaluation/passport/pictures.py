@@ -7,10 +7,11 @@ from torch import Tensor
 
 from logsnr.denoiser import Estimate, noisy
 from logsnr.evaluation.passport.card import Pictures
-from logsnr.evaluation.passport.meter import Cond, Meter, Samples
+from logsnr.evaluation.passport.meter import Meter, Samples
 from logsnr.noise import alpha_s
 from logsnr.pixels import Pixels
 from logsnr.sampling import Step, grids, sample, solvers
+from logsnr.sampling.batches import Cond, take
 
 PICTURES = 8
 LEVELS = 8
@@ -46,7 +47,7 @@ def take_pictures(denoiser: Meter, samples: Samples, noise: Tensor, cond: Cond) 
             seen.append(step.estimate.x0)
 
     count = min(ROWS, len(noise))
-    given = {k: v[:count] for k, v in cond.items()}
+    given = take(cond, slice(count))
     end = sample(denoiser, plan, noise=noise[:count], cond=given, callback=keep, check=False)
     frames = [_shown(denoiser, x) for x in (*seen, end)]
     return Pictures(

@@ -1,6 +1,6 @@
 """Trajectories: what sampling makes of the model: where few steps end, how paths bend, what errors they carry.
 
-The teacher is UniPC-3 on many geometric steps from the same noise; half as many steps say how exact it is.  Curvature
+The teacher (sampling/teacher.py) runs from the same noise; half as many steps say how exact it is.  Curvature
 is the change of direction per unit of log noise level, RMS over samples and dimensions,
 
     kappa(sigma) = ||d eps / d ln sigma|| / sqrt(D)      along the teacher's trajectory: 0 where one step is enough
@@ -9,8 +9,8 @@ is the change of direction per unit of log noise level, RMS over samples and dim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from logsnr.evaluation.gamma import error_covariance
 from logsnr.evaluation.passport.card import Bend, EndPoint, Gamma
-from logsnr.evaluation.passport.meter import Cond, Meter
-from logsnr.sampling import Plan, Step, grids, sample, solvers
+from logsnr.evaluation.passport.meter import Meter
+from logsnr.sampling import Step, grids, sample, solvers
+from logsnr.sampling.batches import Cond, take
 from logsnr.sampling.counted import rmse
 from logsnr.sampling.names import named_plan
+from logsnr.sampling.teacher import teacher_plan
 
 TEACHER = 80
 """Steps of the teacher."""
@@ -59,31 +61,31 @@ class Trajectories:
 def draw(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Tensor:
     """Samples of the model from noise, with `DRAW_STEPS` steps."""
     low, high = denoiser.sampling_range
-    return _run(denoiser, solvers.unipc(grids.log_linear(DRAW_STEPS, high, low), 3), noise, cond, chunk)
+    return sample(denoiser, teacher_plan(DRAW_STEPS, low, high), noise=noise, cond=cond, chunk=chunk, check=False)
 
 
 @torch.no_grad()
 def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectories:
     """Everything along trajectories from `noise`, over the model's declared range."""
     low, high = denoiser.sampling_range
+    run = partial(sample, denoiser, chunk=chunk, check=False)
     denoiser.part = "teacher"
     bends = _Bends()
-    plan = solvers.unipc(grids.log_linear(TEACHER, high, low), 3)
-    ends = _run(denoiser, plan, noise, cond, chunk, bends.see)
+    ends = run(teacher_plan(TEACHER, low, high), noise=noise, cond=cond, callback=bends.see)
     finite = ends.flatten(1).isfinite().all(1)
     lost = int((~finite).sum())
     if int(finite.sum()) < 2:
         return Trajectories(ends=ends[finite], lost=lost, teacher_error=math.nan, bends=(), gammas=(), end_points=())
     noise, ends = noise[finite], ends[finite]
-    cond = {k: v[finite.to(v.device)] for k, v in cond.items()}
+    cond = take(cond, finite)
     scale = denoiser.sigma_data
-    half = _run(denoiser, solvers.unipc(grids.log_linear(TEACHER // 2, high, low), 3), noise, cond, chunk)
+    half = run(teacher_plan(TEACHER // 2, low, high), noise=noise, cond=cond)
     denoiser.part = "few steps"
     points = [
         EndPoint(
             solver=name,
             nfe=n,
-            rmse=rmse(_run(denoiser, named_plan(solver, n, low, high), noise, cond, chunk), ends) / scale,
+            rmse=rmse(run(named_plan(solver, n, low, high), noise=noise, cond=cond), ends) / scale,
         )
         for name, solver in STUDENTS.items()
         for n in NFES
@@ -99,21 +101,6 @@ def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectori
         gammas=tuple(Gamma(sigma=step.sigma, gamma=step.gamma) for step in steps),
         end_points=tuple(points),
     )
-
-
-def _run(
-    denoiser: Meter,
-    plan: Plan,
-    noise: Tensor,
-    cond: Cond,
-    chunk: int,
-    callback: Callable[[Step], None] | None = None,
-) -> Tensor:
-    ends = []
-    for i in range(0, len(noise), chunk):
-        given = {k: v[i : i + chunk] for k, v in cond.items()}
-        ends.append(sample(denoiser, plan, noise=noise[i : i + chunk], cond=given, callback=callback, check=False))
-    return torch.cat(ends)
 
 
 class _Bends:

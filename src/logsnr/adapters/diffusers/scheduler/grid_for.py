@@ -19,7 +19,7 @@ from numbers import Real
 from typing import Any
 
 from logsnr.adapters.diffusers.config import Noising
-from logsnr.noise import sigma_from_flow_time
+from logsnr.noise import covers, sigma_from_flow_time
 from logsnr.sampling import grids
 from logsnr.sampling.names import GRIDS, Needs, find_grid
 from logsnr.sampling.plan import Grid
@@ -166,7 +166,7 @@ def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, 
             "or 'ge-paper'"
         )
     for key, value in given.items():
-        if value is not None and not 0.99 * low <= value <= 1.01 * high:
+        if value is not None and not covers((low, high), value, value):
             raise ValueError(f"{key} = {value}: must be in the model's range of sigma, [{low:.6g}, {high:.6g}]")
     start = given["start"] or config["sigma_max"] or high
     end = given["end"] or config["sigma_min"] or low

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
+from logsnr.noise import covers
 from logsnr.predictions import EDM
 from logsnr.sampling import Plan, solvers
 from logsnr.sampling.names import SOLVERS, find_solver
@@ -234,7 +235,7 @@ def check_range(plan: Plan, model: Noising) -> None:
     """
     low, high = model.sigma_range
     for sigma in (plan.sigmas[0], plan.sigmas[-2]):
-        if not 0.99 * low <= sigma <= 1.01 * high:
+        if not covers((low, high), sigma, sigma):
             raise ValueError(
                 f"sigma = {sigma:.6g} is outside the model's range [{low:.6g}, {high:.6g}]: choose start and end "
                 "(or the plan, or the explicit levels) within it"
