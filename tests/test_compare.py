@@ -321,7 +321,7 @@ def test_a_teacher_that_breaks_is_an_error():
             inner = self.inner(z, sigma)
             return inner if sigma > 1 else ls.Estimate(inner.x0 * math.nan, inner.eps * math.nan)
 
-    with pytest.raises(LogsnrError, match=r"teacher's samples are not finite.*float32"):
+    with pytest.raises(LogsnrError, match=r"teacher's trajectory has values that are not finite.*float32"):
         measure(Broken(), ours(Broken(), [4], solvers=["ddim"]), samples=4, teacher_steps=16)
 
 
