@@ -12,6 +12,8 @@ from logsnr.cli import main
 from logsnr.describe import describe, resolve
 from logsnr.describe.configs import from_config
 from logsnr.errors import LogsnrError
+from logsnr.objectives import WeightedELBO
+from logsnr.schedules import Adaptive
 
 GRID = torch.linspace(-5, 6.5, 300, dtype=torch.float64)
 
@@ -230,6 +232,35 @@ def test_edm_and_k_diffusion_configurations():
         trained = k(density)
         x = torch.linspace(max(trained.range[0], -60), min(trained.range[1], 60), 100001, dtype=torch.float64)
         assert float(torch.trapezoid(trained.log_density(x).exp(), x)) == pytest.approx(1, abs=1e-4), density
+
+
+def test_k_diffusions_log_logistic_is_that_of_its_draws():
+    """ln sigma = loc + scale logit(u), u uniform, so p(lambda) = |du/dlambda| at lambda = -2 ln sigma."""
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, requires_grad=True)
+    logsnr = -2 * (0.7 + 0.4 * u.logit())
+    (slope,) = torch.autograd.grad(logsnr.sum(), u)
+    density = {"type": "loglogistic", "loc": 0.7, "scale": 0.4}
+    trained = from_config({"model": {"sigma_data": 0.5, "sigma_sample_density": density}}, "k.json")
+    torch.testing.assert_close(trained.log_density(logsnr.detach()), -slope.abs().log(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", list(objectives))
+def test_an_objective_is_what_its_name_is(name):
+    """The presets as instances; an adaptive one is shown at its start."""
+    by_name, itself = describe(resolve([name])), describe(objectives[name])
+    for curve in ("w", "p", "emphasis"):
+        assert torch.equal(getattr(by_name, curve), getattr(itself, curve))
+    assert (by_name.name, by_name.presets, by_name.drawn) == (itself.name, itself.presets, itself.drawn)
+
+
+def test_an_objective_of_ones_own():
+    sigmoid = weightings.Sigmoid(2.0)
+    report = describe(WeightedELBO(sigmoid, Adaptive((-10, 10), sigmoid)), sigma_data=0.3)
+    assert report.monotone
+    assert report.range == (-10, 10)
+    assert report.sigma_data == 0.3
+    assert "adapts" in report.notes[0]
+    assert report.atom == pytest.approx(3.3535e-4, rel=1e-3)
 
 
 @pytest.mark.parametrize(

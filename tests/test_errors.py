@@ -13,8 +13,9 @@ from logsnr.adapters.diffusers.config import BETA_SCHEDULES, noising
 from logsnr.adapters.diffusers.config import PREDICTIONS as PREDICTION_TYPES
 from logsnr.adapters.diffusers.loops.timesteps import DEFAULTS, _Config
 from logsnr.calibration.run import METHODS
-from logsnr.describe import FLAGS, KOHYA, resolve
+from logsnr.describe import resolve
 from logsnr.describe.configs import from_config
+from logsnr.describe.scripts import flags
 from logsnr.errors import LogsnrError, nearest, unknown
 from logsnr.evaluation.compare.spaces import SPACES, feature_space
 from logsnr.models.card import prediction_from_json
@@ -72,8 +73,8 @@ REGISTRIES = {
     "objectives": (objectives, lambda name: ls.objectives[name]),
     "objectives in recipes": (objectives, lambda name: part(preset=name, weighting=None, schedule=None)),
     "objectives described": ([*objectives, *WEIGHTINGS], lambda name: resolve([name])),
-    "flags": ([f"--{flag}" for flag in (*FLAGS, *KOHYA)], lambda flag: resolve([flag, "1"])),
-    "values of flags": (FLAGS["prediction_type"], lambda name: resolve(["--prediction_type", name])),
+    "flags": ([f"--{flag}" for flag in flags()], lambda flag: resolve([flag, "1"])),
+    "values of flags": (flags()["prediction_type"], lambda name: resolve(["--prediction_type", name])),
     "classes of EDM's": (
         ("EDMLoss", "EDM2Loss", "VPLoss", "VELoss"),
         lambda name: from_config({"loss_kwargs": {"class_name": name}}, "edm.json"),

@@ -25,9 +25,6 @@ from logsnr.schedules.base import log_normal, log_sech
 
 MODE_SCALE = 1.29
 """Of mode sampling, where a script is not told."""
-DRAWN = {"logit_normal": "logit-normal flow times", "mode": "flow times by mode sampling"}
-SIGMA_SQRT = "sigma_sqrt multiplies by sigma^-2, despite its name."
-COSMAP = "cosmap is a factor on uniform times here; SD3 draws times by that density."
 
 
 def uniform(x: Tensor) -> Tensor:
@@ -35,8 +32,10 @@ def uniform(x: Tensor) -> Tensor:
     return 2 * log_sech(0.25 * x) - math.log(8)
 
 
-def scheme_density(flags: Mapping[str, Any], *, shift: float, backwards: bool) -> Log:
-    """ln p of a `--weighting_scheme` with its parameters.
+def drawn_by_scheme(
+    flags: Mapping[str, Any], *, shift: float = 1.0, backwards: bool = True
+) -> tuple[Log, str, tuple[float, float]]:
+    """ln p of a `--weighting_scheme` with its parameters, in words, and its range.
 
     Args:
         flags: of the script.
@@ -46,16 +45,19 @@ def scheme_density(flags: Mapping[str, Any], *, shift: float, backwards: bool) -
     Raises:
         LogsnrError: for a mode_scale at which two u have one t.
     """
-    scheme, move = flags.get("weighting_scheme", "none"), 2 * math.log(shift)
+    scheme, move, density, words = flags["weighting_scheme"], 2 * math.log(shift), uniform, "uniform flow times"
     if scheme == "logit_normal":
         mean, std = flags.get("logit_mean", 0.0), flags.get("logit_std", 1.0)
-        return lambda x: log_normal(x + move, 2 * mean if backwards else -2 * mean, 2 * std)
-    if scheme == "mode":
+        density = lambda x: log_normal(x, 2 * mean if backwards else -2 * mean, 2 * std)  # noqa: E731
+        words = "logit-normal flow times"
+    elif scheme == "mode":
         scale = flags.get("mode_scale", MODE_SCALE)
         if not -1 <= scale <= 2 / (math.pi - 2):
             raise LogsnrError(f"--mode_scale {scale}: give a number in -1 ... 1.75, or noise levels fold over")
-        return lambda x: _mode(x + move, scale)  # The same backwards: t(1 - u) = 1 - t(u).
-    return lambda x: uniform(x + move)
+        density = lambda x: _mode(x, scale)  # noqa: E731  # The same backwards: t(1 - u) = 1 - t(u).
+        words = "flow times by mode sampling"
+    words += "" if shift == 1 else f", shift {shift:g}"
+    return lambda x: density(x + move), words, (-math.inf, math.inf)
 
 
 def scheme_factor(scheme: str, x: Tensor) -> Tensor:

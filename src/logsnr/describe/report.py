@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.describe.training import Trained, drawn_by
-from logsnr.objectives import objectives
-from logsnr.weightings import Custom, Weighting
+from logsnr.describe.training import Trained, trained_by
+from logsnr.objectives import WeightedELBO, objectives
+from logsnr.weightings import Weighting
 
 REACH = (-20.0, 20.0)
 """Where infinite ranges are cut, as the presets cut theirs."""
@@ -113,16 +113,17 @@ class ObjectiveReport:
         }
 
 
-def describe(trained: Trained, *, sigma_data: float | None = None) -> ObjectiveReport:
+def describe(objective: Trained | WeightedELBO, *, sigma_data: float | None = None) -> ObjectiveReport:
     """Measure an objective.
 
     Args:
-        trained: from `resolve`.
+        objective: a `WeightedELBO`, or what `resolve` found.
         sigma_data: standard deviation of the data; None for what the source assumes.
 
     Raises:
         ValueError: if w is zero everywhere, negative or not finite in range, or sigma_data is not positive.
     """
+    trained = trained_by(objective) if isinstance(objective, WeightedELBO) else objective
     sd = trained.sigma_data if sigma_data is None else sigma_data
     if not 0 < sd < math.inf:
         raise ValueError(f"sigma_data = {sd}: give a positive standard deviation, e.g. 0.5")
@@ -187,10 +188,7 @@ def _nearest(trained: Trained, sigma_data: float) -> tuple[tuple[str, float], ..
     own = on_grid(trained.weighting, trained.range)
     found = []
     for name in objectives:
-        preset = objectives[name]
-        weighting = preset.weighting
-        if name == "ddpm":  # its table's steps, smoothed as everywhere here
-            weighting = Custom(drawn_by(preset.schedule), in_log=True)
-        other = on_grid(weighting, preset.schedule.range)
+        preset = trained_by(objectives[name])
+        other = on_grid(preset.weighting, preset.range)
         found.append((name, float(0.5 * torch.trapezoid((own - other).abs(), grid))))
     return tuple(sorted(found, key=lambda pair: pair[1]))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from logsnr.describe.configs import from_config
-from logsnr.describe.foreign import from_flags
-from logsnr.describe.training import Trained, drawn_by
+from logsnr.describe.scripts import from_flags
+from logsnr.describe.training import Trained, trained_by
 from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.objectives import WeightedELBO, objectives
-from logsnr.schedules import Adaptive, Discrete
 from logsnr.training.config import load_recipe
 from logsnr.training.objectives import build_objective
-from logsnr.weightings import WEIGHTINGS, Custom, Weighting
+from logsnr.weightings import WEIGHTINGS, Weighting
 
 _SIGMOID = (
     "Several public loops use sigmoid(bias - lambda) on eps-MSE and omit 1/p: they train p sigmoid; others put "
@@ -74,24 +74,10 @@ def resolve(words: Sequence[str]) -> Trained:
 
 
 def _own(objective: WeightedELBO, name: str, sigma_data: float = 0.5, note: str = "") -> Trained:
-    schedule, weighting = objective.schedule, objective.weighting
-    adaptive = isinstance(schedule, Adaptive)
-    density = drawn_by(schedule)
-    if name == "ddpm" and isinstance(schedule, Discrete):
-        weighting = Custom(density, in_log=True)
-    shifted = _SHIFTED if name.startswith("vdm++") else ""
-    notes = tuple(text for text in (note, NOTES.get(name, ""), shifted) if text)
-    if adaptive:
-        notes = (*notes, "p adapts in training: shown is its start.")
-    return Trained(
-        name=name,
-        weighting=weighting,
-        log_density=density,
-        drawn=f"adaptive: p ~ w q, q by {schedule.importance}" if isinstance(schedule, Adaptive) else repr(schedule),
-        range=schedule.range,
-        sigma_data=sigma_data,
-        notes=notes,
-    )
+    known = (note, NOTES.get(name, ""), _SHIFTED if name.startswith("vdm++") else "")
+    found = trained_by(objective)
+    notes = (*(text for text in known if text), *found.notes)
+    return replace(found, name=name, sigma_data=sigma_data, notes=notes)
 
 
 def _weighting(name: str, kind: Callable[..., Weighting]) -> Trained:
@@ -114,7 +100,7 @@ def _recipe(name: str) -> Trained:
     objective = build_objective(recipe.objective, dim=1, sigma_data=sd)
     out = _own(objective, recipe.objective.preset or recipe.objective.describe(), sd, note)
     notes = (*out.notes, _UNCERTAIN) if recipe.objective.uncertainty else out.notes
-    return Trained(**{**vars(out), "name": f"{name}: {recipe.objective.describe()}", "notes": notes})
+    return replace(out, name=f"{name}: {recipe.objective.describe()}", notes=notes)
 
 
 def _configuration(path: Path) -> Trained:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from logsnr.noise import alpha_s_from_logsnr
+from logsnr.objectives import WeightedELBO
 from logsnr.predictions import Prediction
-from logsnr.schedules import Discrete, Schedule
-from logsnr.weightings import Custom, Weighting
+from logsnr.schedules import Adaptive, Discrete, Schedule
+from logsnr.weightings import Custom, Implied, Weighting
 
 Log = Callable[[Tensor], Tensor]
 
@@ -66,6 +67,22 @@ def drawn_by(schedule: Schedule) -> Log:
         return torch.where((logsnr >= lo) & (logsnr <= hi), out, -torch.inf)
 
     return log_density
+
+
+def trained_by(objective: WeightedELBO) -> Trained:
+    """An objective of ours; a table's own density as its weighting is smoothed with it."""
+    weighting, schedule = objective.weighting, objective.schedule
+    density = drawn_by(schedule)
+    if isinstance(weighting, Implied) and isinstance(weighting.schedule, Discrete):
+        weighting = weighting_of(drawn_by(weighting.schedule), weighting.prediction)
+    return Trained(
+        name=objective.name,
+        weighting=weighting,
+        log_density=density,
+        drawn=f"adaptive: p ~ w q, q by {schedule.importance}" if isinstance(schedule, Adaptive) else repr(schedule),
+        range=schedule.range,
+        notes=("p adapts in training: shown is its start.",) if isinstance(schedule, Adaptive) else (),
+    )
 
 
 def weighting_of(log_density: Log, prediction: Prediction, log_factor: Log | None = None) -> Weighting:
