@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from logsnr.models import NetworkConfig, build_network
+from logsnr.models import UNetConfig, build_network
 from logsnr.pixels import Pixels
 from logsnr.training import load_data, recipe_from
 from logsnr.training.run import Run
@@ -27,7 +27,7 @@ CHANNELS = (32, 64)
 def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, grey_levels: int) -> Callable[[], None]:
     """One step of what one would write by hand: EDM's loss, AdamW, clipping, and an average of the weights."""
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(channels=CHANNELS, norm_groups=8, classes=10), tuple(images.shape[1:]))
+    network = build_network(UNetConfig(channels=CHANNELS, norm_groups=8, classes=10), tuple(images.shape[1:]))
     parameters = list(network.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)

@@ -11,8 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.gradients import OutputLayer, gradient_norms
-from logsnr.models import NetworkConfig
-from logsnr.models.unet import build_network
+from logsnr.models import UNetConfig, build_network
 from logsnr.noise import alpha_s, sigma_from_logsnr
 from logsnr.objectives import WeightedELBO
 from logsnr.predictions import EDM, Eps
@@ -130,7 +129,7 @@ def test_the_state_holds_unweighted_gradients() -> None:
 def test_norms_over_all_parameters_are_those_of_one_backward_pass_each() -> None:
     """On a U-Net with attention, conditions and dropout off; the parameters keep their gradients."""
     torch.manual_seed(0)
-    config = NetworkConfig(channels=(8,), layers_per_block=1, norm_groups=4, head_dim=8, classes=3)
+    config = UNetConfig(channels=(8,), layers_per_block=1, norm_groups=4, head_dim=8, classes=3)
     network = build_network(config, (1, 4, 4))
     nn.init.normal_(network.unet.conv_out.weight, std=0.3)
     denoiser = NetworkDenoiser(network, EDM(sigma_data=0.5, label="flow"), shape=(1, 4, 4))

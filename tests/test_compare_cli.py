@@ -14,7 +14,7 @@ from logsnr.evaluation import frechet_distance
 from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.passport import Passport, examine
 from logsnr.loading import load
-from logsnr.models import NetworkConfig, build_network, save_denoiser
+from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM
 from logsnr.sampling import grids, sample, solvers
@@ -29,7 +29,7 @@ QUICK = ["-n", "6", "--batch", "4", "--teacher-steps", "16", "--bootstrap", "2"]
 def tiny(tmp_path_factory):
     """An untrained class-conditional model of 4 x 4 images, and data with labels."""
     folder = tmp_path_factory.mktemp("compare")
-    config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4, classes=3)
+    config = UNetConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4, classes=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(config, (1, 4, 4))

@@ -17,7 +17,7 @@ from logsnr.adapters.diffusers.export import export_diffusers
 from logsnr.adapters.diffusers.pipelines import denoiser_from
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.models import NetworkConfig, build_network
+from logsnr.models import UNetConfig, build_network
 from logsnr.noise import sigma_from_flow_time
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V, label_edm
@@ -33,7 +33,7 @@ def denoiser(prediction: Prediction, trained_range=(5e-4, math.inf), **config) -
     options = {"channels": (8, 16), "layers_per_block": 1, "norm_groups": 4, "head_dim": 8, **config}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network(NetworkConfig(**options), SHAPE)
+        network = build_network(UNetConfig(**options), SHAPE)
         torch.nn.init.normal_(network.unet.conv_out.weight, std=0.1)
         torch.nn.init.normal_(network.unet.conv_out.bias, std=0.1)
     out = NetworkDenoiser(network, prediction, shape=SHAPE, pixels=Pixels(256), trained_range=trained_range)

@@ -10,13 +10,13 @@ import torch
 import logsnr
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.models import NetworkConfig, build_network, save_denoiser
+from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.predictions import V
 
 
 def save(folder, grey_levels=17):
-    config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4)
+    config = UNetConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4)
     with torch.random.fork_rng(devices=[]):
         network = build_network(config, (1, 4, 4))
     pixels = Pixels(grey_levels) if grey_levels else None

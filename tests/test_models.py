@@ -9,13 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from logsnr.errors import LogsnrError, require
-from logsnr.models import NetworkConfig, build_network
+from logsnr.models import UNetConfig, build_network
 
 
 def tiny(**changes):
-    return NetworkConfig(
-        **{"channels": (8,), "layers_per_block": 1, "mid_attention": False, "norm_groups": 4, **changes}
-    )
+    return UNetConfig(**{"channels": (8,), "layers_per_block": 1, "mid_attention": False, "norm_groups": 4, **changes})
 
 
 def built(config, shape=(1, 4, 4), seed=0):

@@ -21,9 +21,8 @@ from logsnr.evaluation.passport.findings import find, undertrained, usable_range
 from logsnr.evaluation.passport.levels import Linear, fit_linear, start_from_noise
 from logsnr.evaluation.passport.page import write_passport
 from logsnr.evaluation.passport.trajectories import GAMMA_STEPS, NFES, STRIDE, STUDENTS, TEACHER
+from logsnr.models import UNetConfig, build_network
 from logsnr.models.card import save_denoiser
-from logsnr.models.config import NetworkConfig
-from logsnr.models.unet import build_network
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -270,7 +269,7 @@ def run(tmp_path_factory):
     """A run whose network has not been trained."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     torch.manual_seed(0)
-    config = NetworkConfig(channels=[8], layers_per_block=1, mid_attention=False, norm_groups=4)
+    config = UNetConfig(channels=[8], layers_per_block=1, mid_attention=False, norm_groups=4)
     denoiser = NetworkDenoiser(
         build_network(config, (1, 8, 8)), ls.predictions.EDM(sigma_data=0.7), shape=(1, 8, 8), pixels=ls.Pixels(17),
         sigma_data=0.7, trained_range=(0.02, 50.0),

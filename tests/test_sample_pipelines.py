@@ -13,7 +13,7 @@ import torch
 import logsnr as ls
 from logsnr.adapters.diffusers.export import export_diffusers
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.models import NetworkConfig, build_network, save_denoiser
+from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM
 
@@ -39,7 +39,7 @@ def sd(tmp_path_factory):
 def conditional(tmp_path_factory):
     """A class-conditional run of an EDM network that does something."""
     folder = tmp_path_factory.mktemp("runs") / "three"
-    config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4, classes=3)
+    config = UNetConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4, classes=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(config, (1, 4, 4))
@@ -153,7 +153,7 @@ def test_options_that_do_not_fit_are_one_line(run, sd, conditional, tmp_path, ar
         options = {"keep_classes": True} if first == "pipe" else {"class_label": 1}
         folders[first] = export_diffusers(ls.load(conditional), tmp_path / first, **options)
     if first == "plain":
-        config = NetworkConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4)
+        config = UNetConfig(channels=(8,), layers_per_block=1, mid_attention=False, norm_groups=4)
         network = build_network(config, (1, 4, 4))
         save_denoiser(NetworkDenoiser(network, EDM(), shape=(1, 4, 4), pixels=Pixels(17)), tmp_path / "plain", step=1)
         folders["plain"] = tmp_path / "plain"

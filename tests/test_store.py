@@ -13,7 +13,7 @@ import torch
 from logsnr import files
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.models import NetworkConfig, build_network, load_denoiser, save_denoiser
+from logsnr.models import UNetConfig, build_network, load_denoiser, save_denoiser
 from logsnr.models.card import prediction_from_json, prediction_to_json
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, X0, Eps, Flow, V
@@ -21,7 +21,7 @@ from logsnr.timesteps import TimestepTable
 
 
 def make(seed=0, width=8, prediction=None, trained_range=(0.01, 50.0), **options):
-    config = NetworkConfig(
+    config = UNetConfig(
         channels=(width,), layers_per_block=1, mid_attention=False, norm_groups=4, fourier=(1,), classes=3
     )
     with torch.random.fork_rng(devices=[]):

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from logsnr.models.base import Network, NetworkConfig
 from logsnr.models.card import load_denoiser, save_denoiser
-from logsnr.models.config import NetworkConfig
-from logsnr.models.unet import UNet, build_network
+from logsnr.models.networks import NETWORKS, build_network
+from logsnr.models.unet import UNet, UNetConfig
 
-__all__ = ["NetworkConfig", "UNet", "build_network", "load_denoiser", "save_denoiser"]
+__all__ = [
+    "NETWORKS",
+    "Network",
+    "NetworkConfig",
+    "UNet",
+    "UNetConfig",
+    "build_network",
+    "load_denoiser",
+    "save_denoiser",
+]

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.files import check_tensors, read_card, read_pair, write_pair
-from logsnr.models.config import NetworkConfig
-from logsnr.models.unet import UNet, build_network
+from logsnr.models.base import Network
+from logsnr.models.networks import build_network, network_config
 from logsnr.pixels import Pixels
 from logsnr.predictions import LABELS, PREDICTIONS, Prediction
 from logsnr.timesteps import TimestepTable
@@ -52,7 +52,7 @@ def save_denoiser(
         LogsnrError: if the network has no config, the prediction's label is a custom function, or the disk refuses.
     """
     network = denoiser.network
-    if not isinstance(network, UNet):
+    if not isinstance(network, Network):
         raise LogsnrError(
             f"a {type(network).__name__} cannot be saved: only networks of build_network(config, shape) carry the "
             "config that rebuilds them; save its state_dict yourself"
@@ -66,8 +66,8 @@ def save_denoiser(
         "sigma_data": denoiser.sigma_data,
         # A range that ends at inf (zero terminal SNR) has no JSON number: inf is written as a string.
         "trained_range": [v if math.isfinite(v) else str(v) for v in denoiser.trained_range],
-        "classes": network.config.classes,
-        "null_class": network.config.null_class,
+        "classes": network.classes,
+        "null_class": network.null_class,
         "training": training,
     }
     if measured is not None:
@@ -92,7 +92,7 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     if "levels" in card:  # what version 0.1 called them
         card["grey_levels"] = card.pop("levels")
     try:
-        config = NetworkConfig.model_validate(card["network"])
+        config = network_config(card["network"])
         prediction = prediction_from_json(card["prediction"])
         shape = tuple(int(n) for n in card["shape"])
         lo, hi = (float(v) for v in card["trained_range"])

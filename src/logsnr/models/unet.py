@@ -7,18 +7,82 @@ or give `label_frequency`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from logsnr.errors import LogsnrError, require
-from logsnr.models.config import NetworkConfig
+from logsnr.models.base import Network, NetworkConfig, Positive
 
 
-class UNet(nn.Module):
-    """The network of a `NetworkConfig`, called as `network(x [B, C, H, W], label [B], class_labels=None [B])`.
+class UNetConfig(NetworkConfig):
+    """A U-Net over images.
+
+    Args:
+        channels: width of each level, finest first; each further level halves the resolution.
+        layers_per_block: residual blocks per level on the way down (one more on the way up).
+        attention: self-attention at each level: one flag for all, or one per level.
+        mid_attention: self-attention in the middle block.
+        head_dim: channels per attention head; divides every width that attends.
+        dropout: dropout probability inside residual blocks.
+        norm_groups: groups of GroupNorm; divides every width.
+        scale_shift: the noise level scales and shifts features (ADM's adaptive group norm) instead of only shifting.
+        patch: side of the square of pixels that the network sees as one, folded into channels (space to depth, as in
+            vision transformers): 2 makes every layer four times cheaper per channel.
+        fourier: exponents n of VDM's input features sin(2^n pi x), cos(2^n pi x) (2107.00630, sec. 5.1), which let
+            the network see fine detail at high log-SNR; 2^n around the number of grey levels / 4 and half of that.
+        label_frequency: highest frequency of the sinusoids that embed the label, from 1 up; None for those from 1 down
+            to 1e-4 that labels of the size 0 ... 1000 ("flow", "ddpm") want.  EDM's labels ln(sigma)/4 differ by 1 or 2
+            over a whole model: with None they all but look alike, 4 tells them apart.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128)
+    layers_per_block: Positive = 2
+    attention: bool | tuple[bool, ...] = False
+    mid_attention: bool = True
+    head_dim: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm_groups: Positive = 16
+    scale_shift: bool = True
+    patch: Positive = 1
+    fourier: tuple[Annotated[int, Field(ge=0, le=12)], ...] = ()
+    label_frequency: Annotated[float, Field(gt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> UNetConfig:
+        if isinstance(self.attention, tuple) and len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention has {len(self.attention)} flags for {len(self.channels)} levels of channels: "
+                "give true, false, or one flag per level"
+            )
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"channels {width} with norm_groups {self.norm_groups}: "
+                    f"every width must be a multiple of {self.norm_groups}"
+                )
+        attending = {c for c, on in zip(self.channels, self.attention_levels, strict=True) if on}
+        attending |= {self.channels[-1]} if self.mid_attention else set()
+        for width in sorted(attending):
+            if width % self.head_dim:
+                raise ValueError(
+                    f"channels {width} with head_dim {self.head_dim}: widths that attend must be a multiple of "
+                    f"{self.head_dim}; change head_dim or switch attention off"
+                )
+        return self
+
+    @property
+    def attention_levels(self) -> tuple[bool, ...]:
+        """One attention flag per level."""
+        return (self.attention,) * len(self.channels) if isinstance(self.attention, bool) else self.attention
+
+
+class UNet(Network):
+    """The network of a `UNetConfig`, called as `network(x [B, C, H, W], label [B], class_labels=None [B])`.
 
     Its last convolution is zero at the start: F = 0, so a denoiser begins as the best guess of its prediction's row.
     Without `class_labels` a conditional network answers for the null class.
@@ -28,10 +92,9 @@ class UNet(nn.Module):
             not installed.
     """
 
-    def __init__(self, config: NetworkConfig, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.config = config
-        self.shape = _checked(shape, config)
+    def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(config, _checked(shape, config))
+        self.config: UNetConfig = config
         diffusers = require("diffusers", extra="train", purpose="a network of kind 'unet'")
         flags = config.attention_levels
         channels = self.shape[0] * config.patch**2
@@ -63,6 +126,23 @@ class UNet(nn.Module):
         out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
         return pixel_shuffle(out, self.config.patch)
 
+    @property
+    def stock(self) -> nn.Module | None:
+        """The `UNet2DModel` itself, unless something is formed around it."""
+        return None if self.obstacles else self.unet
+
+    @property
+    def obstacles(self) -> list[tuple[str, str]]:
+        """What is formed around it."""
+        found = []
+        if self.config.fourier:
+            why = "its network takes Fourier features of the image, which UNet2DModel does not form"
+            found.append((why, "network.fourier: []"))
+        if self.config.patch > 1:
+            why = "its network folds patches of the image into channels, which UNet2DModel does not"
+            found.append((why, "network.patch: 1"))
+        return found
+
     def _features(self, x: Tensor) -> Tensor:
         waves = [x]
         for n in self.config.fourier:
@@ -78,18 +158,7 @@ def _freq_shift(count: int, highest: float | None) -> int:
     return count + max(1, round((count - 1) * math.log(1e4) / math.log(highest)))
 
 
-def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> UNet:
-    """The network of `config` for samples of `shape`, initialised from torch's global generator.
-
-    Raises:
-        LogsnrError: as `UNet`.
-    """
-    return UNet(config, shape)
-
-
-def _checked(shape: tuple[int, ...], config: NetworkConfig) -> tuple[int, int, int]:
-    if len(shape) != 3:
-        raise LogsnrError(f"shape {tuple(shape)} for a U-Net: give (channels, height, width)")
+def _checked(shape: tuple[int, ...], config: UNetConfig) -> tuple[int, int, int]:
     channels, height, width = shape
     levels = len(config.channels)
     factor = config.patch * 2 ** (levels - 1)

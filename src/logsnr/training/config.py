@@ -16,7 +16,9 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from logsnr.errors import LogsnrError, one_line, unknown
-from logsnr.models.config import NetworkConfig
+from logsnr.models.base import NetworkConfig
+from logsnr.models.networks import NETWORKS, AnyNetworkConfig
+from logsnr.models.unet import UNetConfig
 from logsnr.predictions import LABELS, PREDICTIONS
 from logsnr.sampling.names import SOLVERS, find_solver, named_plan
 from logsnr.sampling.plan import Plan
@@ -255,7 +257,7 @@ class Recipe(_Section):
     """
 
     data: DataConfig = DataConfig()
-    network: NetworkConfig = NetworkConfig()
+    network: AnyNetworkConfig = UNetConfig()
     prediction: PredictionConfig = PredictionConfig()
     objective: ObjectiveConfig = ObjectiveConfig(preset="vdm++/sigmoid", logsnr=(-10, 10))
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -322,7 +324,7 @@ def recipe_from(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise LogsnrError(f"{name}: " + "; ".join(_explain(dict(item)) for item in error.errors())) from error
+        raise LogsnrError(f"{name}: " + "; ".join(_explain(dict(item), values) for item in error.errors())) from error
 
 
 def _bundled(name: str) -> Path | None:
@@ -360,12 +362,12 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(error: dict[str, Any]) -> str:
-    """One mistake in words."""
+def _explain(error: dict[str, Any], values: Mapping[str, Any]) -> str:
+    """One mistake of a recipe's values in words."""
     location = [str(part) for part in error["loc"]]
     path = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
-        valid, section = sorted(_section(location[:-1]).model_fields), ".".join(location[:-1])
+        valid, section = sorted(_section(location[:-1], values).model_fields), ".".join(location[:-1])
         return f"{section}: {unknown('key', location[-1], valid)}" if section else str(unknown("key", path, valid))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
@@ -375,7 +377,7 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{path} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _section(location: Sequence[str]) -> type[BaseModel]:
+def _section(location: Sequence[str], values: Mapping[str, Any]) -> type[BaseModel]:
     """The model at a dotted path of the recipe."""
     model: type[BaseModel] = Recipe
     for part in location:
@@ -383,4 +385,4 @@ def _section(location: Sequence[str]) -> type[BaseModel]:
         for kind in (inner, *typing.get_args(inner)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 model = kind
-    return model
+    return NETWORKS[values["network"].get("kind", "unet")].config if model is NetworkConfig else model

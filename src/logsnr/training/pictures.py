@@ -9,7 +9,7 @@ import torch
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.images import tile
-from logsnr.models.unet import UNet
+from logsnr.models import Network
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
 from logsnr.training.run import derived_seed
@@ -25,8 +25,8 @@ def save_grid(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     device = next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "samples"))
     noise = torch.randn(options.count, *denoiser.shape, generator=generator).to(device)
-    assert isinstance(denoiser.network, UNet)
-    classes = denoiser.network.config.classes
+    assert isinstance(denoiser.network, Network)
+    classes = denoiser.network.classes
     cond = {"class_labels": torch.arange(options.count, device=device) % classes} if classes else None
     x = sample(denoiser, options.plan(*denoiser.sampling_range, denoiser.sigma_data), noise=noise, cond=cond)
     assert denoiser.pixels is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line, require
-from logsnr.models.unet import UNet, build_network
+from logsnr.models import Network, build_network
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objectives import WeightedELBO
 from logsnr.pixels import Pixels
@@ -110,9 +110,8 @@ class Run:
         """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
         recipe = self.recipe
         self.generator.manual_seed(derived_seed(recipe.seed, "step", self.step, self.rank))
-        if recipe.network.dropout:
-            # Dropout layers draw from the global generator, whose state `train` puts back at the end.
-            torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
+        # Dropout layers draw from the global generator, whose state `train` puts back at the end.
+        torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
         x, cond = self.draw()
         adaptation = self.adaptation
         with adaptation or nullcontext():
@@ -156,7 +155,7 @@ class Run:
         if self._labels is None:
             return x, None
         dropped = self._chance(self.recipe.label_dropout)
-        labels = self._labels[index].masked_fill(dropped, self.network.config.classes)
+        labels = self._labels[index].masked_fill(dropped, self.network.classes)
         return x, {"class_labels": labels}
 
     def _randint(self, high: int) -> Tensor:
@@ -221,7 +220,7 @@ class Run:
         generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, "uncertainty"))
         return Uncertainty(generator=generator).to(self.device)
 
-    def _adaptation(self, network: UNet) -> Adaptation | None:
+    def _adaptation(self, network: Network) -> Adaptation | None:
         config, wrapped = self.recipe.objective.adaptive, self.denoiser
         if config is None:
             return None

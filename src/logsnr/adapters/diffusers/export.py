@@ -35,7 +35,7 @@ import torch
 from logsnr.adapters import require_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
-from logsnr.models import UNet
+from logsnr.models import Network
 from logsnr.noise import covers
 from logsnr.predictions import EDM, LABELS, X0, Eps, Flow, Prediction, V, label_edm
 from logsnr.timesteps import TimestepTable
@@ -76,12 +76,13 @@ def export_diffusers(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LogsnrError(f"{target} already exists: give a new folder, or remove it first")
     network = denoiser.network
-    if not isinstance(network, UNet):
+    if not isinstance(network, Network):
         raise LogsnrError(f"a {type(network).__name__} cannot be exported: only networks that logsnr train made can")
-    _refuse(denoiser, class_label, keep_classes)
-    unet = copy.deepcopy(network.unet).cpu().eval().requires_grad_(False)
-    if network.config.classes and not keep_classes:
-        _bind_class(unet, network.config.classes if class_label is None else class_label)
+    _refuse(denoiser, network, class_label, keep_classes)
+    stock: Any = network.stock
+    unet = copy.deepcopy(stock).cpu().eval().requires_grad_(False)
+    if network.classes and not keep_classes:
+        _bind_class(unet, network.classes if class_label is None else class_label)
     if _is_edm(denoiser.prediction):
         unet.register_to_config(sample_size=network.shape[1])  # that pipeline reads one side, of a square
     elif _sign(denoiser.prediction) < 0:
@@ -148,11 +149,9 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
     return diffusers.DPMSolverMultistepScheduler(**common)
 
 
-def _refuse(denoiser: NetworkDenoiser, class_label: int | None, keep_classes: bool) -> None:
+def _refuse(denoiser: NetworkDenoiser, network: Network, class_label: int | None, keep_classes: bool) -> None:
     """Every reason why a model fits no stock pipeline, in one line."""
-    prediction, network = denoiser.prediction, denoiser.network
-    assert isinstance(network, UNet)
-    classes = network.config.classes
+    prediction, classes = denoiser.prediction, network.classes
     if class_label is not None and not classes:
         raise LogsnrError(f"class {class_label}: this model is unconditional; leave the class out")
     if class_label is not None and not 0 <= class_label <= classes:
@@ -161,13 +160,8 @@ def _refuse(denoiser: NetworkDenoiser, class_label: int | None, keep_classes: bo
         raise LogsnrError("keep_classes: this model is unconditional; leave it out")
     if keep_classes and class_label is not None:
         raise LogsnrError(f"class {class_label} with keep_classes: bind one class, or keep them all")
-    reasons, changes = [], []
-    if network.config.fourier:
-        reasons.append("its network takes Fourier features of the image, which UNet2DModel does not form")
-        changes.append("network.fourier: []")
-    if network.config.patch > 1:
-        reasons.append("its network folds patches of the image into channels, which UNet2DModel does not")
-        changes.append("network.patch: 1")
+    reasons = [why for why, _ in network.obstacles]
+    changes = [change for _, change in network.obstacles]
     label = prediction.label if isinstance(prediction.label, str) else "its own"
     if isinstance(prediction, Flow):
         if prediction.path != "flow" or prediction.label not in ("flow", LABELS["flow"]):

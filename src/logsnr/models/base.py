@@ -1,0 +1,67 @@
+"""What every network is made from and answers: the floor of the registry in networks.py.
+
+config, shape      the few numbers that rebuild it, in recipes and in checkpoint cards alike
+network(x [B, *shape], label [B], class_labels=None [B]) -> F [B, *shape]
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class NetworkConfig(BaseModel):
+    """What the configs of all networks hold; each kind adds its own fields.
+
+    Args:
+        kind: a name of `NETWORKS`.
+        classes: number of classes, 0 for an unconditional network; index `classes` is the null condition.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    classes: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def null_class(self) -> int | None:
+        """The index that stands for "no class", None for an unconditional network."""
+        return self.classes or None
+
+
+class Network(nn.Module):
+    """A network of the registry: whoever trains, stores or exports one asks for nothing but this.
+
+    Args:
+        config: what rebuilds it.
+        shape: of one sample.
+    """
+
+    def __init__(self, config: NetworkConfig, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 for an unconditional network."""
+        return self.config.classes
+
+    @property
+    def null_class(self) -> int | None:
+        """The index that stands for "no class"."""
+        return self.config.null_class
+
+    @property
+    def stock(self) -> nn.Module | None:
+        """The `UNet2DModel` of diffusers that answers as it does, None where there is none."""
+        return None
+
+    @property
+    def obstacles(self) -> list[tuple[str, str]]:
+        """Why it has no `stock`, each with the change of a recipe that would."""
+        return [(f"a network of kind {self.config.kind!r} is no UNet2DModel", "network: {kind: unet}")]

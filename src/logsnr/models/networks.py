@@ -1,0 +1,65 @@
+"""Networks by name: the one list that recipes, cards, training and messages read.  A new network is one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from logsnr.errors import LogsnrError, unknown
+from logsnr.models.base import Network, NetworkConfig
+from logsnr.models.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkEntry:
+    """A kind of network.
+
+    Attributes:
+        config: its config, a subclass of `NetworkConfig`.
+        build: (config, shape) -> Network, initialised from torch's global generator.
+        takes: what the axes of a sample are.
+    """
+
+    config: type[NetworkConfig]
+    build: Callable[[Any, tuple[int, ...]], Network]
+    takes: tuple[str, ...]
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "unet": NetworkEntry(config=UNetConfig, build=UNet, takes=("channels", "height", "width")),
+}
+
+
+def network_config(values: Any) -> NetworkConfig:
+    """The config of the kind that `values` name; a U-Net's where they name none, as old recipes and cards do not.
+
+    Raises:
+        ValueError: if the kind is unknown, naming the nearest, or a field does not fit.
+    """
+    if isinstance(values, NetworkConfig):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r}: give a mapping, e.g. {{kind: unet}}")
+    kind = values.get("kind", "unet")
+    if kind not in NETWORKS:
+        raise unknown("kind", kind, NETWORKS)
+    return NETWORKS[kind].config.model_validate({**values, "kind": kind})
+
+
+AnyNetworkConfig = Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(network_config)]
+"""A field that holds the config of any kind in `NETWORKS`."""
+
+
+def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> Network:
+    """The network of `config` for samples of `shape`, initialised from torch's global generator.
+
+    Raises:
+        LogsnrError: if the shape is none that this kind takes, or a library is missing.
+    """
+    takes = NETWORKS[config.kind].takes
+    if len(shape) != len(takes):
+        raise LogsnrError(f"shape {tuple(shape)} for a network of kind {config.kind!r}: give ({', '.join(takes)})")
+    return NETWORKS[config.kind].build(config, shape)
