@@ -11,6 +11,7 @@ import yaml
 import logsnr as ls
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare import ours
+from logsnr.evaluation.compare.spaces import SPACES
 from logsnr.models import NETWORKS, Network, NetworkConfig, UNetConfig, save_denoiser
 from logsnr.models.networks import NetworkEntry, network_config
 from logsnr.objectives import objectives
@@ -87,6 +88,7 @@ def toys(monkeypatch):
     network = NetworkEntry(config=ToyConfig, build=ToyNetwork, takes=("channels", "height", "width"))
     monkeypatch.setitem(NETWORKS, "toy", network)
     monkeypatch.setitem(DATASETS, "stripes", Source(load=toy_data, told="'stripes'"))
+    monkeypatch.setitem(SPACES, "toy", lambda data, generator: lambda stored: stored.flatten(1).double())
     monkeypatch.setitem(PREDICTIONS, "toy", ToyPrediction)
     monkeypatch.setitem(SCHEDULES, "toy", ToySchedule)
     monkeypatch.setitem(WEIGHTINGS, "toy", ToyWeighting)
@@ -163,6 +165,7 @@ def test_a_solver_and_a_grid_are_found_by_sampling_and_comparing(run, trained):
     for wrong, said in (
         (("--solver", "toyy"), "did you mean 'toy'?"),
         (("--grid", "rout"), "did you mean 'root'?"),
+        (("--solver", "toy", "--gamma", "2"), "gamma = 2.0: toy has no gamma; it belongs to ge, unified"),
         (("--grid", "timesteps", "--sigma-max", "9"), "--sigma-max 9 with --grid timesteps, whose levels are fixed"),
     ):
         code, _, err = run(*command, *wrong)
@@ -175,12 +178,15 @@ def test_a_solver_and_a_grid_are_found_by_sampling_and_comparing(run, trained):
     assert (entry.name, entry.family, entry.plan) == ("TOY(1.5), root", "Toy", toy_solver(toy_grid(4, high, low), 1.5))
     code, out, err = run(
         "compare", trained, "--nfe", 3, "--solvers", "toy", "--grids", "root,kar", "-n", 8, "--teacher-steps", 16,
-        "--features", "none", "--no-peers", "--json",
+        "--features", "toy", "--no-peers", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert [row["name"] for row in json.loads(out)["rows"]] == ["TOY(1.5), karras", "TOY(1.5), root"]
+    told = json.loads(out)
+    assert [row["name"] for row in told["rows"]] == ["TOY(1.5), karras", "TOY(1.5), root"]
+    assert told["features"] == "toy"
     code, out, _ = run("compare", "--help")
-    assert "TOY(1.5)" in " ".join(out.split())
+    for name in ("TOY(1.5)", "root", "pixels, toy"):
+        assert name in " ".join(out.split())
 
 
 def test_a_solver_and_a_grid_are_found_by_the_scheduler():

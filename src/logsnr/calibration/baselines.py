@@ -41,11 +41,13 @@ STOCK_GRIDS = ("log-linear", "karras", "log-linear, min", "karras, min", "flow",
 def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
     """Every stock solver on every stock grid from `high` to `low`, and 0, named "solver, grid"; plans that coincide
     appear once."""
+    levels = {grid: find_grid(grid)[1](n, high, low) for grid in STOCK_GRIDS}
     found: dict[str, Plan] = {}
     for solver in STOCK:
+        make = find_solver(solver)[1]
         for grid in STOCK_GRIDS:
             # a grid of one level is that of its first, whatever its spacing
-            plan = find_solver(solver)[1](find_grid(grid)[1](n, high, low))
+            plan = make(levels[grid])
             if all(plan != other for other in found.values()):
                 found[f"{solver}, {grid}"] = plan
     return found

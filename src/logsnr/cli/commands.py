@@ -70,7 +70,7 @@ def sample(
     solver: Annotated[
         str,
         typer.Option(
-            help="{solvers}, or one with its options as `logsnr compare` names it, DPM++(3M) "
+            help="{solvers}, or one with its options as `logsnr compare` names it, e.g. DPM++(3M) "
             "[default: the model's own plan of that many evaluations where it has one, else ge]."
         ),
     ] = "auto",

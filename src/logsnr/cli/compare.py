@@ -48,9 +48,7 @@ def compare(
     data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
     features: Annotated[
         str | None,
-        typer.Option(
-            help="Of FD and KID: classifier, pixels, none, or module:function [default: what the data allow]."
-        ),
+        typer.Option(help="Of FD and KID: {spaces}, none, or module:function [default: what the data allow]."),
     ] = None,
     bootstrap: Annotated[int, typer.Option(help="Replicates behind the standard errors of FD and KID.", min=2)] = 100,
     everything: Annotated[

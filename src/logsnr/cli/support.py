@@ -23,7 +23,6 @@ from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.entries import compared_grids, compared_solvers
 from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
@@ -88,7 +87,11 @@ def solver_plan(
 
 def known_names() -> dict[str, str]:
     """What help texts name: members of the registries."""
+    from logsnr.evaluation.compare.entries import compared_grids, compared_solvers
+    from logsnr.evaluation.compare.spaces import SPACES
+
     return {
+        "spaces": ", ".join(SPACES),
         "solvers": ", ".join(name for name, entry in SOLVERS.items() if entry.makes != "samples"),
         "grids": ", ".join(name for name, entry in GRIDS.items() if entry.needs != "eta"),
         "compared": ", ".join(compared_solvers()),
