@@ -202,9 +202,14 @@ def test_a_solver_and_a_grid_are_found_by_the_scheduler():
     flow.set_timesteps(4)
     assert flow.plan.meta["order"] == 3
     assert flow.sigmas[:-1].tolist() == pytest.approx(toy_grid(4, 1.0, 0.25)[:-1], rel=1e-6)
+    for gamma, expected in ((None, 1.5), (1.75, 1.75)):
+        named = GradientEstimationScheduler(solver="GE(1.5)", gamma=gamma, mu=0.25, grid="root")
+        named.set_timesteps(5)
+        assert named.plan == ls.solvers.unified(toy_grid(5, high, low), expected, 0.25)
     for options, said in (
         ({"solver": "toyy"}, "did you mean 'toy'?"),
         ({"grid": "rout"}, "did you mean 'root'?"),
+        ({"solver_options": {"mu": 0.5}}, "do not fit solver 'ge'"),
         ({"solver": "toy", "gamma": 2.0}, "only 'ge' and 'unified' take them"),
         ({"grid": "karras, min"}, "final_sigmas_type='sigma_min'; give grid='karras'"),
         ({"solver": "heun"}, "solver 'heun' is not one of"),

@@ -88,8 +88,7 @@ class UNet(Network):
     Without `class_labels` a conditional network answers for the null class.
 
     Raises:
-        LogsnrError: if `shape` is not (channels, height, width) or the levels do not halve it evenly, or diffusers is
-            not installed.
+        LogsnrError: if the levels do not halve (channels, height, width) evenly, or diffusers is not installed.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:

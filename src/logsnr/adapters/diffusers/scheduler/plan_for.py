@@ -11,11 +11,9 @@ ours.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Real
 from operator import index
 from typing import Any
@@ -154,21 +152,18 @@ def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
     Raises:
         ValueError: if the solver or its options do not fit.
     """
-    make = check_solver(config)
-    options = {**make.keywords, **(config["solver_options"] or {})}
-    takes = inspect.signature(make.func).parameters
+    name, given = check_solver(config)
+    options = {**given, **(config["solver_options"] or {})}
     if config["basis"] is not None:
         options["basis"] = config["basis"]
-    if "mu" in takes:
-        options["mu"] = config["mu"]
-    if "gamma" in takes:
-        if config["gamma"] not in (None, "auto"):
-            options["gamma"] = config["gamma"]
-        options.setdefault("gamma", 2.0)
+    own: dict[str, Any] = {"mu": config["mu"]} if "mu" in SOLVERS[name].takes else {}
+    if "gamma" in SOLVERS[name].takes:
+        gamma = options.pop("gamma", 2.0) if "gamma" in given else 2.0
+        own["gamma"] = gamma if config["gamma"] in (None, "auto") else config["gamma"]
         if model.flow:
             options.setdefault("basis", "velocity")
     try:
-        plan: Plan = make.func(grid, **options)
+        plan: Plan = SOLVERS[name].make(grid, **own, **options)
     except TypeError as error:
         raise ValueError(
             f"options {options} do not fit solver {config['solver']!r} ({error}): see logsnr.solvers"
@@ -176,16 +171,17 @@ def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
     return plan
 
 
-def check_solver(config: Mapping[str, Any]) -> partial[Plan]:
-    """The config's solver; one that does not exist is refused, and so are options that only gradient estimation has.
+def check_solver(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The config's solver in `SOLVERS`, and the options that its name stands for ("ge" is run as "unified", of mu 0).
+
+    One that does not exist is refused, and so are options that only gradient estimation has.
 
     Raises:
         ValueError: naming the fix.
     """
     gamma, mu = config["gamma"], config["mu"]
     name, make = find_solver(config["solver"])
-    if name == "ge":
-        make = partial(solvers.unified, **make.keywords)  # the same, and noise
+    name = "unified" if name == "ge" else name
     if not isinstance(config["solver_options"] or {}, Mapping):
         raise ValueError(f"solver_options = {config['solver_options']!r}: give a dict, e.g. {{'order': 3}}")
     chosen = [key for key, default in SAMPLER.items() if config[key] not in (default, None, {})]
@@ -202,7 +198,7 @@ def check_solver(config: Mapping[str, Any]) -> partial[Plan]:
         raise ValueError(
             f"gamma = {gamma!r}: give a number, a list with one number for each step that uses it, or 'auto'"
         )
-    takes = inspect.signature(make.func).parameters
+    takes = SOLVERS[name].takes
     if (gamma is not None and "gamma" not in takes) or (mu and "mu" not in takes):
         those = " and ".join(repr(other) for other, entry in SOLVERS.items() if "gamma" in entry.takes)
         raise ValueError(
@@ -211,7 +207,7 @@ def check_solver(config: Mapping[str, Any]) -> partial[Plan]:
         )
     if not (isinstance(mu, Real) and 0 <= float(mu) < 1):
         raise ValueError(f"mu = {mu}: must be in [0, 1); 0 is deterministic, 1/2 is DDPM")
-    return make
+    return name, make.keywords
 
 
 def with_eta(plan: Plan, eta: float) -> Plan:
