@@ -15,7 +15,7 @@ FLOORS = [
     ["weightings", "denoiser"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],
     ["grids", "solvers", "models", "likelihood", "report"],
-    ["calibration", "adapters", "training"],
+    ["calibration", "adapters", "training", "plot"],
     ["loading", "describe", "evaluation"],
     ["demo"],
     ["cli"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from logsnr import exact as exact
     from logsnr import grids as grids
     from logsnr import guidance as guidance
+    from logsnr import plot as plot
     from logsnr import predictions as predictions
     from logsnr import schedules as schedules
     from logsnr import solvers as solvers
@@ -50,7 +51,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_ROOMS = ("exact", "grids", "guidance", "objectives", "predictions", "schedules", "solvers", "theory", "weightings")
+_ROOMS = (
+    "exact",
+    "grids",
+    "guidance",
+    "objectives",
+    "plot",
+    "predictions",
+    "schedules",
+    "solvers",
+    "theory",
+    "weightings",
+)
 """Modules that are public as they are; `objectives` is also the mapping of published ones."""
 
 _NAMES = {
@@ -104,6 +116,7 @@ __all__ = [
     "objectives",
     "ode_bits_per_dim",
     "ode_log_likelihood",
+    "plot",
     "predictions",
     "reconstruct",
     "sample",

@@ -137,7 +137,7 @@ def describe(objective: Trained | WeightedELBO, *, sigma_data: float | None = No
         )
     if not bool((log_w > -math.inf).any()):
         raise ValueError(f"{trained.name}: w is zero everywhere on [{lo:g}, {hi:g}]: there is nothing to learn")
-    emphasis = _emphasis(trained.weighting, x, sd)
+    emphasis = trained.weighting.emphasis(x, sd)
     monotone = trained.weighting.is_monotone(lo, hi)
     share = (log_w - log_w.max()).exp()
     steps = share.diff()
@@ -163,12 +163,6 @@ def describe(objective: Trained | WeightedELBO, *, sigma_data: float | None = No
     )
 
 
-def _emphasis(weighting: Weighting, x: Tensor, sigma_data: float) -> Tensor:
-    log = weighting.log(x) + torch.nn.functional.logsigmoid(x + 2 * math.log(sigma_data))
-    value = (log - log.max()).exp()
-    return value / torch.trapezoid(value, x)
-
-
 def _quantiles(x: Tensor, above: Tensor) -> tuple[float, float, float]:
     """Log-SNRs below which .1, .5 and .9 of p_w lies: P(log-SNR >= l) = w(l)/w(lo)."""
     at = [min(int((above > 1 - q).sum()), len(x) - 1) for q in (0.1, 0.5, 0.9)]
@@ -182,7 +176,7 @@ def _nearest(trained: Trained, sigma_data: float) -> tuple[tuple[str, float], ..
     def on_grid(weighting: Weighting, ends: tuple[float, float]) -> Tensor:
         inside = (grid >= ends[0]) & (grid <= ends[1])
         out = torch.zeros_like(grid)
-        out[inside] = _emphasis(weighting, grid[inside], sigma_data)
+        out[inside] = weighting.emphasis(grid[inside], sigma_data)
         return out
 
     own = on_grid(trained.weighting, trained.range)

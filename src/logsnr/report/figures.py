@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from logsnr.report.style import COLOURS, FAINT, LOGSNR, drawn, encoded, plain_ticks
 from logsnr.schedules import Schedule
 from logsnr.weightings import Weighting
 
-COLOURS = ("#1f5fa8", "#c8553d", "#3c8d5a", "#7a5ea8", "#8a8a8a")
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def _svg(draw: Callable[[Any], None], *, width: float = 6.0, height: float = 3.6) -> str:
+def _svg(draw: Callable[[Any], None]) -> str:
     """Draw on fresh axes and return the SVG element; identical input gives identical text."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    style = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "svg.hashsalt": "logsnr",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-    }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    text = buffer.getvalue()
+    text = encoded(drawn(lambda figure: draw(figure.subplots())), "svg").decode()
     return text[text.index("<svg") :]
 
 
@@ -54,8 +31,8 @@ def loss_against_logsnr(curves: Mapping[str, Curve], *, sigma_data: float) -> st
         for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):
             axes.plot(x, y, "o-", markersize=3, color=colour, label=name)
         ceiling = torch.sigmoid(grid + 2 * torch.tensor(sigma_data).log())
-        axes.plot(grid, ceiling, "--", color="#999999", label="knows only sigma_data")
-        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="error of eps per dimension")
+        axes.plot(grid, ceiling, "--", color=FAINT, label="knows only sigma_data")
+        axes.set(xlabel=LOGSNR, ylabel="error of eps per dimension")
         axes.set_ylim(bottom=0)
         axes.legend()
 
@@ -73,7 +50,7 @@ def weighting_and_density(weighting: Weighting, schedule: Schedule) -> str:
             ("density p, where training looks", schedule.log_density(grid), COLOURS[0]),
         ):
             axes.plot(grid, (log - log.max()).exp(), color=colour, label=name)
-        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel="relative to its peak", ylim=(-0.03, 1.35))
+        axes.set(xlabel=LOGSNR, ylabel="relative to its peak", ylim=(-0.03, 1.35))
         axes.legend(loc="upper right")
 
     return _svg(draw)
@@ -86,14 +63,14 @@ def against_nfe(series: Mapping[str, Curve], *, ylabel: str, floor: tuple[str, f
         for (name, (x, y)), colour in zip(series.items(), COLOURS, strict=False):
             axes.plot(x, y, "o-", color=colour, label=name)
         if floor is not None:
-            axes.axhline(floor[1], color="#999999", linestyle="--", label=floor[0])
+            axes.axhline(floor[1], color=FAINT, linestyle="--", label=floor[0])
         ticks = sorted({v for x, _ in series.values() for v in x})
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
         axes.set(xlabel="network evaluations per image", ylabel=ylabel)
-        _few_ticks(axes)
+        plain_ticks(axes)
         axes.legend()
 
     return _svg(draw)
@@ -110,18 +87,9 @@ def training_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
         axes.plot(steps[window - 1 :], smooth, color=COLOURS[0])
         axes.set_yscale("log")
         axes.set(xlabel="step", ylabel="weighted loss, nats per dimension")
-        _few_ticks(axes)
+        plain_ticks(axes)
 
     return _svg(draw)
-
-
-def _few_ticks(axes: Any) -> None:
-    """Plain numbers at 1-2-3-5 steps on a logarithmic vertical axis, however short it is."""
-    from matplotlib import ticker
-
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def against_logsnr(
@@ -157,14 +125,14 @@ def against_logsnr(
             axes.axvspan(max(a, left), min(b, right), color="#dddddd", alpha=0.5, linewidth=0)
         axes.set_xlim(left, right)
         if level is not None:
-            axes.axhline(level[1], color="#999999", linestyle="--", label=level[0])
+            axes.axhline(level[1], color=FAINT, linestyle="--", label=level[0])
         axes.set_ylim(top=max(top, axes.get_ylim()[1]))
         if log:
             axes.set_yscale("log")
-            _few_ticks(axes)
+            plain_ticks(axes)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
-        axes.set(xlabel="log-SNR  (noisy ← → clean)", ylabel=ylabel)
+        axes.set(xlabel=LOGSNR, ylabel=ylabel)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
 
@@ -176,7 +144,7 @@ def against_factor(factors: Sequence[float], values: Sequence[float], best: floa
 
     def draw(axes: Any) -> None:
         axes.plot(factors, values, "o-", color=COLOURS[0], label="measured")
-        axes.axvline(1.0, color="#999999", linestyle="--", label="as labelled")
+        axes.axvline(1.0, color=FAINT, linestyle="--", label="as labelled")
         if math.isfinite(best):
             axes.axvline(best, color=COLOURS[1], label=f"least error, k = {best:.3f}")
         axes.set_xscale("log")

@@ -32,6 +32,15 @@ class Weighting(ABC):
         """w(lambda)."""
         return self.log(logsnr).exp()
 
+    def emphasis(self, logsnr: Tensor, sigma_data: float) -> Tensor:
+        """Share of each level in the loss of a denoiser that knows the data's standard deviation alone.
+
+        w sigmoid(lambda + 2 ln sigma_data), with integral 1 over the increasing `logsnr [n]`.
+        """
+        log = self.log(logsnr) + torch.nn.functional.logsigmoid(logsnr + 2 * math.log(sigma_data))
+        value = (log - log.max()).exp()
+        return value / torch.trapezoid(value, logsnr)
+
     def check(self, lo: float, hi: float, *, points: int = 2001) -> None:
         """Refuse what is no weighting on [lo, hi], as seen on a dense grid.
 

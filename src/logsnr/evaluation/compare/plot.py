@@ -6,12 +6,11 @@ filled marks and a line for the best of ours, hollow marks and a dashed one for 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any, Literal
 
-from logsnr.errors import require
 from logsnr.evaluation.compare.result import Comparison, Row
+from logsnr.report.style import drawn, encoded, plain_ticks
 
 COLOURS = {
     "DDIM": "#8a8a8a",
@@ -24,16 +23,6 @@ COLOURS = {
     "Heun": "#c2569b",
     "universal": "#3b3b3b",
 }
-STYLE = {
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "svg.hashsalt": "logsnr",
-    "svg.fonttype": "none",
-}
 
 
 def plot(comparison: Comparison, form: Literal["svg", "png"]) -> bytes:
@@ -42,13 +31,11 @@ def plot(comparison: Comparison, form: Literal["svg", "png"]) -> bytes:
     Raises:
         LogsnrError: if matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", extra="train", purpose="the plot")
-    figures = require("matplotlib.figure", extra="train", purpose="the plot")
     quantities = [("rmse", "RMSE to the teacher")]
     if comparison.features is not None:
         quantities.append(("frechet", f"FD (features: {comparison.features})"))
-    with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(1.9 + 4.6 * len(quantities), 4.4), layout="constrained")
+
+    def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(quantities), squeeze=False)[0]
         for one, (by, label) in zip(axes, quantities, strict=True):
             _panel(one, comparison, by, label)
@@ -62,11 +49,9 @@ def plot(comparison: Comparison, form: Literal["svg", "png"]) -> bytes:
         for one in axes:
             for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
                 entries.setdefault(name, handle)
-        figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False, fontsize=9)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if form == "svg" else {"Software": None}
-        figure.savefig(buffer, format=form, dpi=130, metadata=metadata)
-    return buffer.getvalue()
+        figure.legend(entries.values(), entries.keys(), loc="outside right center", fontsize=9)
+
+    return encoded(drawn(draw, width=1.9 + 4.6 * len(quantities), height=4.4, purpose="the plot"), form)
 
 
 def _panel(axes: Any, comparison: Comparison, by: str, label: str) -> None:
@@ -96,7 +81,7 @@ def _panel(axes: Any, comparison: Comparison, by: str, label: str) -> None:
     shown = [v for best in leaders for row in best.values() if (v := value(row)) is not None]
     if shown:
         axes.set_ylim(min(shown) / 1.5, max(shown) * 2)
-    _plain_ticks(axes)
+    plain_ticks(axes)
 
 
 def _line(
@@ -117,11 +102,3 @@ def _line(
             linestyle="--" if dashed else "-", markersize=9 if marker == "*" else 5,
             markerfacecolor="white" if dashed else colour,
         )  # fmt: skip
-
-
-def _plain_ticks(axes: Any) -> None:
-    from matplotlib import ticker
-
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
