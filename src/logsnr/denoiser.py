@@ -1,6 +1,6 @@
 """Denoisers: one kind of model, D(z, sigma) -> estimates of x and eps from a noisy state.
 
-    z = alpha x + s eps  (noise.py),      E = ||eps_hat - eps||^2 = b_F^2 ||F_hat - F*||^2  (prediction.py)
+    z = alpha x + s eps  (noise.py),      E = ||eps_hat - eps||^2 = b_F^2 ||F_hat - F*||^2  (predictions.py)
 
 Everything downstream (objectives, samplers, likelihoods) sees a `Denoiser` and nothing else; a network becomes one
 through a `Prediction`, a closed-form model is one (exact.py), guidance maps one to another.

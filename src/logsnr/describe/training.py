@@ -1,7 +1,7 @@
 """Training: an objective as other people's loops state it, turned into the one weighting that it is.
 
 A loop draws noise levels with density p(lambda), and averages omega(lambda) ||F_hat - F*||^2 of its network's target F.
-The error of eps is b_F times that of F (prediction.py), so what it minimises weights
+The error of eps is b_F times that of F (predictions.py), so what it minimises weights
 
     w(lambda) = p(lambda) omega(lambda) / b_F(lambda)^2
 """

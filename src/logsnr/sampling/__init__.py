@@ -1,4 +1,4 @@
-"""Sampling: plans are numbers (plan.py), made by solvers on grids, run by one loop (sample.py)."""
+"""Sampling: plans are numbers (plan.py), made by solvers on grids (by name: names.py), run by one loop (loop.py)."""
 
 from logsnr.sampling import grids, solvers
 from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct

@@ -62,7 +62,7 @@ class DataConfig(_Section):
 
 
 class PredictionConfig(_Section):
-    """What the network's output means (prediction.py).
+    """What the network's output means (predictions.py).
 
     Args:
         name: a name of `PREDICTIONS`.
@@ -85,7 +85,7 @@ class PredictionConfig(_Section):
 
 
 class AdaptiveConfig(_Section):
-    """How the density of noise levels is learned (adaptive/).
+    """How the density of noise levels is learned (schedules/adaptive.py).
 
     Args:
         importance: p ~ w times "error" or "gradient"; "auto" takes the gradient for the ELBO, where the error
@@ -114,7 +114,7 @@ class AdaptiveConfig(_Section):
 
 
 class ObjectiveConfig(_Section):
-    """What is minimised (objective.py): a preset by name, or a weighting and a schedule.
+    """What is minimised (objectives.py): a preset by name, or a weighting and a schedule.
 
     Args:
         preset: a name of `objectives`, e.g. "vdm++/sigmoid".

@@ -8,15 +8,15 @@
     loss = loop.loss(draw, model_pred, target)                                     # was: F.mse_loss
 
 The script's loss M = ||F_hat - F*||^2 is that of whatever its network predicts, and the error of eps is b_F times it
-(prediction.py).  So the weight that makes its expectation the weighted ELBO is, at a level drawn with density p,
+(predictions.py).  So the weight that makes its expectation the weighted ELBO is, at a level drawn with density p,
 
     weight = 1/2 w b_F^2/p            E[weight M] = 1/2 int w E dlambda = L_w
 
-and on a table the same with cells in place of points (levels.py): L_w is a sum over the scheduler's timesteps.
+and on a table the same with cells in place of points (timesteps.py): L_w is a sum over the scheduler's timesteps.
 A script that sums M over dimensions gets L_w in nats, one that averages gets nats per dimension.  p may adapt: the
 losses given back are turned into errors of eps, as `Schedule.update` wants them.  By default p ~ w E; `importance` has
-the other two currencies of adaptive/.  The gradient's needs a network to watch: its last layer's norms are read off
-between `draw` and `loss`, before the script's backward pass, and turned into those of E/2 likewise.
+the other two currencies of an adaptive density.  The gradient's needs a network to watch: its last layer's norms are
+read off between `draw` and `loss`, before the script's backward pass, and turned into those of E/2 likewise.
 """
 
 from __future__ import annotations
