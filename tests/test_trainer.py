@@ -18,9 +18,10 @@ from logsnr.errors import LogsnrError
 from logsnr.files import read_pair
 from logsnr.training import Dataset, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
+from logsnr.training.draws import derived_seed
 from logsnr.training.ema import EMA
-from logsnr.training.loop import _own_accelerator
-from logsnr.training.run import Run, derived_seed
+from logsnr.training.loop import Run
+from logsnr.training.processes import own_accelerator
 from logsnr.uncertainty import Uncertainty
 
 NETWORK = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
@@ -51,7 +52,7 @@ def recipe(**changes):
 @pytest.fixture
 def fresh_run(digits):
     """A maker of runs outside `train`, with accelerate's singleton cleared afterwards."""
-    with _own_accelerator():
+    with own_accelerator():
         yield lambda **changes: Run(recipe(**changes), digits)
 
 
@@ -289,7 +290,7 @@ def test_clipping_is_the_norms_and_does_not_see_the_objectives_units(fresh_run, 
             )
             per_dim = run.advance()
         norm = torch.stack([g.norm() for g in seen]).norm()
-        return run.scale, per_dim, run.window[1], norm, seen
+        return run.scale, per_dim, run.metrics.window[1], norm, seen
 
     # A factor 1024 of the weighting is exact in float32 only up to the rounding of exp and of the scale.
     one, many = advance(1.0, 0.01), advance(1024.0, 0.01)
@@ -370,7 +371,7 @@ def test_no_step_reads_a_value_back(fresh_run, monkeypatch):
     run.advance()
     monkeypatch.undo()
     assert run.step == 2
-    assert float(run.window[0]) > 0
+    assert float(run.metrics.window[0]) > 0
 
 
 # The loop

@@ -26,7 +26,7 @@ from logsnr.report.page import write_page
 from logsnr.sampling import Plan, grids, heun, solvers
 from logsnr.sampling.counted import Counted
 from logsnr.training import Dataset, load_data, load_recipe, train
-from logsnr.training.checkpoint import METRICS
+from logsnr.training.metrics import METRICS
 
 SAMPLES = 500
 EVALUATIONS = (5, 10, 20)

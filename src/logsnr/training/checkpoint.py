@@ -9,21 +9,21 @@ runs/digits/
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
+from torch import Tensor
 
+from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.files import check_tensors, read_pair, replace_file, write_pair
+from logsnr.files import check_tensors, read_pair, write_pair
 from logsnr.models.card import CARD, save_denoiser
 from logsnr.training.config import Recipe
-from logsnr.training.run import Run
+from logsnr.training.metrics import METRICS, Metrics
 
 STATE = "state"
-METRICS = "metrics.jsonl"
 FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
 
@@ -41,31 +41,46 @@ def clear(out: Path) -> None:
             path.unlink()
 
 
-def save_state(run: Run, out: Path, seconds: float) -> None:
+class Kept(Protocol):
+    """What is saved of a run: its parts, by name, have a `state_dict`; the moments are the optimizer's."""
+
+    recipe: Recipe
+    step: int
+    average: NetworkDenoiser
+    parts: dict[str, Any]
+    optimizer: Any
+    scaler: Any
+    metrics: Metrics
+
+
+def save_state(run: Kept, out: Path) -> None:
     """Write the state, then the averaged denoiser, each atomically.
 
     Raises:
         LogsnrError: if the disk refuses; what was saved before stays loadable.
     """
-    values, tensors = run.state()
     recipe = run.recipe.model_dump(mode="json")
-    card = {"kind": "state", "recipe": recipe, "seconds": seconds, **values}
-    write_pair(out / STATE, STATE, card, tensors, step=run.step, stem=STATE)
+    card = {
+        "kind": "state",
+        "recipe": recipe,
+        "seconds": run.metrics.seconds,
+        "window_steps": run.metrics.window_steps,
+        "scaler": run.scaler.state_dict() if run.scaler else None,
+    }
+    write_pair(out / STATE, STATE, card, _tensors(run), step=run.step, stem=STATE)
     save_denoiser(run.average, out, step=run.step, training=recipe)
 
 
-def load_state(run: Run, out: Path) -> float:
+def load_state(run: Kept, out: Path) -> float:
     """Restore the state saved in `out` into a fresh `run`; returns the training seconds behind it.
 
     Raises:
-        LogsnrError: if there is none, it is damaged, or it belongs to another recipe.
+        LogsnrError: if it is damaged, or belongs to another recipe.
     """
-    if not has_state(out):
-        raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
     card, tensors = read_pair(out / STATE, STATE)
     _same_recipe(card.get("recipe") or {}, run.recipe, out)
     tensors.pop("objective.square", None)  # an average that schedules of version 0.1 kept
-    _, expected = run.state()
+    expected = _tensors(run)
     if "objective.error" in tensors:
         # A run saved when its schedule tracked the error alone goes on from that.
         expected = {k: v for k, v in expected.items() if k in tensors or not k.startswith(("objective.", "spread"))}
@@ -79,23 +94,40 @@ def load_state(run: Run, out: Path) -> float:
             "resume with the recipe it was written under"
         ),
     )
-    run.restore(int(card["step"]), card, tensors)
+    _restore(run, card, tensors)
     return float(card["seconds"])
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a line that a crash cut short: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry: Any = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
-            kept.append(line + "\n")
-    replace_file(path, "".join(kept).encode())
+def _tensors(run: Kept) -> dict[str, Tensor]:
+    """Everything that changes from step to step, as "part.name"."""
+    tensors = {f"{part}.{name}": value for part, it in run.parts.items() for name, value in it.state_dict().items()}
+    for i, moments in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+    tensors["window"] = run.metrics.window
+    if run.metrics.meter:
+        tensors["spread"] = run.metrics.meter.sums
+    return tensors
+
+
+def _restore(run: Kept, card: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for part, it in run.parts.items():
+        it.load_state_dict(
+            {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(f"{part}.")}
+        )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            moments.setdefault(int(i), {})[name] = value
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    run.metrics.window.copy_(tensors["window"])
+    if run.metrics.meter and "spread" in tensors:
+        run.metrics.meter.sums.copy_(tensors["spread"])
+    run.metrics.window_steps = int(card["window_steps"])
+    if run.scaler and card["scaler"]:
+        run.scaler.load_state_dict(card["scaler"])
+    run.step = int(card["step"])
 
 
 def _same_recipe(saved: dict[str, Any], recipe: Recipe, out: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, nearest, one_line, require
+from logsnr.pixels import Pixels
 from logsnr.training.config import DataConfig
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "arr_0")
@@ -56,6 +57,21 @@ class Dataset:
         """(channels, height, width) of one image."""
         c, h, w = self.train_images.shape[1:]
         return c, h, w
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of all training values about their common mean, in the units of x; exact, by histogram.
+
+        Raises:
+            LogsnrError: if it is 0.
+        """
+        counts = torch.bincount(self.train_images.flatten().long(), minlength=self.grey_levels).to(torch.float64)
+        cells = Pixels(self.grey_levels).centres.to(torch.float64)
+        mean = (counts * cells).sum() / counts.sum()
+        spread = float(((counts * (cells - mean) ** 2).sum() / counts.sum()).sqrt())
+        if spread == 0:
+            raise LogsnrError("all training images have one and the same grey value: there is nothing to learn")
+        return spread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,40 @@
-"""Training: the loop around a run's steps, with metrics, sample grids, checkpoints and a progress bar."""
+"""Training: a run, its step, and the loop around the steps, with metrics, pictures and checkpoints.
+
+    batch -> noise levels, noise -> loss / scale -> gradient, clipped -> weights -> average of the weights
+
+A step never reads a value back from the device.  Loss over scale: clipping then sees no unit of the objective's.
+"""
 
 from __future__ import annotations
 
-import importlib
-import json
+import copy
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
+from logsnr.models import build_network
+from logsnr.noise import sigma_from_logsnr
 from logsnr.objectives import WeightedELBO
-from logsnr.training.checkpoint import METRICS, clear, has_state, load_state, save_state, truncate_metrics
+from logsnr.pixels import Pixels
+from logsnr.training.adaptation import Adaptation
+from logsnr.training.checkpoint import clear, has_state, load_state, save_state
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, load_data
+from logsnr.training.draws import Draws, derived_seed
+from logsnr.training.ema import EMA
+from logsnr.training.metrics import METRICS, Metrics, truncate_metrics
+from logsnr.training.objectives import build_objective, build_prediction, central_logsnr
 from logsnr.training.pictures import save_grid
-from logsnr.training.run import Run
+from logsnr.training.processes import accelerator_for, own_accelerator, own_random_state, progress_bar
+from logsnr.uncertainty import Uncertainty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,234 +135,206 @@ def train(
     if resume and not has_state(out):
         raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
     data = load_data(recipe.data) if data is None else data
-    with _own_random_state(), _own_accelerator():
+    with own_random_state(), own_accelerator():
         run = Run(recipe, data)
-        seconds = load_state(run, out) if resume else 0.0
+        run.metrics.begin(load_state(run, out) if resume else 0.0)
         if run.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 clear(out)
             truncate_metrics(out / METRICS, run.step)
         run.accelerator.wait_for_everyone()
-        return _Loop(run, out, seconds).run_to_end(progress, callback)
+        return _to_the_end(run, out, progress, callback)
 
 
-class _Loop:
-    """The clock, the log and the calendar of one call of `train`."""
+class Run:
+    """The state of a training, and its step.
 
-    def __init__(self, run: Run, out: Path, seconds: float) -> None:
-        self.run, self.recipe, self.out = run, run.recipe, out
-        self.before = seconds
-        self.first = run.step
-        self.start = time.perf_counter()
-        self.aside = 0.0
-        self.line_at, self.line_aside = self.start, 0.0
-        self.loss = math.nan
-        self.saved_at = run.step if run.step else None
+    Attributes:
+        step: steps taken.
+        denoiser: the model in training, around the raw weights.
+        average: the model with averaged weights, in eval mode: what is saved and sampled from.
+        metrics: the clock, and what is summed on the device since the last line of metrics.
+        adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
+        uncertainty: EDM2's u of the noise level, in training beside the network; None without.
 
-    @property
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.start
-
-    def run_to_end(self, progress: bool, callback: Callback | None) -> Summary:
-        run, recipe = self.run, self.recipe
-        with _bar(progress and run.rank == 0) as show:
-            while not self.finished():
-                loss = run.advance()
-                if run.step % recipe.log_every == 0:
-                    self.log()
-                if recipe.checkpoint_every and run.step % recipe.checkpoint_every == 0:
-                    self.checkpoint()
-                if recipe.samples.every and run.step % recipe.samples.every == 0:
-                    self.draw_grid()
-                if show is not None:
-                    show(self.fraction(), f"step {run.step}  {self.rate():,.0f} images/s  loss {self.loss:.4f}")
-                info = StepInfo(step=run.step, seconds=self.seconds, loss=loss, denoiser=run.average)
-                if callback is not None and callback(info) is True:
-                    break
-        rate = self.rate()
-        if run.window_steps and run.step % recipe.log_every:
-            self.loss = self.window_means()[0]
-        if self.saved_at != run.step:
-            self.checkpoint()
-        return Summary(
-            out=self.out,
-            steps=run.step,
-            resumed_from=self.first,
-            seconds=self.seconds,
-            images_per_second=rate,
-            loss=self.loss,
-            denoiser=run.average,
-            objective=run.objective,
-        )
-
-    def fraction(self) -> float:
-        """How much of the training is done, by steps or by time."""
-        by_steps = self.run.step / self.recipe.steps if self.recipe.steps else 0.0
-        by_time = self.seconds / self.recipe.max_seconds if self.recipe.max_seconds else 0.0
-        return max(by_steps, by_time)
-
-    def finished(self) -> bool:
-        """Whether to stop; every run takes at least one step, and all processes stop together."""
-        run = self.run
-        if self.recipe.steps is not None and run.step >= self.recipe.steps:
-            return True
-        if self.recipe.max_seconds is None or run.step == self.first:
-            return False
-        late = self.seconds >= self.recipe.max_seconds
-        if run.world == 1:
-            return late
-        # Clocks differ between processes: the first one's decides, asked now and then because asking waits.
-        if run.step % 16:
-            return False
-        flag = torch.tensor([float(late and run.rank == 0)], device=run.device)
-        return bool(run.accelerator.reduce(flag, "sum").item() > 0)
-
-    def rate(self) -> float:
-        """Images per second of this call's steps."""
-        busy = time.perf_counter() - self.start - self.aside
-        return (self.run.step - self.first) * self.recipe.batch / max(busy, 1e-9)
-
-    def window_means(self) -> tuple[float, float]:
-        """Loss in nats per dimension and gradient norm, averaged since the last line; one read from the device.
-
-        Raises:
-            LogsnrError: if either is not a finite number.
-        """
-        run = self.run
-        if run.world > 1:
-            # From here on every process holds the mean, so the state that the first one saves is everybody's.
-            run.window = run.accelerator.reduce(run.window, "mean")
-            if run.adaptation:
-                run.adaptation.meter.sums = run.accelerator.reduce(run.adaptation.meter.sums, "mean")
-        loss, norm = (float(v) / max(run.window_steps, 1) for v in run.window.tolist())
-        # Under fp16 an overflowing gradient is part of the game: the scaler skips that step.
-        if not math.isfinite(loss) or (not math.isfinite(norm) and self.recipe.precision != "fp16"):
-            saved = f"the checkpoint of step {self.saved_at} is intact" if self.saved_at else "nothing was saved"
-            raise LogsnrError(
-                f"the loss is {loss:.3g} and the gradient norm {norm:.3g} within steps "
-                f"{run.step - run.window_steps + 1} ... {run.step}; {saved}: lower optimizer.lr "
-                f"(now {self.recipe.optimizer.lr:g}), lengthen optimizer.warmup or set optimizer.clip"
-            )
-        return loss, norm
-
-    def log(self) -> None:
-        """Write a line of metrics and start the next window."""
-        run = self.run
-        self.loss, norm = self.window_means()
-        now = time.perf_counter()
-        busy = now - self.line_at - (self.aside - self.line_aside)
-        line = {
-            "step": run.step,
-            "loss": self.loss,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "lr": run.learning_rate(run.step - 1),
-            "images_per_second": round(run.window_steps * self.recipe.batch / max(busy, 1e-9), 1),
-            "seconds": round(self.seconds, 3),
-            **self.spread(),
-        }
-        run.window.zero_()
-        run.window_steps = 0
-        if run.adaptation:
-            run.adaptation.meter.sums.zero_()
-        self.line_at, self.line_aside = now, self.aside
-        if run.rank == 0:
-            with (self.out / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def spread(self) -> dict[str, float | None]:
-        """What an adaptive density leaves of the variance (adaptive/variance.py), from this line's draws."""
-        adaptation = self.run.adaptation
-        spread = adaptation.meter.read(self.run.world) if adaptation else None
-        if spread is None:
-            return {}
-        return {
-            "variance_between": spread.between,
-            "variance_within": spread.within,
-            "gradient_excess": spread.gradient_excess,
-        }
-
-    def checkpoint(self) -> None:
-        """Save, unless the weights have gone bad."""
-        began = time.perf_counter()
-        self.window_means()
-        if self.run.rank == 0:
-            save_state(self.run, self.out, self.seconds)
-        self.run.accelerator.wait_for_everyone()
-        self.saved_at = self.run.step
-        self.aside += time.perf_counter() - began
-
-    def draw_grid(self) -> None:
-        """Save a grid of samples."""
-        began = time.perf_counter()
-        if self.run.rank == 0:
-            save_grid(self.run.average, self.recipe, self.out / "samples" / f"step-{self.run.step:08d}.png")
-        self.run.accelerator.wait_for_everyone()
-        self.aside += time.perf_counter() - began
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[float, str], None] | None]:
-    """A progress bar that is gone when training ends; None where no terminal shows it."""
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=1.0)
-        drawn = 0.0
-
-        def show(fraction: float, text: str) -> None:
-            nonlocal drawn
-            now = time.perf_counter()
-            if now - drawn > 0.2:
-                bar.update(task, completed=min(fraction, 1.0), description=text, refresh=True)
-                drawn = now
-
-        yield show
-
-
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Put torch's global random state back at the end: initialisation and dropout draw from it."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextmanager
-def _own_accelerator() -> Iterator[None]:
-    """Leave no accelerate singleton and no process group behind that the caller did not have.
-
-    The singleton would pin precision and device.  A group that is left to the end of the interpreter is torn down
-    while its threads still run, which now and then aborts a process after all its work is done.  To destroy it is
-    not enough: DistributedDataParallel imports torch.distributed.nn.functional, whose defaults (group=group.WORLD)
-    hold whatever group exists at that moment for ever.  Imported before there is one, they hold None: the current one.
+    Raises:
+        LogsnrError: if the recipe does not fit the data or the machine.
     """
-    if torch.distributed.is_available():
-        importlib.import_module("torch.distributed.nn.functional")
-    try:
-        from accelerate.state import AcceleratorState, PartialState
-    except ModuleNotFoundError:
-        yield  # `Run` says what is missing.
-        return
-    fresh: Any = not PartialState._shared_state
-    grouped = _grouped()
-    try:
-        yield
-        if _grouped() and not grouped:
-            torch.distributed.barrier()  # who leaves first takes the connections with it
-            # Gloo's thread needs the interpreter's lock to drop the barrier's tensor; the group's destructor waits for
-            # that thread and holds the lock.  So the thread gets the lock first.
-            time.sleep(0.2)
-    finally:
-        if _grouped() and not grouped:
-            torch.distributed.destroy_process_group()
-        if fresh:
-            AcceleratorState._reset_state(reset_partial_state=not _grouped())
+
+    def __init__(self, recipe: Recipe, data: Dataset) -> None:
+        self.recipe = recipe
+        self.step = 0
+        self.accelerator = accelerator_for(recipe)
+        self.scaler = self.accelerator.scaler
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        if recipe.batch % self.world:
+            raise LogsnrError(f"batch = {recipe.batch} over {self.world} processes: give a multiple of {self.world}")
+        # Noise levels are drawn in float64, which Apple's GPUs do not have: there the CPU draws.
+        self.generator = torch.Generator("cpu" if self.device.type == "mps" else self.device)
+        batch = recipe.batch // self.world
+        self.draw = Draws(recipe, data, batch=batch, generator=self.generator, device=self.device)
+
+        sigma_data = recipe.sigma_data or data.sigma_data
+        dim = math.prod(data.shape)
+        self.objective = build_objective(recipe.objective, dim=dim, sigma_data=sigma_data)
+        self.scale = self.objective.scale(dim, sigma_data)
+        lo, hi = central_logsnr(recipe.objective, self.objective)
+        prediction = build_prediction(recipe.prediction, sigma_data=sigma_data)
+
+        def around(network: nn.Module) -> NetworkDenoiser:
+            return NetworkDenoiser(
+                network,
+                prediction,
+                shape=data.shape,
+                pixels=Pixels(data.grey_levels),
+                sigma_data=sigma_data,
+                trained_range=(sigma_from_logsnr(hi), sigma_from_logsnr(lo)),
+            )
+
+        torch.manual_seed(derived_seed(recipe.seed, "weights"))
+        classes = data.classes if recipe.conditional else 0
+        network = build_network(recipe.network.model_copy(update={"classes": classes}), data.shape).to(self.device)
+        self.parameters = list(network.parameters())
+        self.denoiser = around(network)
+        self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+        self.parts: dict[str, Any] = {
+            "network": network,
+            "average": self.average.network,
+            "objective": self.objective,
+        }
+        options = recipe.optimizer
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        self.uncertainty: Uncertainty | None = None
+        if recipe.objective.uncertainty:
+            generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "uncertainty"))
+            self.uncertainty = self.parts["uncertainty"] = Uncertainty(generator=generator).to(self.device)
+            groups.append({"params": list(self.uncertainty.parameters()), "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=options.lr,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        # The prepared network is the raw one behind autocast and, over several processes, gradient averaging.
+        # `bare` shares its parts but not that wrapping: gradients of single samples want float32 and one process.
+        bare = around(copy.copy(network))
+        self.denoiser.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        adaptive = recipe.objective.adaptive
+        self.adaptation = Adaptation(self.objective, bare, adaptive, self.generator) if adaptive else None
+        self.metrics = Metrics(recipe, self.accelerator, self.adaptation.meter if self.adaptation else None)
+
+    def advance(self) -> Tensor:
+        """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
+        recipe = self.recipe
+        self.generator.manual_seed(derived_seed(recipe.seed, "step", self.step, self.rank))
+        # Dropout layers draw from the global generator, whose state `train` puts back at the end.
+        torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
+        x, cond = self.draw()
+        with self.adaptation or nullcontext():
+            output = self.objective(
+                self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world
+            )
+        if self.adaptation:
+            self.adaptation.watch(output)
+        loss = output.loss.mean()
+        if self.uncertainty:
+            self._backward_over(self.uncertainty, output.loss / self.scale, output.logsnr)
+        else:
+            self.accelerator.backward(loss / self.scale)
+        clip = recipe.optimizer.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.parameters, self.step)
+        if self.adaptation:
+            self.adaptation.learn(self.step, x, cond)
+        self.step += 1
+        per_dim = loss.detach() / self.denoiser.dim
+        self.metrics.add(per_dim, norm.detach())
+        return per_dim
+
+    def _backward_over(self, uncertainty: Uncertainty, loss: Tensor, logsnr: Tensor) -> None:
+        self.accelerator.backward(uncertainty.weigh(loss, logsnr).mean())
+        # Over several processes the mean, as of the network's; a wrapper that does so would round u under autocast.
+        for p in uncertainty.parameters():
+            p.grad = self.accelerator.reduce(p.grad, "mean")
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step n: lr min(1, (n + 1) / warmup), times 1 - n / steps under linear decay."""
+        options, steps = self.recipe.optimizer, self.recipe.steps
+        rate = options.lr * min(1.0, (step + 1) / max(options.warmup, 1))
+        return rate * (1 - step / steps) if options.decay == "linear" and steps else rate
 
 
-def _grouped() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) -> Summary:
+    """The loop: steps, with what comes every so many of them."""
+    recipe, metrics, first = run.recipe, run.metrics, run.step
+    saved_at = first or None
+
+    def due(every: int) -> bool:
+        return every > 0 and run.step % every == 0
+
+    def checkpoint() -> None:
+        nonlocal saved_at
+        with metrics.aside():
+            metrics.means(run.step, saved_at)  # no checkpoint of weights that have gone bad
+            if run.rank == 0:
+                save_state(run, out)
+            run.accelerator.wait_for_everyone()
+        saved_at = run.step
+
+    with progress_bar(progress and run.rank == 0) as show:
+        while not _finished(run, first):
+            loss = run.advance()
+            if due(recipe.log_every):
+                metrics.write(out, run.step, run.learning_rate(run.step - 1), saved_at)
+            if due(recipe.checkpoint_every):
+                checkpoint()
+            if due(recipe.samples.every):
+                with metrics.aside():
+                    if run.rank == 0:
+                        save_grid(run.average, recipe, out / "samples" / f"step-{run.step:08d}.png")
+                    run.accelerator.wait_for_everyone()
+            if show is not None:
+                done = max(run.step / (recipe.steps or math.inf), metrics.seconds / (recipe.max_seconds or math.inf))
+                show(done, f"step {run.step}  {metrics.rate:,.0f} images/s  loss {metrics.loss:.4f}")
+            info = StepInfo(step=run.step, seconds=metrics.seconds, loss=loss, denoiser=run.average)
+            if callback is not None and callback(info) is True:
+                break
+    rate = metrics.rate
+    if saved_at != run.step:
+        checkpoint()
+    return Summary(
+        out=out,
+        steps=run.step,
+        resumed_from=first,
+        seconds=metrics.seconds,
+        images_per_second=rate,
+        loss=metrics.loss,
+        denoiser=run.average,
+        objective=run.objective,
+    )
+
+
+def _finished(run: Run, first: int) -> bool:
+    """Whether to stop; every run takes at least one step, and all processes stop together."""
+    recipe = run.recipe
+    if recipe.steps is not None and run.step >= recipe.steps:
+        return True
+    if recipe.max_seconds is None or run.step == first:
+        return False
+    late = run.metrics.seconds >= recipe.max_seconds
+    if run.world == 1:
+        return late
+    # Clocks differ between processes: the first one's decides, asked now and then because asking waits.
+    if run.step % 16:
+        return False
+    flag = torch.tensor([float(late and run.rank == 0)], device=run.device)
+    return bool(run.accelerator.reduce(flag, "sum").item() > 0)

@@ -1,4 +1,4 @@
-"""Objectives of recipes: from names and parameters to a weighted ELBO."""
+"""What a recipe trains: from names and parameters to a weighted ELBO, and to what the network predicts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.objectives import WeightedELBO, objectives
+from logsnr.predictions import EDM, PREDICTIONS, Prediction
 from logsnr.schedules import SCHEDULES, Adaptive, Linear, Schedule
-from logsnr.training.config import AdaptiveConfig, ObjectiveConfig, Part
+from logsnr.training.config import AdaptiveConfig, ObjectiveConfig, Part, PredictionConfig
 from logsnr.weightings import ELBO, WEIGHTINGS, Weighting
 
 CENTRAL = 0.998
@@ -65,6 +66,13 @@ def central_logsnr(config: ObjectiveConfig, objective: WeightedELBO) -> tuple[fl
         return schedule.range
     tail = (1 - CENTRAL) / 2
     return float(schedule.logsnr(1 - tail)), float(schedule.logsnr(tail))
+
+
+def build_prediction(config: PredictionConfig, *, sigma_data: float) -> Prediction:
+    """The prediction of a recipe; EDM's takes the data's standard deviation."""
+    kind = PREDICTIONS[config.name]
+    fields: dict[str, Any] = {"path": config.path} if config.path is not None else {}
+    return kind(label=config.label, **fields, **({"sigma_data": sigma_data} if kind is EDM else {}))
 
 
 def _adaptive(

@@ -12,7 +12,7 @@ from logsnr.images import tile
 from logsnr.models import Network
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
-from logsnr.training.run import derived_seed
+from logsnr.training.draws import derived_seed
 
 
 def save_grid(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:

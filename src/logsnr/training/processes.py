@@ -1,0 +1,102 @@
+"""What a training borrows from the process it runs in, and gives back: the terminal, random state, accelerate."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from logsnr.errors import LogsnrError, one_line, require
+from logsnr.training.config import Recipe
+
+
+def accelerator_for(recipe: Recipe) -> Any:
+    """accelerate's view of the machine.
+
+    Raises:
+        LogsnrError: if accelerate is missing, or the recipe's precision does not run here.
+    """
+    accelerate = require("accelerate", extra="train", purpose="training")
+    try:
+        accelerator = accelerate.Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision)
+    except ValueError as error:
+        raise LogsnrError(
+            f"precision = {recipe.precision!r} does not run here ({one_line(error)}): use 'no'"
+        ) from error
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate would quietly train in float32.
+        raise LogsnrError("precision = 'fp16' needs a GPU: use 'bf16' or 'no' on a CPU")
+    return accelerator
+
+
+@contextmanager
+def own_accelerator() -> Iterator[None]:
+    """Leave no accelerate singleton and no process group behind that the caller did not have.
+
+    The singleton would pin precision and device.  A group that is left to the end of the interpreter is torn down
+    while its threads still run, which now and then aborts a process after all its work is done.  To destroy it is
+    not enough: DistributedDataParallel imports torch.distributed.nn.functional, whose defaults (group=group.WORLD)
+    hold whatever group exists at that moment for ever.  Imported before there is one, they hold None: the current one.
+    """
+    if torch.distributed.is_available():
+        importlib.import_module("torch.distributed.nn.functional")
+    try:
+        from accelerate.state import AcceleratorState, PartialState
+    except ModuleNotFoundError:
+        yield  # `accelerator_for` says what is missing.
+        return
+    fresh: Any = not PartialState._shared_state
+    grouped = _grouped()
+    try:
+        yield
+        if _grouped() and not grouped:
+            torch.distributed.barrier()  # who leaves first takes the connections with it
+            # Gloo's thread needs the interpreter's lock to drop the barrier's tensor; the group's destructor waits for
+            # that thread and holds the lock.  So the thread gets the lock first.
+            time.sleep(0.2)
+    finally:
+        if _grouped() and not grouped:
+            torch.distributed.destroy_process_group()
+        if fresh:
+            AcceleratorState._reset_state(reset_partial_state=not _grouped())
+
+
+def _grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Put torch's global random state back at the end: initialisation and dropout draw from it."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def progress_bar(wanted: bool) -> Iterator[Callable[[float, str], None] | None]:
+    """A progress bar that is gone when training ends; None where no terminal shows it."""
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=1.0)
+        drawn = 0.0
+
+        def show(fraction: float, text: str) -> None:
+            nonlocal drawn
+            now = time.perf_counter()
+            if now - drawn > 0.2:
+                bar.update(task, completed=min(fraction, 1.0), description=text, refresh=True)
+                drawn = now
+
+        yield show
