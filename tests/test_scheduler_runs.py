@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from scheduling import KINDS, ByFormula, loop, made, network, relative, state
 from torch import Tensor
 
 import logsnr as ls
-from logsnr.adapters.diffusers.scheduler import registry, trajectory
+from logsnr.adapters.diffusers.scheduler import trajectory
 
 
 def test_views_slices_and_numbers_find_their_step() -> None:
@@ -134,33 +136,58 @@ def test_a_number_that_only_other_runs_have() -> None:
         scheduler.step(x, 900, x)
 
 
-def test_a_bounded_number_of_trajectories(monkeypatch) -> None:
-    monkeypatch.setattr(registry, "TRAJECTORIES", 3)
-    scheduler = made()
-    kept = []
-    for _ in range(5):
+def test_a_trajectory_lives_as_long_as_one_of_its_timesteps() -> None:
+    """However many came after it; of those that nobody holds, the last 32 are kept for numbers."""
+    scheduler = made(gamma=2.0)
+    scheduler.set_timesteps(4)
+    wanted = loop(scheduler, state())
+    scheduler.set_timesteps(4)
+    held, seen = list(scheduler.timesteps), []
+    x = scheduler.step(network(state(), held[0]), held[0], state(), return_dict=False)[0]
+    for n in range(40):
+        scheduler.set_timesteps(timesteps=[900 - n, 100])
+        seen.append(weakref.ref(scheduler._current))
+    gc.collect()
+    assert [run() is None for run in seen] == [True] * 8 + [False] * 32
+    assert torch.equal(loop(scheduler, x, held[1:]), wanted)  # with what it remembers of its first step
+    first = weakref.ref(scheduler._trajectories.find(held[0])[0])
+    del held
+    gc.collect()
+    assert first() is None
+    scheduler.step(x, 900 - 10, x)
+    with pytest.raises(ValueError, match="is not one of this run's"):
+        scheduler.step(x, 900, x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_timesteps_are_known_in_every_mode(mode, monkeypatch) -> None:
+    """Also where they are made: no value is read."""
+    with mode():
+        scheduler = made(gamma=2.0)
         scheduler.set_timesteps(4)
-        kept.append(scheduler.timesteps)
-    x = state()
-    with pytest.raises(ValueError, match="keeps the last"):
-        scheduler.step(x, kept[0][1], x)
-    # one that is used stays: two more leave it, and drop those that were made after it
-    t = kept[2]
-    x1 = scheduler.step(x, t[0], x, return_dict=False)[0]
-    for _ in range(2):
-        scheduler.set_timesteps(4)
-    x1 = scheduler.step(x1, t[1], x1, return_dict=False)[0]
-    with pytest.raises(ValueError, match="keeps the last"):
-        scheduler.step(x, kept[3][1], x)
-    inside = contextvars.copy_context()
+        monkeypatch.setattr(trajectory.Trajectories, "_by_value", None)
+        views = [*scheduler.timesteps, *(t.expand(3) for t in scheduler.timesteps), *scheduler.timesteps[1:]]
+        found = [scheduler._trajectories.find(t)[1] for t in views]
+    assert found == [0, 1, 2, 3, 0, 1, 2, 3, 1, 2, 3]
+
+
+def test_a_task_keeps_its_own_timesteps() -> None:
+    """Those of a context that others were copied from, or that set theirs later, are another matter."""
+    scheduler, inside = made(), contextvars.copy_context()
     inside.run(scheduler.set_timesteps, 4)
-    for _ in range(4):
-        scheduler.set_timesteps(4)
-    with pytest.raises(ValueError, match="this thread's run was dropped"):
-        inside.run(lambda: scheduler.timesteps)
-    own = inside.run(copy.deepcopy, scheduler)  # which the message recommends
-    inside.run(own.set_timesteps, 4)
-    assert torch.equal(inside.run(loop, own, x), loop(scheduler, x))
+    for n in range(5, 50):
+        scheduler.set_timesteps(n)
+    assert len(scheduler.timesteps) == 49
+    assert inside.run(lambda: len(scheduler.timesteps)) == 4
+    child = inside.run(contextvars.copy_context)
+    child.run(scheduler.set_timesteps, 3)
+    assert [one.run(lambda: len(scheduler.timesteps)) for one in (inside, child)] == [4, 3]
+    own = inside.run(copy.deepcopy, scheduler)
+    assert len(own.timesteps) == 4
+    kept = weakref.ref(own._current)
+    del own
+    gc.collect()
+    assert kept() is None  # a scheduler that is gone leaves nothing in any context
 
 
 def test_what_is_kept_of_runs_is_bounded(monkeypatch) -> None:
@@ -168,7 +195,7 @@ def test_what_is_kept_of_runs_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(trajectory, "RUNS", 4)
     scheduler = made(solver="ipndm")
     scheduler.set_timesteps(12)
-    kept = scheduler._current()._runs
+    kept = scheduler._current._runs
     x = loop(scheduler, state(), scheduler.timesteps[:9])
     assert [len(run.history) for run in kept] == [3]
     loop(scheduler, x, scheduler.timesteps[9:])

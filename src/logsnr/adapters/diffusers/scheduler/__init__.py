@@ -2,6 +2,6 @@
 
 plan_for.py      from a config and a `set_timesteps` call to one plan
 grid_for.py      from a config and a number of steps to a grid
-trajectory.py    one run of a plan;  registry.py  which run a call of `step` belongs to
+trajectory.py    runs of a plan, and which of them a call of `step` belongs to
 scheduler.py     the class that diffusers sees (it imports diffusers, nothing else here does)
 """

@@ -4,8 +4,8 @@
 
     config -> Noising (what the model is)  --set_timesteps-->  Plan -> Trajectory  --step, step, ...-->  sample
 
-The scheduler holds a config and a register of trajectories, and no position: `step` finds the trajectory and the index
-from the memory of the timestep it is given (an element of `scheduler.timesteps`), and the run from the state.  One
+The scheduler holds a config and its trajectories, and no position: `step` finds the trajectory and the index from the
+timestep it is given (an element of `scheduler.timesteps`), and the run from the state.  One
 scheduler may therefore serve many threads and many loops.  `timesteps` and the other attributes that pipelines read
 answer for the last `set_timesteps` of the calling thread or task.
 """
@@ -13,9 +13,7 @@ answer for the last `set_timesteps` of the calling thread or task.
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,14 +33,10 @@ from logsnr.adapters.diffusers.scheduler.plan_for import (
     plans_to_config,
     request,
 )
-from logsnr.adapters.diffusers.scheduler.registry import TRAJECTORIES, Registry, some
-from logsnr.adapters.diffusers.scheduler.trajectory import Draw, Trajectory
+from logsnr.adapters.diffusers.scheduler.trajectory import Draw, Trajectories, Trajectory, some
 from logsnr.adapters.diffusers.stock import converted
 from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling import Plan
-
-_CURRENT: ContextVar[tuple[tuple[object, weakref.ref[Trajectory]], ...]] = ContextVar("logsnr_trajectory", default=())
-"""The last trajectories of this thread or task, by scheduler."""
 
 _OWN_DEFAULTS = ("clip_sample", "timestep_spacing", "set_alpha_to_one")
 """Defaults that differ among stock schedulers: converted back, these get ours."""
@@ -156,7 +150,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             previous = torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
             self.alphas = self.alphas_cumprod / previous
             self.betas = 1 - self.alphas
-        self._prepare(None)
+        self._trajectories = Trajectories()
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -202,7 +196,8 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             ValueError: if the call contradicts itself, the config's plan or the model; the message names the fix.
         """
         asked = request(num_inference_steps, timesteps, sigmas, mu, flow=self.model.flow)
-        self._begin(Trajectory(make_plan(self.config, self.model, asked), self.model, device, limit(self.config)))
+        plan = make_plan(self.config, self.model, asked)
+        self._trajectories.begin(Trajectory(plan, self.model, limit(self.config)), device)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is fed with: the state, which EDM's networks want over its standard deviation.
@@ -212,7 +207,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         """
         if not self.model.edm:
             return sample
-        trajectory, index = self._find(timestep)
+        trajectory, index = self._trajectories.find(timestep)
         return sample * self.model.prediction.c_in(*alpha_s(trajectory.plan.sigmas[index]))
 
     def step(
@@ -237,7 +232,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         Raises:
             ValueError: if there is no trajectory, the timestep is none of its, or the order of steps is broken.
         """
-        trajectory, index = self._find(timestep)
+        trajectory, index = self._trajectories.find(timestep)
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
         draw: Draw = partial(_draw, generator)
@@ -272,7 +267,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         Raises:
             ValueError: if it is no index of the trajectory.
         """
-        trajectory = self._current()
+        trajectory = self._current
         if trajectory is not None:
             if not 0 <= begin_index < len(trajectory):
                 raise ValueError(f"begin_index = {begin_index}: must be in [0, {len(trajectory) - 1}]")
@@ -295,9 +290,9 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
     @property
     def timesteps(self) -> Tensor:
         """The labels of the last `set_timesteps` of this thread or task; before any, those of training."""
-        trajectory = self._current()
-        if trajectory is not None:
-            return trajectory.timesteps
+        current = self._trajectories.current
+        if current is not None:
+            return current[1]
         steps = self.model.steps
         if not self.model.flow:
             return torch.arange(steps - 1, -1, -1)
@@ -309,7 +304,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
     @property
     def sigmas(self) -> Tensor:
         """The levels of that trajectory, its end included: noise-to-signal ratios, for flows times."""
-        trajectory = self._current()
+        trajectory = self._current
         levels = (
             [self.model.sigma(t) for t in self.timesteps.tolist()] if trajectory is None else trajectory.plan.sigmas
         )
@@ -318,92 +313,45 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
     @property
     def plan(self) -> Plan | None:
         """The plan of that trajectory: what runs, as numbers."""
-        trajectory = self._current()
+        trajectory = self._current
         return None if trajectory is None else trajectory.plan
 
     @property
     def num_inference_steps(self) -> int | None:
         """The number of evaluations of that trajectory."""
-        trajectory = self._current()
+        trajectory = self._current
         return None if trajectory is None else len(trajectory)
 
     @property
     def step_index(self) -> int | None:
         """Index of the next step, after the last one taken on that trajectory."""
-        trajectory = self._current()
+        trajectory = self._current
         return None if trajectory is None else trajectory.index
 
     @property
     def begin_index(self) -> int | None:
         """What `set_begin_index` was given."""
-        trajectory = self._current()
+        trajectory = self._current
         return None if trajectory is None else trajectory.begin
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_registry", "_token", "_latest")
-        kept = self._reference()
-        return {
-            **{key: value for key, value in self.__dict__.items() if key not in own},
-            "_kept": self._latest if kept is None else kept(),  # None of a run that was dropped: a copy is the way out
-        }
+        current = self._trajectories.current
+        device = None if current is None else current[1].device
+        return {**self.__dict__, "_trajectories": None, "_kept": (self._current, device)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = state.pop("_kept")
-        self.__dict__.update(state)
-        self._prepare(kept)
-
-    # Which trajectory
-
-    def _prepare(self, trajectory: Trajectory | None) -> None:
-        self._registry = Registry()
-        self._token = object()
-        self._latest: Trajectory | None = trajectory
+        trajectory, device = state.pop("_kept")
+        self.__dict__.update(state, _trajectories=Trajectories())
         if trajectory is not None:
-            self._registry.add(trajectory)
+            self._trajectories.begin(trajectory, device)
 
-    def _begin(self, trajectory: Trajectory) -> None:
-        self._registry.add(trajectory)
-        self._latest = trajectory
-        others = [entry for entry in _CURRENT.get() if entry[0] is not self._token and entry[1]() is not None]
-        _CURRENT.set(((self._token, weakref.ref(trajectory)), *others[:31]))
-
-    def _reference(self) -> weakref.ref[Trajectory] | None:
-        return next((reference for token, reference in _CURRENT.get() if token is self._token), None)
-
+    @property
     def _current(self) -> Trajectory | None:
-        reference = self._reference()
-        if reference is None:
-            return self._latest
-        trajectory = reference()
-        if trajectory is None:
-            raise ValueError(
-                f"this thread's run was dropped: a scheduler keeps the last {TRAJECTORIES} that were used; "
-                "call set_timesteps again, or give each worker its own copy.deepcopy(scheduler)"
-            )
-        return trajectory
-
-    def _find(self, timestep: Any) -> tuple[Trajectory, int]:
-        if isinstance(timestep, Tensor):
-            found = self._registry.find(timestep)
-            if found is not None:
-                return found
-            if timestep.numel() != 1:
-                raise ValueError(
-                    f"step got {timestep.numel()} timesteps: give one element of scheduler.timesteps for the batch"
-                )
-        current = self._current()
-        if current is None:
-            raise ValueError("step before set_timesteps: call scheduler.set_timesteps(num_inference_steps) first")
-        try:
-            value = float(timestep)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"timestep = {timestep!r}: pass an element of scheduler.timesteps, or the number it holds"
-            ) from None
-        return self._registry.locate(value, current)
+        current = self._trajectories.current
+        return None if current is None else current[0]
 
     def _without_variance(self, output: Tensor, sample: Tensor) -> Tensor:
         channels = sample.shape[1]

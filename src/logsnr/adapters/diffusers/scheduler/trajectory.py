@@ -1,4 +1,4 @@
-"""Trajectories: everything that one `set_timesteps` call made, and the runs along it.
+"""Trajectories: everything that one `set_timesteps` call made, the runs along it, and which of them a step belongs to.
 
 A trajectory is a plan, its timesteps on a device, and for every start k the arithmetic of `plan.tail(k)`:
 
@@ -12,18 +12,25 @@ A run is one loop over the timesteps: the index it expects next, and its estimat
 told by the state it brings: the very tensor that the run's last step returned.  A pipeline that has replaced the state
 (a mask, a cast, guidance) continues the only run that waits at that index; if several do, that is an error.  A plan
 whose rows are all [1] has no memory, and takes its steps in any order.
+
+Which trajectory is told by the timestep.  An element of `scheduler.timesteps` is a view: its base is the key of a weak
+table, its offset the index, and no value is read back from a device.  A trajectory thus lives as long as somebody holds
+one of its timesteps.  A copy, or a number, is looked up by value.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import TensorWeakRef
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from logsnr.adapters.diffusers.config import Noising
 from logsnr.adapters.diffusers.scheduler.plan_for import with_eta
@@ -36,6 +43,8 @@ Draw = Callable[[Tensor], Tensor]
 
 RUNS = 64
 """Runs that a trajectory keeps."""
+TRAJECTORIES = 32
+"""Trajectories that a scheduler keeps for lookups by value."""
 
 
 @dataclass(frozen=True)
@@ -76,28 +85,22 @@ class Run:
 
 
 class Trajectory:
-    """A plan laid out for a model: timesteps, arithmetic, runs.
+    """A plan laid out for a model: labels, arithmetic, runs.
 
     Args:
         plan: what to do.
         model: the model it is for.
-        device: where the timesteps live.
         limit: maps x0 to what is allowed of it (clipping, thresholding); None for no change.
     """
 
-    def __init__(
-        self, plan: Plan, model: Noising, device: Any = None, limit: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, model: Noising, limit: Callable[[Tensor], Tensor] | None = None) -> None:
         self.plan = plan
         self.model = model
         self.limit = limit
         labels = [model.timestep(sigma) for sigma in plan.sigmas[:-1]]
         whole = model.table is not None and all(label == round(label) for label in labels)
-        cpu = torch.tensor(
-            [round(label) for label in labels] if whole else labels, dtype=None if whole else torch.float32
-        )
-        self.labels: list[float] = cpu.tolist()
-        self.timesteps = cpu if device is None else cpu.to(device)
+        self.dtype = torch.int64 if whole else torch.float32
+        self.labels: list[float] = torch.tensor(labels, dtype=torch.float64).to(self.dtype).tolist()
         self.begin: int | None = None
         self.index: int | None = None
         self._runs: list[Run] = []
@@ -264,6 +267,88 @@ class Trajectory:
         if step.store is None:
             return moved, None
         return moved, value[step.basis] if step.basis != "velocity" else eps - x0
+
+
+class Trajectories:
+    """The trajectories of one scheduler, each with its timesteps on a device: (trajectory, timesteps)."""
+
+    def __init__(self) -> None:
+        self._of: Any = WeakTensorKeyDictionary()
+        self._recent: deque[tuple[Trajectory, Tensor]] = deque(maxlen=TRAJECTORIES)
+
+    def begin(self, trajectory: Trajectory, device: Any = None) -> None:
+        """Lay out its timesteps, and make it the current one of this thread or task."""
+        # Not an inference tensor: its views would not know their base.
+        with torch.inference_mode(False):
+            timesteps = torch.tensor(trajectory.labels, dtype=trajectory.dtype).to(device)
+        self._of[timesteps] = trajectory
+        self._recent.appendleft((trajectory, timesteps))
+        # A new table: that of the context this one was copied from stays as it is.
+        current = weakref.WeakKeyDictionary(_CURRENT.get({}))
+        current[self] = trajectory, timesteps
+        _CURRENT.set(current)
+
+    @property
+    def current(self) -> tuple[Trajectory, Tensor] | None:
+        """The last one of this thread or task; else the last one of all."""
+        mine: tuple[Trajectory, Tensor] | None = _CURRENT.get({}).get(self)
+        return mine or (self._recent[0] if self._recent else None)
+
+    def find(self, timestep: Any) -> tuple[Trajectory, int]:
+        """The trajectory and index of a timestep.
+
+        Raises:
+            ValueError: if there are none, or it cannot be told which.
+        """
+        if isinstance(timestep, Tensor):
+            trajectory: Trajectory | None = self._of.get(timestep if timestep._base is None else timestep._base)
+            if timestep.numel() != 1 and (trajectory is None or any(timestep.stride())):
+                raise ValueError(
+                    f"step got {timestep.numel()} timesteps: give the one that the whole batch is at, an element of "
+                    "scheduler.timesteps"
+                )
+            if trajectory is not None:
+                return trajectory, int(timestep.storage_offset())
+        if self.current is None:
+            raise ValueError("step before set_timesteps: call scheduler.set_timesteps(num_inference_steps) first")
+        try:
+            value = float(timestep)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"timestep = {timestep!r}: pass an element of scheduler.timesteps, or the number it holds"
+            ) from None
+        return self._by_value(value, self.current[0])
+
+    def _by_value(self, value: float, current: Trajectory) -> tuple[Trajectory, int]:
+        """The current trajectory if it has the label, else the only recent one that has."""
+        recent = [trajectory for trajectory, _ in [*self._recent]]
+        having = [current] if current.find(value) else [one for one in recent if one.find(value)]
+        if not having:
+            raise ValueError(
+                f"timestep {value:g} is not one of this run's, {some(current.labels)}: pass an element of "
+                "scheduler.timesteps, or the number it holds"
+            )
+        where = having[0].find(value)
+        if len(where) > 1:
+            where = [index for index in where if having[0].waits(index)] or where
+        if len(having) > 1 or len(where) > 1:
+            what = f"{len(having)} runs have it" if len(having) > 1 else f"it stands {len(where)} times in this run"
+            raise ValueError(
+                f"timestep {value:g} is ambiguous: {what}; pass an element of the run's own scheduler.timesteps, not a "
+                "copy or a number"
+            )
+        return having[0], where[0]
+
+
+_CURRENT: ContextVar[Any] = ContextVar("logsnr_trajectory")
+"""By scheduler (weakly), the last trajectory of this thread or task."""
+
+
+def some(labels: list[float]) -> str:
+    """A list of labels, shortened."""
+    if len(labels) <= 6:
+        return ", ".join(f"{label:g}" for label in labels)
+    return ", ".join(f"{label:g}" for label in labels[:3]) + f" ... {labels[-1]:g}"
 
 
 def _combine(row: tuple[float, float], state: Tensor, output: Tensor) -> Tensor:
