@@ -59,13 +59,8 @@ class TimestepTable:
 
     @classmethod
     def cosine(cls, steps: int = 1000, max_beta: float = 0.999) -> TimestepTable:
-        """iDDPM's cosine betas (2102.09672, eq. 17, offset .008, betas capped at `max_beta`)."""
-
-        def abar(t: float) -> float:
-            return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-        betas = [min(1 - abar((i + 1) / steps) / abar(i / steps), max_beta) for i in range(steps)]
-        return cls.from_betas(torch.tensor(betas, dtype=torch.float32), name="cosine")
+        """iDDPM's `cosine_betas`."""
+        return cls.from_betas(cosine_betas(steps, max_beta), name="cosine")
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -116,6 +111,22 @@ class TimestepTable:
     def _ends(self, i: Tensor) -> tuple[Tensor, Tensor]:
         grid = self.sigmas.to(i.device)
         return grid[i], grid[i + 1]
+
+
+def cosine_betas(steps: int, max_beta: float = 0.999) -> Tensor:
+    """iDDPM's betas `[steps]`, float32 (2102.09672, eq. 17, offset .008, capped at `max_beta`)."""
+
+    def abar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - abar((i + 1) / steps) / abar(i / steps), max_beta) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float32)
+
+
+def to_zero_terminal(abar: Tensor) -> Tensor:
+    """Products of betas, shifted and scaled in their root to end at 0 (2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
 
 def _as_float64(value: float | Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.predictions import X0, Eps, Flow, Prediction, V
 from logsnr.schedules import Discrete
 from logsnr.schedules.base import log_normal
-from logsnr.timesteps import TimestepTable
+from logsnr.timesteps import TimestepTable, to_zero_terminal
 
 Flags = Mapping[str, Any]
 Drawn = tuple[Log, str, tuple[float, float]]
@@ -181,8 +181,7 @@ def beta_table(kind: str, zero_terminal: bool = False) -> Discrete:
     }
     found: TimestepTable = tables[kind]()
     if zero_terminal:
-        root = found.alphas_cumprod.sqrt()
-        found = TimestepTable(((root - root[-1]) * root[0] / (root[0] - root[-1])).square(), name=f"{kind}, zero SNR")
+        found = TimestepTable(to_zero_terminal(found.alphas_cumprod), name=f"{kind}, zero SNR")
     return Discrete(found)
 
 

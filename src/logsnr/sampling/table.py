@@ -15,10 +15,11 @@ import torch
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.noise import covers
 from logsnr.predictions import LABELS
+from logsnr.schedules import VPLinear
 from logsnr.timesteps import TimestepTable
 
 LEVELS = 2520
-B0, B1 = 0.1, 20.0
+VP = VPLinear(0.1, 20.0)
 
 
 def table_of(denoiser: Denoiser) -> TimestepTable:
@@ -37,8 +38,6 @@ def table_of(denoiser: Denoiser) -> TimestepTable:
 
 def _vp(low: float, high: float) -> TimestepTable:
     """abar = exp(-B), B = b0 t + (b1 - b0) t^2/2 = ln(1 + sigma^2), at even t between two noise levels."""
-    first, last = (
-        2 * B / (B0 + math.sqrt(B0**2 + 2 * (B1 - B0) * B)) for B in (math.log1p(s * s) for s in (low, high))
-    )
+    first, last = VP.beta_time(torch.tensor([low, high], dtype=torch.float64).square().log1p()).tolist()
     t = torch.linspace(first, last, LEVELS, dtype=torch.float64)
-    return TimestepTable((-t * (B0 + (B1 - B0) * t / 2)).exp(), name="linear betas")
+    return TimestepTable((-VP.beta_integral(t)).exp(), name="linear betas")

@@ -255,14 +255,21 @@ class VPLinear(Schedule):
         ends = (float(self._quantile(float64(t), float64(1 - t))) for t in (1.0, 0.0))
         return next(ends), next(ends) if self.offset > 0 else math.inf
 
+    def beta_integral(self, t: Tensor) -> Tensor:
+        """b0 t + (b1 - b0) t^2/2, which is B less its offset; of any t >= 0."""
+        return t * (self.b0 + 0.5 * (self.b1 - self.b0) * t)
+
+    def beta_time(self, integral: Tensor) -> Tensor:
+        """The inverse of `beta_integral`, without cancellation."""
+        root = (self.b0**2 + 2 * (self.b1 - self.b0) * integral).sqrt()
+        return torch.where(integral > 0, 2 * integral / (self.b0 + root), 0.0)
+
     def _tails(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        B = (F.softplus(-logsnr, threshold=1e6) - self.offset).clamp(min=0)
-        root = (self.b0**2 + 2 * (self.b1 - self.b0) * B).sqrt()
-        t = torch.where(B > 0, 2 * B / (self.b0 + root), 0.0)
+        t = self.beta_time((F.softplus(-logsnr, threshold=1e6) - self.offset).clamp(min=0))
         return t.clamp(0, 1), (1 - t).clamp(0, 1)
 
     def _quantile(self, t: Tensor, c: Tensor) -> Tensor:
-        B = self.offset + t * (self.b0 + 0.5 * (self.b1 - self.b0) * t)
+        B = self.offset + self.beta_integral(t)
         return -B - (-torch.expm1(-B)).log()
 
     def _log_density(self, logsnr: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 from logsnr.errors import unknown
 from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, V, label_edm
-from logsnr.timesteps import TimestepTable
+from logsnr.timesteps import TimestepTable, cosine_betas, to_zero_terminal
 
 PREDICTIONS: dict[str, type[Prediction]] = {"epsilon": Eps, "v_prediction": V, "sample": X0, "flow_prediction": Flow}
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -219,36 +219,24 @@ def beta_table(config: Mapping[str, Any]) -> TimestepTable:
     elif schedule == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
     elif schedule == "squaredcos_cap_v2":
-        betas = _cosine(steps)
+        betas = cosine_betas(steps)
     elif schedule == "sigmoid":
         betas = torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
     else:
         raise unknown("beta_schedule", schedule, BETA_SCHEDULES, "; or give the betas as trained_betas")
     shift = config["snr_shift_scale"]
     if shift == 1 and config["rescale_betas_zero_snr"]:
-        betas = _zero_terminal(torch.cumprod(1 - betas, 0))
+        betas = _betas(to_zero_terminal(torch.cumprod(1 - betas, 0)))
     abar = torch.cumprod(1 - betas, 0)
     if shift != 1:  # CogVideoX shifts, and rescales, the products themselves
         abar = abar / (shift + (1 - shift) * abar)
         if config["rescale_betas_zero_snr"]:
-            abar = 1 - _zero_terminal(abar)
-            abar = torch.cumprod(abar, 0)
+            abar = torch.cumprod(1 - _betas(to_zero_terminal(abar)), 0)
     return TimestepTable(abar, name="scheduler config")
 
 
-def _zero_terminal(abar: Tensor) -> Tensor:
-    """The betas of a table shifted and scaled, in sqrt(abar), to end at 0 (2305.08891, algorithm 1)."""
-    root = abar.sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    abar = ((root - last) * (first / (first - last))) ** 2
+def _betas(abar: Tensor) -> Tensor:
     return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
-
-
-def _cosine(steps: int) -> Tensor:
-    def abar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    return torch.tensor([min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)])
 
 
 def limit(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
