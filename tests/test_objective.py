@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import logsnr as ls
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.exact import Gaussian, GaussianMixture
 from logsnr.noise import alpha_s, sigma_from_logsnr
@@ -309,6 +310,36 @@ def test_state_belongs_to_adaptive_schedules() -> None:
     copy.load_state_dict(adaptive.state_dict())
     first, second = (o(gaussian(0.7, 2), x, generator=rng(9)) for o in (adaptive, copy))
     assert torch.equal(first.loss, second.loss)
+
+
+def test_the_shelf_is_the_mapping_of_published_objectives() -> None:
+    """`ls.objectives` is a module and the mapping that it holds."""
+    assert list(ls.objectives) == list(objectives)
+    assert len(ls.objectives) == len(objectives) == 15
+    assert "edm" in ls.objectives
+    assert [name for name, _ in ls.objectives.items()] == list(objectives)
+
+
+def test_an_objective_says_what_it_is_in_one_line_of_code() -> None:
+    """Weighting, schedule and range, as they are written; what is written makes it again."""
+    assert repr(objectives["edm"]) == (
+        "WeightedELBO(EDM(p_mean=-1.2, p_std=1.2, sigma_data=0.5), "
+        "EDMTraining(p_mean=-1.2, p_std=1.2).truncate(-20, 20), name='edm')"
+    )
+    # EDM, Flow and V are names of weightings here, not of predictions.
+    names = {**vars(ls.predictions), **vars(ls.schedules), **vars(ls.weightings), "WeightedELBO": WeightedELBO}
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    for name in objectives:
+        text = repr(objectives[name])
+        assert "\n" not in text
+        if "TimestepTable" not in text:
+            again = eval(text, names)
+            assert torch.equal(again.weighting(x), objectives[name].weighting(x))
+            assert torch.equal(again.schedule.log_density(x), objectives[name].schedule.log_density(x))
+    sigmoid = Sigmoid(2.0)
+    adaptive = repr(WeightedELBO(sigmoid, Adaptive((-10, 10), sigmoid, importance="gradient")))
+    assert "Adaptive((-10.0, 10.0), Sigmoid(bias=2.0), importance='gradient', bins=100" in adaptive
+    assert repr(ls.weightings.EDM().envelope().shift(1.0)) == f"{ls.weightings.EDM()!r}.envelope().shift(1)"
 
 
 def test_unknown_objectives_name_the_nearest() -> None:

@@ -74,6 +74,14 @@ def test_the_network_sees_the_loss_divided() -> None:
     torch.testing.assert_close(ratio.log(), -head(x).double(), rtol=1e-6, atol=1e-6)
 
 
+def test_features_have_unit_magnitude() -> None:
+    """EDM2's magnitude-preserving embedding: the mean square of sqrt(2) cos over random phases is 1 at every level."""
+    head = Uncertainty(100_000, generator=rng())
+    for level in (-10.0, 0.0, 7.0):
+        (features,) = torch.autograd.grad(head(torch.tensor(level)), head.linear.weight)
+        assert float(features.square().mean()) == pytest.approx(1, abs=4 * math.sqrt(0.5 / 100_000))
+
+
 @pytest.mark.parametrize("options", [{"channels": 0}, {"bandwidth": 0.0}])
 def test_bad_input(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="positive"):

@@ -34,6 +34,7 @@ from logsnr.weightings import (
     P2,
     WEIGHTINGS,
     Custom,
+    Debiased,
     EDMMonotonic,
     EpsCosine,
     Flow,
@@ -405,3 +406,11 @@ def test_a_weighting_may_be_zero_in_places_and_large_in_others() -> None:
     ):
         weighting.check(*schedule.range)
         WeightedELBO(weighting, schedule)
+
+
+def test_debiased_estimation_cuts_the_snr_as_the_scripts_do() -> None:
+    """SNR^(-1/2) up to the limit and limit^(-1/2) beyond, where kohya's scripts clamp it."""
+    snr = torch.tensor([1e-3, 1.0, 10.0, 999.0, 1001.0, 1e6], dtype=torch.float64)
+    for weighting, limit in ((Debiased(), 1000.0), (Debiased(limit=20.0), 20.0)):
+        factor = weighting(snr.log()) / EpsCosine()(snr.log())
+        torch.testing.assert_close(factor, snr.clamp(max=limit) ** -0.5, rtol=1e-12, atol=0)

@@ -209,6 +209,9 @@ class Truncated(Schedule):
     lo: float
     hi: float
 
+    def __repr__(self) -> str:
+        return f"{self.base!r}.truncate({self.lo:g}, {self.hi:g})"
+
     @property
     def range(self) -> tuple[float, float]:
         return self.lo, self.hi

@@ -223,6 +223,9 @@ class Envelope(Weighting):
     places: tuple[float, ...]
     values: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        return f"{self.base!r}.envelope()"
+
     def _log(self, logsnr: Tensor) -> Tensor:
         out = self.base.log(logsnr)
         for place, value in zip(self.places, self.values, strict=True):
@@ -239,6 +242,9 @@ class Shifted(Weighting):
 
     base: Weighting
     s: float
+
+    def __repr__(self) -> str:
+        return f"{self.base!r}.shift({self.s:g})"
 
     def _log(self, logsnr: Tensor) -> Tensor:
         return self.base.log(logsnr - self.s)

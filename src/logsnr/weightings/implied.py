@@ -19,6 +19,9 @@ class Implied(Weighting):
     schedule: Schedule
     prediction: Prediction
 
+    def __repr__(self) -> str:
+        return f"implied_by({self.schedule!r}, {self.prediction!r})"
+
     def _log(self, logsnr: Tensor) -> Tensor:
         alpha, s = alpha_s_from_logsnr(logsnr.to(float64))
         b_F = self.prediction.eps_row(alpha, s)[1]

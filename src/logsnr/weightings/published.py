@@ -251,6 +251,9 @@ class Custom(Weighting):
     fn: Callable[[Tensor], Tensor]
     in_log: bool = False
 
+    def __repr__(self) -> str:
+        return f"Custom({getattr(self.fn, '__name__', type(self.fn).__name__)}{', in_log=True' if self.in_log else ''})"
+
     def _log(self, logsnr: Tensor) -> Tensor:
         out = self.fn(logsnr)
         return out if self.in_log else out.log()
