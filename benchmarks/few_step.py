@@ -49,7 +49,7 @@ from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
-from logsnr.sampling.batches import in_turn
+from logsnr.sampling.batches import Cond, in_turn
 from logsnr.sampling.loop import start
 from logsnr.sampling.names import find_grid
 from logsnr.sampling.plan import Grid
@@ -75,7 +75,6 @@ SOLVERS: dict[str, Callable[[Grid], Plan]] = {
 }
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
 PEER_SETTINGS = ("seed", "report", "teacher", "tune", "screen")
-Cond = Mapping[str, Any]
 Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]
 """What makes uint8 images of samples, and the recipe's data."""
 
@@ -88,9 +87,9 @@ def mixture(d: int = 8, components: int = 6, seed: int = 0) -> GaussianMixture:
     return GaussianMixture(torch.full((components,), 1 / components), means, covs)
 
 
-def noises(denoiser: Denoiser, cond: Mapping[str, Any] | None, seed: int, n: int) -> Batch:
+def noises(denoiser: Denoiser, cond: Mapping[str, Any] | None, seed: int, n: int) -> tuple[Tensor, Cond]:
     noise = start(denoiser, None, n, torch.Generator().manual_seed(seed))
-    return Batch(noise=noise, cond=in_turn(cond, torch.arange(n)), end=noise.new_empty(n, 0))
+    return noise, in_turn(cond, torch.arange(n))
 
 
 def model(name: str, device: str) -> tuple[Denoiser, Cond | None, Training | None]:
@@ -139,12 +138,11 @@ class Bench:
         # of the exact mixture one noise in several hundred switches modes, and is most of its mean square
         many = name == "mixture"
         self.fit, tune = (count * (4 if many else 1) for count in (options.batch, options.select))
-        select = draw(2 * 10**6 + seed, tune)
+        select, count = draw(2 * 10**6 + seed, tune), options.report * (16 if many else 1)
         plan = teacher_plan(steps, self.low, self.high)
-        self.select, self.cache = remember(self.denoiser, select, plan, self.chunk, None)
+        self.select, self.cache = remember(self.denoiser, plan, *select, chunk=self.chunk)
         plan = teacher_plan(3 * steps // 2, self.low, self.high)
-        count = options.report * (16 if many else 1)
-        self.report = taught(self.denoiser, draw(10**6 + seed, count), plan, self.chunk, None)
+        self.report = taught(self.denoiser, plan, *draw(10**6 + seed, count), chunk=self.chunk)
         self.space = judge(trained, options.data, seed)
 
     def squares(self, plan: Plan, batch: Batch) -> Tensor:

@@ -158,7 +158,7 @@ class Bench:
         self.low, self.high = self.denoiser.sampling_range
         report = noises(self.denoiser, self.cond, 10**6 + options.seed, options.report)
         plan = teacher_plan(3 * options.teacher // 2, self.low, self.high)
-        self.report = taught(self.denoiser, report, plan, self.chunk, None)
+        self.report = taught(self.denoiser, plan, *report, chunk=self.chunk)
         coarse = teacher_plan(options.teacher, self.low, self.high)
         self.teacher_error = root(self.squares(coarse, self.report))
 
@@ -171,8 +171,9 @@ class Bench:
         sigmas = grids.log_linear(n, self.high, self.low)
         # a teacher's grid that has the plan's levels among its own
         every = math.ceil(options.teacher / (n - 1))
-        fit = noises(denoiser, self.cond, options.seed, options.fit)
-        fit, cache = remember(denoiser, fit, teacher_plan(every * (n - 1) + 1, self.low, self.high), chunk, None)
+        noise = noises(denoiser, self.cond, options.seed, options.fit)
+        plan = teacher_plan(every * (n - 1) + 1, self.low, self.high)
+        fit, cache = remember(denoiser, plan, *noise, chunk=chunk)
         if cache.states.shape[1] < len(fit):
             raise SystemExit(f"--fit {len(fit)}: the teacher remembers only {cache.states.shape[1]}; give fewer")
 

@@ -37,8 +37,7 @@ from torch.nn.functional import avg_pool2d
 
 from logsnr import exact
 from logsnr.calibration import calibrate
-from logsnr.calibration.descent import mean_square
-from logsnr.calibration.rollout import Batch
+from logsnr.calibration.rollout import mean_square
 from logsnr.calibration.teacher import taught
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
 from logsnr.denoiser import Denoiser, Estimate
@@ -270,8 +269,8 @@ def judge(
 
     def make() -> dict[str, Any]:
         noise = start(denoiser, None, JUDGED, torch.Generator().manual_seed(10**6 + options.seed))
-        batch = Batch(noise=noise, cond=in_turn(one.cond, torch.arange(JUDGED)), end=noise.new_empty(JUDGED, 0))
-        batch = taught(denoiser, batch, teacher_plan(96, low, high), 512, None)
+        cond = in_turn(one.cond, torch.arange(JUDGED))
+        batch = taught(denoiser, teacher_plan(96, low, high), noise, cond, chunk=512)
 
         def rmse(plan: Plan) -> float:
             return math.sqrt(mean_square(denoiser, plan, batch, 512, None))

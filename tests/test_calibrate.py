@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, pairwise
@@ -187,7 +188,7 @@ def test_strength_pulls_to_the_prior() -> None:
 
 def small_cache() -> tuple:
     plan = teacher_plan(9, 0.1, 10.0)
-    return remember(MIXTURE, of(noises(20, 6, dtype=torch.float32)), plan, 8, None)
+    return remember(MIXTURE, plan, noises(20, 6, dtype=torch.float32), None, chunk=8)
 
 
 def test_local_errors_are_those_of_the_cached_trajectories() -> None:
@@ -202,7 +203,7 @@ def test_local_errors_are_those_of_the_cached_trajectories() -> None:
             miss = miss - d * (d @ miss) / (d @ d)
         scale = MIXTURE.sigma_data / math.hypot(MIXTURE.sigma_data, cache.sigmas[k])
         assert float(cost[i, j, k]) == pytest.approx(float(miss.square().mean().sqrt()) * scale, rel=1e-5)
-    assert torch.equal(taught(MIXTURE, batch, teacher_on(cache.sigmas), 8, None).end, batch.end)
+    assert torch.equal(taught(MIXTURE, teacher_on(cache.sigmas), batch.noise, None, chunk=8).end, batch.end)
     assert torch.allclose(cache.states[-1].flatten(1), batch.end.flatten(1))
 
 
@@ -212,7 +213,7 @@ def test_the_teacher_is_exact() -> None:
     noise = noises(64, 6)
     truth = solve(MIXTURE, hi, lo, noise, rtol=1e-8, atol=1e-8).z
     truth = MIXTURE(truth, lo).x0
-    error = rmse(taught(MIXTURE, of(noise), teacher_plan(96, lo, hi), 64, None).end, truth)
+    error = rmse(taught(MIXTURE, teacher_plan(96, lo, hi), noise, None, chunk=64).end, truth)
     assert error < 0.1 * calibrated(10).meta["report"]["rmse"]
 
 
@@ -237,7 +238,7 @@ def test_the_path_is_the_best_of_all(history: int) -> None:
 def test_tried_levels_are_the_caches_far_apart_and_near_the_grids_they_stand_for(n: int) -> None:
     low, high = MIXTURE.sampling_range
     plan = teacher_plan(64, low, high)
-    _, cache = remember(MIXTURE, of(noises(4, 6, 5, torch.float32)), plan, 4, None)
+    _, cache = remember(MIXTURE, plan, noises(4, 6, 5, torch.float32), None, chunk=4)
     found = tried_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
     assert found[0] == best_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
     assert len(set(found)) == len(found)
@@ -320,7 +321,7 @@ def calibrated(n: int) -> Plan:
 @cache
 def fresh() -> Batch:
     lo, hi = MIXTURE.sampling_range
-    return taught(MIXTURE, of(noises(512, 6, 999, torch.float32)), teacher_plan(200, lo, hi), 512, None)
+    return taught(MIXTURE, teacher_plan(200, lo, hi), noises(512, 6, 999, torch.float32), None, chunk=512)
 
 
 @cache
@@ -368,8 +369,10 @@ def test_same_seed_same_plan(tmp_path) -> None:
     assert again == small()
     assert again.meta == small().meta
     assert calibrate(MIXTURE, 4, seed=4, **SMALL) != small()
-    one, other = (calibrate(MIXTURE, 4, generator=torch.Generator().manual_seed(7), **SMALL) for _ in range(2))
-    assert one == other
+    drawn = {"method": "gits", **SMALL}
+    one, other, third = (calibrate(MIXTURE, 4, generator=torch.Generator().manual_seed(s), **drawn) for s in (7, 7, 8))
+    assert (one, one.meta) == (other, other.meta)
+    assert one.meta["report"] != third.meta["report"]
     small().save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded == small()
@@ -388,7 +391,7 @@ def test_meta_holds_provenance_and_errors(monkeypatch: pytest.MonkeyPatch) -> No
     assert meta["plan_hash"] == plan.hash
     assert (meta["seed"], meta["n"], meta["nfe"], meta["interrupted"]) == (3, 24, 4, False)
     lo, hi = MIXTURE.sampling_range
-    report = taught(MIXTURE, drawn[2], teacher_plan(32, lo, hi), 24, None)
+    report = taught(MIXTURE, teacher_plan(32, lo, hi), *drawn[2], chunk=24)
     everyone = alternatives(4, lo, hi)
     assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
     assert len(meta["report"]["alternatives"]) == LEADERS
@@ -404,9 +407,9 @@ def test_three_noises_are_disjoint_and_the_last_comes_after_the_hash(monkeypatch
     events: list[tuple[str, object]] = []
     draw, settle = trial.draw, Ledger.settle
 
-    def drawing(own: trial.Trial, purpose: str) -> Batch:
+    def drawing(own: trial.Trial, purpose: str) -> tuple[Tensor, Mapping[str, object]]:
         out = draw(own, purpose)
-        events.append((purpose, out.noise))
+        events.append((purpose, out[0]))
         return out
 
     def settling(self: Ledger, plan_hash: str) -> None:
@@ -536,7 +539,7 @@ def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "draw", lambda own, purpose: drawn.append(draw(own, purpose)) or drawn[-1])
     plan = calibrate(MIXTURE, 4, seed=1, n=96, rollouts=120, metric=first_coordinate)
     lo, hi = MIXTURE.sampling_range
-    report = taught(MIXTURE, drawn[2], teacher_plan(64, lo, hi), 64, first_coordinate)
+    report = taught(MIXTURE, teacher_plan(64, lo, hi), *drawn[2], chunk=64, metric=first_coordinate)
     x = sample(MIXTURE, plan, noise=report.noise)
     assert plan.meta["report"]["rmse"] == pytest.approx(rmse(x[:, :1], report.end), rel=1e-4)
     assert plan.meta["metric"] == "first_coordinate"

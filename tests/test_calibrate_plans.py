@@ -15,7 +15,7 @@ from logsnr.adapters.kdiffusion import as_kdiffusion, sample_gradient_estimation
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import aligned, aligned_levels, step_divergences
 from logsnr.calibration.descent import Space, normal_equations
-from logsnr.calibration.rollout import Batch, squares, tempered
+from logsnr.calibration.rollout import squares, tempered
 from logsnr.calibration.teacher import remember
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
@@ -104,7 +104,7 @@ def test_weighted_equations_are_the_slope_of_the_tempered_error() -> None:
     """d/dp mean_i c log(1 + q_i/c) = 2 J^T W r, against central differences of the loss itself."""
     z = noise(20).double()
     plan = teacher_plan(24, 0.05, 14.0)
-    batch, _ = remember(model(), Batch(noise=z, cond={}, end=z.new_empty(20, 0)), plan, 20, None)
+    batch, _ = remember(model(), plan, z, None, chunk=20)
     template = Plan((10.0, 1.0, 0.0), ((1.0,), (1.3, -0.3)))
     space = Space(template=template, low=0.05, high=14.0)
     p = space.vector(template)
@@ -122,7 +122,7 @@ def test_weighted_equations_are_the_slope_of_the_tempered_error() -> None:
 
 def cached():
     z = noise(12).double()
-    return remember(model(), Batch(noise=z, cond={}, end=z.new_empty(12, 0)), teacher_plan(9, 0.1, 10.0), 12, None)[1]
+    return remember(model(), teacher_plan(9, 0.1, 10.0), z, None, chunk=12)[1]
 
 
 def test_divergences_are_the_integral_of_the_bound() -> None:

@@ -77,14 +77,14 @@ def test_plans_belong_to_the_weights(name):
         assert plan.sigmas[0] <= high * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("name", "count"), [("digits", 64), ("fashion-mnist", 24), ("fashion-mnist-classes", 24)])
+@pytest.mark.parametrize(("name", "count"), [("digits", 24), ("fashion-mnist", 12), ("fashion-mnist-classes", 10)])
 def test_plans_beat_gradient_estimation(name, count):
-    """End-point RMSE from fresh noise, classes in turn, against 64 UniPC steps."""
+    """End-point RMSE from fresh noise, classes in turn, against 32 UniPC steps."""
     denoiser, plans = ls.load(f"zoo:{name}"), ls.load_plans(f"zoo:{name}")
     low, high = denoiser.sampling_range
     noise = torch.randn(count, *denoiser.shape, generator=torch.Generator().manual_seed(99))
     cond = {"class_labels": torch.arange(count) % 10} if denoiser.card["classes"] else {}
-    teacher = ls.sample(denoiser, ls.solvers.unipc(ls.grids.log_linear(64, high, low), 3), noise=noise, cond=cond)
+    teacher = ls.sample(denoiser, ls.solvers.unipc(ls.grids.log_linear(32, high, low), 3), noise=noise, cond=cond)
     for nfe in (5, 8):
         stock = ls.solvers.ge(ls.grids.log_linear(nfe, high, low), gamma=2.0)
         own, ge = (rmse(ls.sample(denoiser, p, noise=noise, cond=cond), teacher) for p in (plans[nfe], stock))

@@ -42,7 +42,7 @@ class Batch:
     Attributes:
         noise: starting states z `[N, *shape]`.
         cond: conditions; tensors have one entry per sample.
-        end: teacher's end `[N, *shape]`, or of its features `[N, F]`; empty before the teacher ran.
+        end: teacher's end `[N, *shape]`, or of its features `[N, F]`.
     """
 
     noise: Tensor

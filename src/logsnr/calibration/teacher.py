@@ -7,7 +7,7 @@ local error is an inner product of remembered tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from logsnr.calibration.rollout import Batch, Metric
 from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
+from logsnr.sampling.batches import Cond
 from logsnr.sampling.loop import Step
 from logsnr.sampling.plan import Grid, Plan
 from logsnr.sampling.reference import consistent
@@ -44,22 +45,27 @@ class Cache:
         return [self.states[where[sigma]] * alpha_s(sigma)[0] for sigma in sigmas]
 
 
-def taught(denoiser: Denoiser, batch: Batch, plan: Plan, chunk: int, metric: Metric | None) -> Batch:
-    """The batch with the ends of its trajectories by the teacher's plan, or their features.
+def taught(
+    denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
+) -> Batch:
+    """Noises with the ends of their trajectories by the teacher's plan, or their features.
 
     Raises:
         LogsnrError: if an end is not finite.
     """
-    return _ended(batch, teacher_ends(denoiser, plan, batch.noise, batch.cond, chunk=chunk), plan, chunk, metric)
+    ends = teacher_ends(denoiser, plan, noise, cond, chunk=chunk)
+    return _batch(plan, noise, cond, ends, chunk, metric)
 
 
-def remember(denoiser: Denoiser, batch: Batch, plan: Plan, chunk: int, metric: Metric | None) -> tuple[Batch, Cache]:
+def remember(
+    denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
+) -> tuple[Batch, Cache]:
     """`taught`, and the trajectories of as many samples as fit into memory.
 
     Raises:
         LogsnrError: if a trajectory is not finite.
     """
-    kept = min(len(batch), max(1, _CACHE // (2 * len(plan.sigmas) * denoiser.dim)))
+    kept = min(len(noise), max(1, _CACHE // (2 * len(plan.sigmas) * denoiser.dim)))
     states: list[Tensor] = []
     estimates: list[Tensor] = []
 
@@ -68,16 +74,16 @@ def remember(denoiser: Denoiser, batch: Batch, plan: Plan, chunk: int, metric: M
         if step.estimate is not None:
             estimates.append(consistent(step.estimate).eps[:kept].to(step.z, copy=True))
 
-    ends = teacher_ends(denoiser, plan, batch.noise, batch.cond, chunk=chunk, callback=note)
+    ends = teacher_ends(denoiser, plan, noise, cond, chunk=chunk, callback=note)
     cache = Cache(
         sigmas=plan.sigmas,
         states=finite_ends(torch.stack(states), plan),
         eps=finite_ends(torch.stack(estimates), plan),
     )
-    return _ended(batch, ends, plan, chunk, metric), cache
+    return _batch(plan, noise, cond, ends, chunk, metric), cache
 
 
-def _ended(batch: Batch, ends: Tensor, plan: Plan, chunk: int, metric: Metric | None) -> Batch:
+def _batch(plan: Plan, noise: Tensor, cond: Cond | None, ends: Tensor, chunk: int, metric: Metric | None) -> Batch:
     if metric is not None:
         ends = finite_ends(torch.cat([metric(part) for part in torch.split(ends, chunk)]), plan)
-    return replace(batch, end=ends)
+    return Batch(noise=noise, cond=cond or {}, end=ends)

@@ -97,17 +97,18 @@ class Trial:
             self.progress(Progress(stage, min(self.ledger.answers / self.settings.answers, 1.0), error))
 
     def remember(self) -> Cache:
-        """The noises of the search with the teacher's ends, and its trajectories of those of fit."""
+        """Let the teacher run on the noises of the search; its trajectories of those of fit."""
         plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
-        noise = draw(self, "fit")
-        self.noises["fit"], cache = remember(self.teacher, noise, plan, self.chunk, self.metric)
+        self.noises["fit"], cache = remember(
+            self.teacher, plan, *draw(self, "fit"), chunk=self.chunk, metric=self.metric
+        )
         self.teach("select")
         return cache
 
     def teach(self, purpose: str) -> None:
-        """The noise of a purpose, with the teacher's ends."""
+        """Let the teacher run on the noise of a purpose."""
         plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
-        self.noises[purpose] = taught(self.teacher, draw(self, purpose), plan, self.chunk, self.metric)
+        self.noises[purpose] = taught(self.teacher, plan, *draw(self, purpose), chunk=self.chunk, metric=self.metric)
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
@@ -152,7 +153,7 @@ class Trial:
         return (a * fit + b * self.offer(plan, how)) / (a + b)
 
 
-def draw(trial: Trial, purpose: str) -> Batch:
+def draw(trial: Trial, purpose: str) -> tuple[Tensor, Cond]:
     """The noise of a purpose, with its conditions; no two purposes share a draw."""
     settings = trial.settings
     word = hashlib.sha256(f"logsnr calibration {settings.seed} {purpose}".encode()).digest()
@@ -160,8 +161,7 @@ def draw(trial: Trial, purpose: str) -> Batch:
     size = settings.n if purpose == "fit" else settings.fewer
     noise = start(trial.teacher, None, size, generator)
     first = PURPOSES.index(purpose) * settings.n
-    cond = in_turn(trial.cond, torch.arange(first, first + size))
-    return Batch(noise=noise, cond=cond, end=noise.new_empty(size, 0))
+    return noise, in_turn(trial.cond, torch.arange(first, first + size))
 
 
 def as_tensor(values: list[Any]) -> Tensor:

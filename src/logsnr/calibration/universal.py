@@ -27,7 +27,7 @@ from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
-from logsnr.sampling.batches import in_turn
+from logsnr.sampling.batches import chunks, in_turn
 from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.teacher import teacher_on
@@ -115,10 +115,10 @@ def member(
         )
     grid = (*_between(high, levels[0])[:-1], *levels, *_between(levels[-1], low)[1:], 0.0)
     noise = start(denoiser, None, 2 * n, torch.Generator().manual_seed(seed))
-    whole = Batch(noise=noise, cond=in_turn(cond, torch.arange(2 * n)), end=noise.new_empty(2 * n, 0))
-    fit, select = whole.chunks(n)
-    fit, cache = remember(denoiser, fit, teacher_on(grid), chunk, None)
-    select = taught(denoiser, select, teacher_on(grid), chunk, None)
+    plan, given = teacher_on(grid), in_turn(cond, torch.arange(2 * n))
+    (first, for_fit), (second, for_select) = ((noise[part], own) for part, own in chunks(2 * n, n, given))
+    fit, cache = remember(denoiser, plan, first, for_fit, chunk=chunk)
+    select = taught(denoiser, plan, second, for_select, chunk=chunk)
     return Member(
         denoiser=denoiser, fit=fit, select=select, cache=cache, lattice=tuple(lattice), first=grid.index(levels[0])
     )
