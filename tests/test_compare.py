@@ -455,7 +455,7 @@ def test_words_choose_solvers_and_grids(model):
     assert names == {(s, "karras") for s in ("DPM++(2M)", "DPM++(3M)", "DPM++(3M) ramp", "Heun")}
     assert kept(["DPM++(2M)", "PNDM (Runge-Kutta start)", "GE(1.5)"], ["dpmpp2m", "ge"]) == ["DPM++(2M)", "GE(1.5)"]
     for word in ("dpmm++", "+"):
-        with pytest.raises(LogsnrError, match=r"no solver is called '.*: there are DDIM, DPM\+\+\(2M\)"):
+        with pytest.raises(LogsnrError, match=r"solver '.*' is not one of DDIM, DPM\+\+\(2M\)"):
             check_words("solver", [word], ["DDIM", "DPM++(2M)"])
 
 

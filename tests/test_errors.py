@@ -29,6 +29,7 @@ from logsnr.training.objectives import build_objective
 from logsnr.weightings import WEIGHTINGS
 
 BETAS = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+GRID = grids.log_linear(4, 10.0, 0.1)
 GAUSS = ls.exact.Gaussian(torch.zeros(2), torch.eye(2))
 
 
@@ -101,6 +102,13 @@ REGISTRIES = {
         ("log-linear", "ddim", "edm"),
         lambda name: grids.ge_paper(3, ls.TimestepTable.ddpm(), style=name),
     ),
+    "bases of solvers": (("eps", "x0", "velocity"), lambda name: ls.solvers.ipndm(GRID, 2, name)),
+    "bases of plans": (("eps", "x0", "velocity"), lambda name: ls.Plan(sigmas=(1.0, 0.0), rows=((1.0,),), basis=name)),
+    "last steps": (("denoise", "ramp", "full"), lambda name: ls.solvers.adams_bashforth(GRID, 2, final=name)),
+    "last steps of ge": (("denoise", "ge"), lambda name: ls.solvers.ge(GRID, final=name)),
+    "times of deis": (("vp", "log"), lambda name: ls.solvers.deis(GRID, 2, name)),
+    "forms of dpmpp": (("published", "exact"), lambda name: ls.solvers.dpmpp(GRID, 2, name)),
+    "variants of unipc": (("bh1", "bh2"), lambda name: ls.solvers.unipc(GRID, 2, name)),
     "models of ays": (grids.AYS, lambda name: grids.ays(10, name)),
     "ways between noises": (
         ("slerp", "linear"),

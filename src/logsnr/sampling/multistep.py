@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from logsnr.errors import unknown
 from logsnr.noise import flow_time
 from logsnr.sampling.plan import BASES, Basis, Grid, Plan, check_sigmas
 
@@ -69,7 +70,7 @@ def adams_bashforth(grid: Sequence[float], order: int = 2, basis: Basis = "eps",
     """
     sigmas = check_sigmas(grid)
     if basis not in BASES:
-        raise ValueError(f"basis {basis!r} is not one of {', '.join(BASES)}")
+        raise unknown("basis", basis, BASES)
     variables: dict[Basis, Callable[[float], float]] = {"eps": float, "x0": _inverse, "velocity": flow_time}
     variable = variables[basis]
     orders = _orders(sigmas, order, 4, final)
@@ -128,7 +129,7 @@ def deis(
     """
     sigmas = check_sigmas(grid)
     if time not in get_args(DeisTime):
-        raise ValueError(f"time {time!r} is not one of {', '.join(get_args(DeisTime))}")
+        raise unknown("time", time, get_args(DeisTime))
     low, high = betas
     if not 0 <= low < high < math.inf:
         raise ValueError(f"betas = {betas}: needs 0 <= b_0 < b_1 < inf; (0.1, 20) is the usual VP process")
@@ -168,7 +169,7 @@ def dpmpp(grid: Sequence[float], order: int = 2, form: Form | None = None, final
     sigmas = check_sigmas(grid)
     orders = _orders(sigmas, order, 3, final)
     if form not in (None, *get_args(Form)):
-        raise ValueError(f"form {form!r} is not one of {', '.join(get_args(Form))}")
+        raise unknown("form", form, get_args(Form))
     form = form or ("exact" if order == 3 else "published")
     rows = _log_rows(sigmas, orders, _log, -1, "dpmpp")
     if form == "published":
@@ -213,7 +214,7 @@ def unipc(
     sigmas = check_sigmas(grid)
     orders = _orders(sigmas, order, 3, final)
     if variant not in get_args(Variant):
-        raise ValueError(f"variant {variant!r} is not one of {', '.join(get_args(Variant))}")
+        raise unknown("variant", variant, get_args(Variant))
     if variant == "bh1" and corrector and math.isinf(sigmas[0]) and len(sigmas) > 2:
         raise ValueError(
             "sigmas[0] = inf with variant 'bh1': its corrector is infinite there; use 'bh2', or start below"
@@ -249,7 +250,7 @@ def _orders(sigmas: Grid, order: int, highest: int, final: Final) -> list[int]:
     if isinstance(order, bool) or order not in range(1, highest + 1):
         raise ValueError(f"order = {order}: must be an integer in [1, {highest}]")
     if final not in get_args(Final):
-        raise ValueError(f"final {final!r} is not one of {', '.join(get_args(Final))}")
+        raise unknown("final", final, get_args(Final))
     n = len(sigmas) - 1
     orders = [min(order, i + 1, n - i if final == "ramp" else order) for i in range(n)]
     if sigmas[-1] == 0 and final == "denoise":

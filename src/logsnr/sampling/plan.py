@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from logsnr.errors import unknown
 from logsnr.files import replace_file
 
 Basis = Literal["eps", "x0", "velocity"]
@@ -56,7 +57,7 @@ class Plan:
         sigmas = check_sigmas(self.sigmas)
         rows = tuple(tuple(float(c) for c in row) for row in self.rows)
         if self.basis not in BASES:
-            raise ValueError(f"basis {self.basis!r} is not one of {', '.join(BASES)}")
+            raise unknown("basis", self.basis, BASES)
         if len(rows) != len(sigmas) - 1:
             raise ValueError(f"{len(rows)} rows for {len(sigmas)} sigmas: give one row per step, {len(sigmas) - 1}")
         for i, row in enumerate(rows):

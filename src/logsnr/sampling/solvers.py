@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+from logsnr.errors import unknown
 from logsnr.sampling.multistep import adams_bashforth, deis, dpmpp, ipndm, unipc
 from logsnr.sampling.plan import Basis, Plan, check_sigmas
 
@@ -102,7 +103,7 @@ def unified(
     """
     sigmas = check_sigmas(grid)
     if final not in ("denoise", "ge"):
-        raise ValueError(f"final {final!r} is not one of denoise, ge")
+        raise unknown("final", final, ["denoise", "ge"])
     if str(gamma) == "auto":
         raise ValueError(
             "gamma = 'auto': a grid of your own takes numbers; 'auto' means levels and gammas together, which is "

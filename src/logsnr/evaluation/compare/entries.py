@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.errors import LogsnrError, nearest
+from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import Plan, evaluations, sample
 from logsnr.sampling.loop import check_start, updates
 from logsnr.sampling.names import GRIDS, NEEDED, SOLVERS, find_solver, plain
@@ -237,9 +237,7 @@ def check_words(what: str, words: Sequence[str], names: Iterable[str], also: Ite
     known = list(dict.fromkeys(names))
     for word in words:
         if not plain(word) or not kept([*known, *also], [word]):
-            guess = nearest(word, known)
-            hint = f" (did you mean {guess}?)" if guess else ""
-            raise LogsnrError(f"no {what} is called {word!r}{hint}: there are {', '.join(known)}")
+            raise unknown(what, word, known)
 
 
 def largest(budget: int, make: Callable[[int], Entry | None]) -> Entry | None:

@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any
 
 from logsnr.adapters.diffusers.config import Noising
+from logsnr.errors import unknown
 from logsnr.noise import covers, sigma_from_flow_time
 from logsnr.sampling import grids
 from logsnr.sampling.names import GRIDS, Needs, find_grid
@@ -145,7 +146,7 @@ def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
         if not (config[key] is None or isinstance(config[key], Real)):
             raise ValueError(f"{key} = {config[key]!r}: give a number")
     if config["time_shift_type"] not in TIME_SHIFTS:
-        raise ValueError(f"time_shift_type {config['time_shift_type']!r} is not one of {', '.join(TIME_SHIFTS)}")
+        raise unknown("time_shift_type", config["time_shift_type"], TIME_SHIFTS)
     name = grid_name(config, model)
     if model.flow:
         if not config["use_dynamic_shifting"]:
@@ -201,7 +202,7 @@ def _shifted(t: float, shift: float) -> float:
 def _stops_above_zero(config: Mapping[str, Any]) -> bool:
     final = config["final_sigmas_type"]
     if final not in (None, "zero", "sigma_min"):
-        raise ValueError(f"final_sigmas_type {final!r} is not one of zero, sigma_min")
+        raise unknown("final_sigmas_type", final, ["zero", "sigma_min"])
     return final == "sigma_min" or (final is None and not config["set_alpha_to_one"])
 
 
