@@ -50,9 +50,9 @@ from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.batches import Cond, in_turn
-from logsnr.sampling.loop import start
 from logsnr.sampling.names import find_grid
 from logsnr.sampling.plan import Grid
+from logsnr.sampling.start import start
 from logsnr.sampling.table import table_of
 from logsnr.sampling.teacher import teacher_plan
 from logsnr.training import load_data

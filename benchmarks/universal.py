@@ -47,7 +47,7 @@ from logsnr.noise import alpha_s
 from logsnr.pixels import Pixels
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.sampling.batches import in_turn
-from logsnr.sampling.loop import start
+from logsnr.sampling.start import start
 from logsnr.sampling.teacher import teacher_plan
 from logsnr.sampling.universal import FORMAT, WIDE, scaled
 from logsnr.training import Dataset, load_data

@@ -87,7 +87,7 @@ def test_sample_counts_and_repeats(run, tiny, tmp_path, solver):
 
 def test_sample_is_the_python_api(run, tiny, tmp_path):
     code, _, _ = run(
-        "sample", tiny, "--nfe", 5, "-n", 4, "--seed", 1, "--class", 7, "--batch", 3, "--out", tmp_path / "x.npy"
+        "sample", tiny, "--nfe", 5, "-n", 4, "--seed", 1, "--class", 7, "--chunk", 3, "--out", tmp_path / "x.npy"
     )
     assert code == 0
     denoiser = ls.load(tiny)

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser, noisy
+from logsnr.exact import Gaussian
+from logsnr.guidance import cfg
 from logsnr.noise import alpha_s, covers, sigma_from_logsnr
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
+from logsnr.sampling.counted import Counted
+from logsnr.sampling.grids import log_linear
+from logsnr.sampling.solvers import ddpm, ge
 from logsnr.timesteps import TimestepTable
 
 PREDICTIONS = [Eps(), Eps(path="ve"), X0(), V(), Flow(), Flow(reverse=True), EDM(), Score(path="ve")]
@@ -166,6 +171,25 @@ def test_covers_its_trained_range_with_one_percent_of_rounding() -> None:
     assert not NetworkDenoiser(nn.Identity(), V(), shape=(2,), trained_range=(0.01, 98.0)).covers(0.01, math.inf)
     assert covers((0.01, 157.0), 0.01, 157.4)
     assert not covers((0.01, 157.0), 0.01, math.inf)
+
+
+def test_one_line_says_what_a_denoiser_is() -> None:
+    model = NetworkDenoiser(Net(), V(), shape=SHAPE, trained_range=(0.01, 157.0))
+    assert repr(model) == "NetworkDenoiser(Net, v prediction, (2, 3, 3), sigma 0.01 ... 157)"
+    model.card, model.plans = {"classes": 10}, {5: "plan"}
+    line = "NetworkDenoiser(Net, v prediction, (2, 3, 3), 10 classes, sigma 0.01 ... 157)"
+    assert repr(model) == line
+    guided = cfg(model, 2.5, {"class_labels": 10}, interval=(0.1, 5.0))
+    assert repr(guided) == f"Guided({line}, scale 2.5 for sigma in (0.1, 5])"
+    assert guided.card == model.card
+    assert guided.plans == {}
+    assert Counted(model).plans == model.plans
+    assert repr(Counted(guided)) == f"Counted({guided!r})"
+    assert repr(Gaussian(torch.zeros(2), torch.eye(2))) == "Gaussian((2,), sigma 0 ... inf)"
+    assert repr(nn.ModuleList([model])).count("\n") == 2
+    grid = log_linear(5, 80.0, 0.01)
+    assert repr(ge(grid)) == "Plan(5 evaluations, ge, sigma 80 ... 0, basis eps)"
+    assert repr(ddpm(grid)) == "Plan(5 evaluations, ddpm, sigma 80 ... 0, basis eps, noisy)"
 
 
 def test_sampling_range_is_the_useful_part_of_the_trained_one() -> None:

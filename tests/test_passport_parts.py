@@ -309,7 +309,7 @@ def test_the_command_writes_page_and_file_and_others_take_its_range(run, tmp_pat
     narrow = json.loads(out.with_suffix(".json").read_text()) | {"sampling_range": [2 * low, high / 2]}
     (tmp_path / "narrow.json").write_text(json.dumps(narrow))
     plan = tmp_path / "plan.json"
-    arguments = ("calibrate", run, "--nfe", 1, "--batch", 4, "--rollouts", 40, "--out", plan)
+    arguments = ("calibrate", run, "--nfe", 1, "-n", 4, "--rollouts", 40, "--out", plan)
     assert call(monkeypatch, capsys, *arguments, "--passport", tmp_path / "narrow.json", "--json")[0] == 0
     assert 2 * low <= ls.Plan.load(plan).sigmas[0] <= high / 2
     arguments = ("compare", run, "--nfe", 2, "-n", 2, "--teacher-steps", 16, "--features", "none", "--no-peers")

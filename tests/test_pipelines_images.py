@@ -159,7 +159,7 @@ def test_a_folder_is_the_pipeline(tiny, tmp_path, monkeypatch):
     # sampling goes on in float32, a plan at the resolution asked for
     wide = ls.load(tmp_path / "sd", prompt=PROMPT, size=(16, 32))
     plan = ls.solvers.ge(ls.grids.log_linear(4, *wide.sampling_range[::-1]))
-    x = ls.sample(wide, plan, batch=2, generator=torch.Generator().manual_seed(0))
+    x = ls.sample(wide, plan, n=2, generator=torch.Generator().manual_seed(0))
     assert wide.decode(x).shape == (2, 3, 16, 32)
 
 

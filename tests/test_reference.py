@@ -72,7 +72,7 @@ def test_heun_is_edm_algorithm_1_and_counts_2n_minus_1() -> None:
     assert tuple(step.sigma for step in steps) == GRID
     assert torch.equal(heun(model, GRID, noise=noise, churn=Churn(s_churn=0.0)), actual)
     model.evaluations = 0
-    heun(model, GRID[:-1], batch=2, generator=generator())
+    heun(model, GRID[:-1], n=2, generator=generator())
     assert model.evaluations == 16
 
 

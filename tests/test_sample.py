@@ -11,11 +11,27 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from logsnr import guidance
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.exact import GaussianMixture, PointCloud, Subspace
 from logsnr.noise import alpha_s, sigma_from_logsnr
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, Score, V
-from logsnr.sampling import NonFiniteError, Plan, Step, evaluations, grids, sample, solvers
+from logsnr.sampling import (
+    NonFiniteError,
+    Plan,
+    Step,
+    ddim_invert,
+    evaluations,
+    grids,
+    heun,
+    plan_for,
+    sample,
+    solve,
+    solvers,
+    trajectory,
+    universal_plan,
+)
+from logsnr.sampling.counted import Counted
 from logsnr.timesteps import TimestepTable
 
 F64 = torch.float64
@@ -116,7 +132,7 @@ def test_a_last_row_may_extrapolate_x0_to_the_end() -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_evaluations_are_counted_and_every_state_is_seen(name: str) -> None:
     plan, model, steps = PLANS[name], network(mixture(), V()), []
-    out = sample(model, plan, batch=3, generator=generator(), callback=steps.append)
+    out = sample(model, plan, n=3, generator=generator(), callback=steps.append)
     assert model.network.calls == plan.nfe == 9
     assert [step.index for step in steps] == list(range(10))
     assert tuple(step.sigma for step in steps) == plan.sigmas
@@ -124,7 +140,7 @@ def test_evaluations_are_counted_and_every_state_is_seen(name: str) -> None:
     assert torch.equal(steps[-1].z, out)
     # every state handed out is still what it was: the run from it, with no history, is reproducible
     again: list[Step] = []
-    sample(model, plan, batch=3, generator=generator(), callback=lambda step: again.append(step))
+    sample(model, plan, n=3, generator=generator(), callback=lambda step: again.append(step))
     for a, b in zip(steps, again, strict=True):
         assert torch.equal(a.z, b.z)
 
@@ -175,7 +191,7 @@ def test_only_needed_estimates_are_formed() -> None:
 
 def test_reproducible_and_silent_where_deterministic() -> None:
     for name, plan in PLANS.items():
-        a, b = (sample(mixture(), plan, batch=5, generator=generator(7)) for _ in range(2))
+        a, b = (sample(mixture(), plan, n=5, generator=generator(7)) for _ in range(2))
         assert torch.equal(a, b), name
         source = generator(7)
         noise = torch.randn(5, 2, generator=source, dtype=F64)
@@ -184,7 +200,7 @@ def test_reproducible_and_silent_where_deterministic() -> None:
         assert torch.equal(a, c), name  # batch is one draw of noise, then the plan's draws in order
         assert torch.equal(before, source.get_state()) is not plan.noisy, name
     state = torch.get_rng_state()
-    sample(mixture(), PLANS["unified"], batch=5, generator=generator())
+    sample(mixture(), PLANS["unified"], n=5, generator=generator())
     assert torch.equal(state, torch.get_rng_state())  # no global draw
 
 
@@ -288,7 +304,7 @@ def test_half_precision_networks_keep_a_float32_state() -> None:
         assert {step.z.dtype for step in states} == {torch.float32}
         torch.testing.assert_close(out.double(), exact, rtol=0, atol=5e-7)
         assert sample(model, solvers.ddim(GRID), noise=noise.to(dtype)).dtype == torch.float32
-        assert sample(model, solvers.ddim(GRID), batch=2, generator=generator()).dtype == torch.float32
+        assert sample(model, solvers.ddim(GRID), n=2, generator=generator()).dtype == torch.float32
         state = F64
         assert sample(model, solvers.ddim(GRID), noise=noise.double()).dtype == F64
         state = torch.float32
@@ -376,31 +392,6 @@ def test_at_most_three_tensors_besides_the_history(name: str, prediction: Predic
         out = sample(model, plan, noise=noise, generator=generator())
     assert out.isfinite().all()
     assert 2 <= live.most <= max(map(len, plan.rows)) + 3
-
-
-def test_a_state_that_nobody_holds_is_written_over() -> None:
-    class Addresses(Sine):
-        def forward(self, z: Tensor, label: Tensor) -> Tensor:
-            seen.append(z.data_ptr())
-            return super().forward(z, label)
-
-    seen: list[int] = []
-    model, noise = NetworkDenoiser(Addresses(), V(), shape=(64,)), randn(3, 64)
-    sample(model, PLANS["ge"], noise=noise)
-    assert seen[0] == noise.data_ptr()
-    assert len(set(seen[1:])) == 1
-    assert noise.data_ptr() not in seen[1:]
-
-
-def test_where_holders_cannot_be_counted_states_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counts are no public interface of torch: without them the same numbers come out."""
-    model, noise = network(mixture(), V()), randn(3, 2)
-    expected = sample(model, PLANS["ge"], noise=noise)
-    monkeypatch.delattr(torch._C, "_storage_Use_Count")
-    states: list[Tensor] = []
-    model.network.register_forward_pre_hook(lambda _, args: states.append(args[0]))
-    assert torch.equal(sample(model, PLANS["ge"], noise=noise), expected)
-    assert len({z.data_ptr() for z in states}) == 9
 
 
 @pytest.mark.parametrize("form", ["itself", "a view", "its memory", "through numpy"])
@@ -494,12 +485,12 @@ DDIM = solvers.ddim((2.0, 1.0, 0.0))
     ("arguments", "message"),
     [
         ({}, "give either noise"),
-        ({"noise": torch.zeros(1, 2), "batch": 1}, "not both"),
+        ({"noise": torch.zeros(1, 2), "n": 1}, "not both"),
         ({"noise": torch.zeros(1, 2, dtype=torch.int64)}, "noise has dtype torch.int64"),
         ({"noise": torch.zeros(1, 3)}, r"noise has shape \(1, 3\): give \[B, 2\]"),
         ({"noise": torch.zeros(2)}, r"noise has shape \(2,\): give \[B, 2\]"),
-        ({"batch": 0, "generator": torch.Generator()}, "batch = 0"),
-        ({"batch": 2}, "batch draws noise: give generator="),
+        ({"n": 0, "generator": torch.Generator()}, "n = 0"),
+        ({"n": 2}, "n = 2 draws noise: give generator="),
         ({"noise": torch.zeros(1, 2), "check": "always"}, "check 'always' is not one of True"),
     ],
 )
@@ -594,6 +585,117 @@ def test_labels_are_remembered_but_never_stale() -> None:
         model.prediction = model.network.prediction = prediction
         expected = sample(mixture(), PLANS["ge"], noise=noise)
         torch.testing.assert_close(sample(model, PLANS["ge"], noise=noise), expected, rtol=1e-9, atol=1e-9)
+
+
+# what `sample` makes of a number, of progress and of conditions
+
+
+def test_a_number_is_the_own_plan_or_the_universal_one_or_ge() -> None:
+    model, noise = network(mixture(), V()), randn(3, 2)
+    low, high = model.sampling_range
+    own = solvers.dpmpp(grids.log_linear(5, high, low))
+    expected = {
+        5: own,
+        6: universal_plan(6, low, high, sigma_data=model.sigma_data),
+        77: solvers.ge(grids.log_linear(77, high, low), gamma=2.0),
+    }
+    model.plans = {5: own}
+    for nfe, plan in expected.items():
+        assert plan_for(model, nfe) == plan
+        assert torch.equal(sample(model, nfe, noise=noise), sample(model, plan, noise=noise))
+    assert [plan_for(model, nfe).meta["solver"] for nfe in expected] == ["dpmpp", "universal", "ge"]
+    assert plan_for(Counted(model), 5) is own
+    guided = guidance.cfg(model, 2.0, {})
+    assert plan_for(guided, 5) == universal_plan(5, low, high, sigma_data=model.sigma_data)  # it is another model
+    for wrong in (0, -1, 2.0, True, "ge"):
+        with pytest.raises(ValueError, match=r"give a Plan .*, or a number of evaluations"):
+            sample(model, wrong, noise=noise)
+
+
+@pytest.mark.parametrize("name", [name for name in solvers.__all__ if name != "custom"])
+def test_a_solver_given_a_number_says_what_to_do(name: str) -> None:
+    with pytest.raises(ValueError, match=r"10 is no grid: .*grids\.log_linear\(10, .*sample\(denoiser, 10, \.\.\.\)"):
+        getattr(solvers, name)(10)
+
+
+def test_progress_shows_and_changes_nothing(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    model, noise, seen = network(mixture(), V()), randn(3, 2), []
+    plain = sample(model, PLANS["ge"], noise=noise)
+    assert torch.equal(sample(model, PLANS["ge"], noise=noise, progress=True, callback=seen.append), plain)
+    assert len(seen) == 10
+    assert capsys.readouterr().err == ""  # no terminal, nobody looks on
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    sample(model, PLANS["ge"], noise=noise, progress=True)
+    assert "sampling" in capsys.readouterr().err
+
+
+def test_a_trajectory_is_every_state_and_estimate() -> None:
+    model, noise, steps = network(mixture(), V()), randn(3, 2), []
+    seen = trajectory(model, PLANS["ge"], noise=noise, callback=steps.append)
+    assert seen.z.shape == (10, 3, 2)
+    assert seen.x0.shape == (9, 3, 2)
+    assert seen.sigmas == GRID
+    assert torch.equal(seen.z[0], noise)
+    assert torch.equal(seen.x, sample(model, PLANS["ge"], noise=noise))
+    for i, sigma in enumerate(GRID[:-1]):
+        torch.testing.assert_close(seen.x0[i], model(seen.z[i], sigma).x0)
+    assert len(steps) == 10
+    assert repr(seen) == f"Trajectory(3 samples (2,), 10 states, {PLANS['ge']!r})"
+    assert trajectory(model, 6, noise=noise).plan == plan_for(model, 6)
+
+
+class Told(nn.Module):
+    """A network that must be told a class, and may be told a size; it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, z: Tensor, label: Tensor, class_labels: Tensor, size: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return torch.tanh(z + class_labels[:, None])
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        (
+            {"class_label": torch.zeros(3).long()},
+            "condition 'class_label' is not one of class_labels, size.*mean 'class",
+        ),
+        ({}, "this network needs class_labels: give cond="),
+        ({"class_labels": torch.zeros(2).long()}, "class_labels has 2 entries for 3 samples"),
+        ({"class_labels": torch.zeros(1).long()}, r"class_labels has 1 entries for 3 samples.*class_labels.expand\(3"),
+        ({"class_labels": torch.zeros(3).long(), "size": torch.ones(4)}, "size has 4 entries for 3 samples"),
+        ({"class_labels": torch.tensor([0, 11, 1])}, r"hold 11: this network has classes 0 \.\.\. 9, and 10 for none"),
+        ({"class_labels": torch.tensor([0, -1, 1])}, r"hold -1: this network has classes"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused_before_the_network_is_asked(cond, message: str) -> None:
+    model, noise = NetworkDenoiser(Told(), V(), shape=(2,)), randn(3, 2)
+    model.card = {"classes": 10, "null_class": 10}
+    for run in (
+        lambda: sample(model, DDIM, noise=noise, cond=cond),
+        lambda: sample(Counted(model), DDIM, noise=noise, cond=cond),
+        lambda: heun(model, GRID, noise=noise, cond=cond),
+        lambda: solve(model, 2.0, 1.0, noise, cond=cond),
+        lambda: ddim_invert(model, noise, GRID, cond=cond),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run()
+    assert model.network.calls == 0
+
+
+def test_conditions_that_fit_pass() -> None:
+    model, noise = NetworkDenoiser(Told(), V(), shape=(2,)), randn(3, 2)
+    model.card = {"classes": 10, "null_class": 10}
+    labels = torch.tensor([0, 9, 10])
+    sample(model, DDIM, noise=noise, cond={"class_labels": labels})
+    null = {"class_labels": 10}
+    sample(guidance.cfg(model, 2.0, null), DDIM, noise=noise, cond={"class_labels": labels})
+    sample(guidance.cfg(model, 0.0, {"class_labels": labels}), DDIM, noise=noise)  # the null condition alone
+    with pytest.raises(ValueError, match="condition 'clas' is not one of"):
+        sample(guidance.cfg(model, 2.0, null), DDIM, noise=noise, cond={"clas": labels})
 
 
 def test_evaluations_of_a_plain_denoiser_are_those_of_the_plan() -> None:

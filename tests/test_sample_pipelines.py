@@ -90,7 +90,7 @@ def test_guidance_of_a_run(run, conditional, tmp_path):
     images = {}
     for guidance in (1, 3):
         out = tmp_path / f"{guidance}.npy"
-        arguments = ("--class", 2, "--nfe", 4, "-n", 5, "--batch", 3, "--seed", 1, "--out", out, "--json")
+        arguments = ("--class", 2, "--nfe", 4, "-n", 5, "--chunk", 3, "--seed", 1, "--out", out, "--json")
         code, text, err = run("sample", conditional, "--guidance", guidance, *arguments)
         assert code == 0, err
         assert json.loads(text)["evaluations"] == (4 if guidance == 1 else 8)

@@ -164,7 +164,7 @@ def test_noisy_marginals(gamma: float, mu: float) -> None:
         y[i + 1] += math.sqrt(target**2 - down**2)
         previous = eps
     expected = float(y.square().sum()) / (1 + grid[-1] ** 2)
-    z = sample(gaussian(lam), plan, batch=n, generator=torch.Generator().manual_seed(0))
+    z = sample(gaussian(lam), plan, n=n, generator=torch.Generator().manual_seed(0))
     assert float(z.var()) == pytest.approx(expected, abs=4 * expected * math.sqrt(2 / n))
     assert abs(float(z.mean())) < 4 * math.sqrt(expected / n)
 
@@ -179,7 +179,7 @@ def test_ddim_eta_marginals(eta: float) -> None:
         down = math.sqrt(target**2 - noise)
         variance = ((lam + sigma * down) / (lam + sigma**2)) ** 2 * variance + noise
     expected = variance / (1 + grid[-1] ** 2)
-    z = sample(gaussian(lam), solvers.ddim(grid, eta), batch=n, generator=torch.Generator().manual_seed(0))
+    z = sample(gaussian(lam), solvers.ddim(grid, eta), n=n, generator=torch.Generator().manual_seed(0))
     assert float(z.var()) == pytest.approx(expected, abs=4 * expected * math.sqrt(2 / n))
     assert abs(float(z.mean())) < 4 * math.sqrt(expected / n)
 

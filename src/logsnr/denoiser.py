@@ -8,14 +8,18 @@ through a `Prediction`, a closed-form model is one (exact.py), guidance maps one
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from logsnr.errors import unknown
 from logsnr.noise import alpha_s, covers, per_sample
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, Prediction
@@ -88,12 +92,23 @@ class Denoiser(nn.Module, ABC):
         sigma_data: standard deviation of the data, in the units of x.
         trained_range: (smallest, largest) sigma at which the denoiser means anything.
         pixels: codec between x and stored images; None for latents, points and whatever is no image.
+        card: what is on record of it (network, training, step, ...): empty unless it was loaded from a file.
+        plans: sampling plans that were calibrated for it, by number of evaluations.
     """
 
     shape: tuple[int, ...]
     sigma_data: float
     trained_range: tuple[float, float]
     pixels: Pixels | None = None
+    card: Mapping[str, Any] = MappingProxyType({})
+    plans: Mapping[int, Any] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._facts())})"
+
+    def _facts(self) -> list[str]:
+        """What one line says of it."""
+        return [str(tuple(self.shape)), "sigma {:.4g} ... {:.4g}".format(*self.trained_range)]
 
     @abstractmethod
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
@@ -155,6 +170,13 @@ class Denoiser(nn.Module, ABC):
         """Network evaluations that one answer at `sigma` takes, per sample (a guided denoiser: 2)."""
         return 1
 
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        """Refuse conditions that it does not take, before it is asked; `sample` calls this once.
+
+        Raises:
+            ValueError: in words.
+        """
+
     @property
     def sampling_range(self) -> tuple[float, float]:
         """The part of `trained_range` that sampling needs: within [sigma_data/250, 160 sigma_data]."""
@@ -174,7 +196,13 @@ class Around(Denoiser):
         self.denoiser = denoiser
         self.shape = tuple(denoiser.shape)
         self.sigma_data, self.trained_range = denoiser.sigma_data, denoiser.trained_range
-        self.pixels = denoiser.pixels
+        self.pixels, self.card, self.plans = denoiser.pixels, dict(denoiser.card), dict(denoiser.plans)
+
+    def _facts(self) -> list[str]:
+        return [repr(self.denoiser)]
+
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        self.denoiser.check_cond(cond)
 
     @property
     def finite_at_inf(self) -> bool:
@@ -209,9 +237,6 @@ class NetworkDenoiser(Denoiser):
         sigma_data: standard deviation of the data; EDM predictions bring their own.
         trained_range: (smallest, largest) sigma it was trained on.
 
-    Attributes:
-        card: what is on record of it (network, training, step, ...): empty unless it was loaded from a file.
-
     Raises:
         ValueError: if `trained_range` is not an increasing pair of non-negative numbers.
     """
@@ -239,12 +264,42 @@ class NetworkDenoiser(Denoiser):
         own = prediction.sigma_data if isinstance(prediction, EDM) else 0.5
         self.sigma_data = own if sigma_data is None else float(sigma_data)
         self.trained_range = (float(lo), float(hi))
-        self.card: dict[str, Any] = {}
+        self.card = {}
         self._rows: dict[float, tuple[Prediction, tuple[float, float, float, float]]] = {}
 
     @property
     def finite_at_inf(self) -> bool:
         return self.prediction.finite_at_inf
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of a class-conditional network; 0 for another."""
+        config = getattr(self.network, "config", None)
+        return self.card.get("classes") or getattr(config, "classes", 0) or getattr(config, "num_class_embeds", 0) or 0
+
+    def _facts(self) -> list[str]:
+        told = [type(self.network).__name__, f"{self.prediction.name} prediction", str(self.shape)]
+        told += [f"{self.classes} classes"] if self.classes else []
+        return told + super()._facts()[1:]
+
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        takes = _conditions(self.network)
+        if takes is not None:
+            for name in cond:
+                if name not in takes:
+                    raise unknown("condition", name, takes, " (this network takes none)" * (not takes))
+            missing = [name for name, needed in takes.items() if needed and name not in cond]
+            if missing:
+                raise ValueError(f"this network needs {', '.join(missing)}: give cond={{{missing[0]!r}: ...}}")
+        labels, config = cond.get("class_labels"), getattr(self.network, "config", None)
+        if not self.classes or not isinstance(labels, Tensor) or labels.is_meta or labels.is_floating_point():
+            return
+        null = self.card.get("null_class", getattr(config, "null_class", None))
+        wrong = labels[(labels < 0) | (labels >= self.classes)].tolist()  # read once, before the first step
+        wrong = [label for label in wrong if label != null]
+        if wrong:
+            none = "" if null is None else f", and {null} for none"
+            raise ValueError(f"class_labels hold {wrong[0]}: this network has classes 0 ... {self.classes - 1}{none}")
 
     def raw(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Tensor:
         """The network's own output F `[B, *shape]`, in the dtype of z."""
@@ -297,6 +352,24 @@ class NetworkDenoiser(Denoiser):
         target = _combine(self.prediction.target_row(alpha, s), x, eps)
         error = (self.raw(noisy(x, eps, sigma), sigma, **cond) - target).flatten(1).square().sum(1)
         return self.prediction.eps_row(alpha, s)[1] ** 2 * error
+
+
+def _conditions(network: nn.Module) -> dict[str, bool] | None:
+    """Names of the conditions that a network takes, and whether it needs them; None where nothing says so."""
+    own = network.__dict__.get("forward")
+    return _parameters(type(network).forward, 3) if own is None else _parameters(own, 2)
+
+
+@lru_cache(maxsize=256)
+def _parameters(forward: Callable[..., Any], positions: int) -> dict[str, bool] | None:
+    """The parameters behind the first few, and whether each must be given."""
+    try:
+        found = list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in found):
+        return None
+    return {p.name: p.default is p.empty for p in found[positions:]}
 
 
 def _first_parameter(module: nn.Module) -> nn.Parameter | None:

@@ -53,7 +53,7 @@ def cfg(
     Raises:
         ValueError: if a number leaves its range.
     """
-    return _Guided(_Pair(denoiser, null), scale, interval, rescale)
+    return Guided(_Pair(denoiser, null), scale, interval, rescale)
 
 
 def autoguidance(denoiser: Denoiser, bad: Denoiser, scale: float, interval: Interval | None = None) -> Denoiser:
@@ -70,7 +70,7 @@ def autoguidance(denoiser: Denoiser, bad: Denoiser, scale: float, interval: Inte
     """
     if bad.shape != denoiser.shape:
         raise ValueError(f"bad denoises samples of shape {tuple(bad.shape)}, the model {tuple(denoiser.shape)}")
-    return _Guided(_Two(denoiser, bad), scale, interval, 0.0)
+    return Guided(_Two(denoiser, bad), scale, interval, 0.0)
 
 
 def cfgpp(denoiser: Denoiser, scale: float, null: Mapping[str, Any], interval: Interval | None = None) -> Denoiser:
@@ -91,7 +91,7 @@ def cfgpp(denoiser: Denoiser, scale: float, null: Mapping[str, Any], interval: I
     Raises:
         ValueError: if a number leaves its range.
     """
-    return _Renoised(_Pair(denoiser, null), scale, interval, 0.0)
+    return Renoised(_Pair(denoiser, null), scale, interval, 0.0)
 
 
 class _Both(Around):
@@ -155,11 +155,14 @@ class _Pair(_Both):
         whole: Estimate = self.denoiser(torch.cat([z, z]), levels, **joined)
         return _part(whole, 0), _part(whole, 1)
 
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        super().check_cond({**self.null, **cond})
+
     def _without(self, n: int, cond: Mapping[str, Any]) -> dict[str, Any]:
         return {**cond, **{key: _fitted(value, cond.get(key), n) for key, value in self.null.items()}}
 
 
-class _Guided(Around):
+class Guided(Around):
     """weak + scale (strong - weak), within an interval of sigma."""
 
     denoiser: _Both
@@ -177,6 +180,11 @@ class _Guided(Around):
             raise ValueError(f"rescale = {rescale}: must be in [0, 1]; 0 is off, 2305.08891 uses .7")
         self.scale, self.rescale = float(scale), float(rescale)
         self.interval = None if interval is None else (float(low), float(high))
+        self.plans = {}  # those of the model were calibrated for it without guidance
+
+    def _facts(self) -> list[str]:
+        inside = "" if self.interval is None else " for sigma in ({:.4g}, {:.4g}]".format(*self.interval)
+        return [repr(self.denoiser.denoiser), f"scale {self.scale:g}{inside}"]
 
     def _acts(self, sigma: float) -> bool:
         return self.interval is None or self.interval[0] < sigma <= self.interval[1]
@@ -218,7 +226,7 @@ class _Guided(Around):
         return out
 
 
-class _Renoised(_Guided):
+class Renoised(Guided):
     """CFG++: the guided x0 with the weak eps; continues from alpha x0 + s eps."""
 
     def cost(self, sigma: float) -> int:

@@ -32,7 +32,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """A trained denoiser in eval mode, with `.encode`, `.decode` and its `.card`.
+    """A trained denoiser in eval mode, with `.encode`, `.decode`, its `.card` and its `.plans`.
 
         denoiser = logsnr.load("runs/digits")
         denoiser = logsnr.load("owner/name", prompt="a cat", guidance=7.5)
@@ -68,7 +68,11 @@ def load(
     text = str(source)
     for recognised, loader in SOURCES.values():
         if recognised(text):
-            return loader(text, options)
+            denoiser = loader(text, options)
+            file = plans_file(text)
+            # guidance makes another model of it than the one that plans were made for
+            denoiser.plans = plans_from(file) if file.is_file() and (guidance is None or guidance <= 1) else {}
+            return denoiser
     if _is_component(text):
         raise LogsnrError(
             f"{text!r} holds one component of a diffusers pipeline: give the folder above it, with model_index.json, "

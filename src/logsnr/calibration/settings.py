@@ -14,8 +14,8 @@ import torch
 from logsnr.calibration.levels import MIN_STEP
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
-from logsnr.sampling.loop import check_start
 from logsnr.sampling.plan import BASES, Basis
+from logsnr.sampling.start import check_start
 
 MOST_STEPS = 20
 LEADERS = 6

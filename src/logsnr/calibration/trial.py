@@ -24,8 +24,8 @@ from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.batches import Cond, in_turn
 from logsnr.sampling.counted import Counted
-from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.start import start
 from logsnr.sampling.teacher import teacher_plan
 
 PURPOSES = ("fit", "select", "report")

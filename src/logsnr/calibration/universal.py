@@ -28,8 +28,8 @@ from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
 from logsnr.sampling.batches import chunks, in_turn
-from logsnr.sampling.loop import start
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.start import start
 from logsnr.sampling.teacher import teacher_on
 from logsnr.sampling.universal import scaled, universal_plan
 

@@ -93,7 +93,7 @@ def sample(
     null_class: Annotated[
         int | None, typer.Option(help="Of a class-conditional pixel pipeline: the class that stands for none.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
+    chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npy grey levels.")] = Path("samples.png"),
     json_: Json = False,
@@ -108,7 +108,7 @@ def sample(
 
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
-    from logsnr.sampling import Plan
+    from logsnr.sampling import Plan, evaluations
     from logsnr.sampling import sample as run
 
     if out.suffix not in (".png", ".npy"):
@@ -119,23 +119,22 @@ def sample(
     chosen = (
         Plan.load(plan)
         if plan
-        else (None if asked else support.own_plan(model, nfe))
+        else (None if asked else denoiser.plans.get(nfe))
         or support.solver_plan(denoiser, nfe, grid, sigma_max, sigma_min, solver, gamma, order)
     )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = support.sampled_condition(denoiser, label, prompt, n)
     start = time.perf_counter()
-    with support.step_bar(chosen.nfe, quiet=json_) as step:
-        x = run(guided, chosen, noise=noise, generator=generator, cond=cond, chunk=batch, callback=step)
+    x = run(guided, chosen, noise=noise, generator=generator, cond=cond, chunk=chunk, progress=not json_)
     seconds = time.perf_counter() - start
-    evaluations = sum(guided.cost(sigma) for sigma in chosen.sigmas[:-1])
+    spent = evaluations(guided, chosen)
     support.write_images(x, denoiser, out)
     facts = {
         "out": str(out),
         "images": n,
         "nfe": chosen.nfe,
-        "evaluations": evaluations,
+        "evaluations": spent,
         "guidance": guidance,
         "plan": chosen.meta,
         "sigmas": [chosen.sigmas[0], chosen.sigmas[-2]],
@@ -145,7 +144,7 @@ def sample(
     if json_:
         support.print_json(facts)
     else:
-        print(f"{out}: {n} images, {evaluations} evaluations each, {seconds / n * 1e3:.1f} ms per image")
+        print(f"{out}: {n} images, {spent} evaluations each, {seconds / n * 1e3:.1f} ms per image")
 
 
 @app.command()

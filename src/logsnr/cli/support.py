@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +24,9 @@ from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
-from logsnr.loading import Loaded, is_pipeline, load, load_plans, plans_file
+from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
-from logsnr.sampling import Plan, Step
+from logsnr.sampling import Plan
 from logsnr.sampling.names import GRIDS, SOLVERS, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.training import load_data
@@ -46,11 +44,6 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     if not isinstance(denoiser, NetworkDenoiser):
         raise LogsnrError(f"{model} is a diffusers pipeline: this command takes the folder of a run, e.g. runs/digits")
     return denoiser
-
-
-def own_plan(model: str, nfe: int) -> Plan | None:
-    """The calibrated plan of `nfe` evaluations that lies beside a model; None without one."""
-    return load_plans(model).get(nfe) if plans_file(model).is_file() else None
 
 
 def solver_plan(
@@ -212,27 +205,6 @@ def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n
     if told == "a text" and prompt is None:
         raise LogsnrError("this pipeline is told a text: give --prompt, e.g. --prompt 'a red fox'")
     return {} if prompt is not None else condition(denoiser, label, n)
-
-
-@contextmanager
-def step_bar(total: int, *, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """A bar of sampling steps on a terminal, as a callback of `sample`."""
-    console = Console(stderr=True)
-    with Bar(
-        TextColumn("sampling"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("sampling", total=total)
-
-        def tell(step: Step) -> None:
-            if step.estimate is not None:
-                bar.advance(task)
-
-        yield tell
 
 
 def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:

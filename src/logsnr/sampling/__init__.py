@@ -4,8 +4,9 @@ from logsnr.sampling import grids, solvers
 from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct
 from logsnr.sampling.loop import NonFiniteError, Step, evaluations, sample
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.recorded import Trajectory, trajectory
 from logsnr.sampling.reference import Churn, Solution, heun, solve
-from logsnr.sampling.universal import universal_plan
+from logsnr.sampling.universal import plan_for, universal_plan
 
 __all__ = [
     "Churn",
@@ -13,15 +14,18 @@ __all__ = [
     "Plan",
     "Solution",
     "Step",
+    "Trajectory",
     "ddim_invert",
     "evaluations",
     "grids",
     "heun",
     "interpolate",
     "invert",
+    "plan_for",
     "reconstruct",
     "sample",
     "solve",
     "solvers",
+    "trajectory",
     "universal_plan",
 ]

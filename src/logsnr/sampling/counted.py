@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.denoiser import Denoiser, Estimate
+from logsnr.denoiser import Around, Denoiser, Estimate
 from logsnr.sampling.batches import Cond
 
 
-class Counted(Denoiser):
+class Counted(Around):
     """A denoiser that counts network evaluations, whoever asks: Heun's twice a step, guidance's doubled.
 
     Attributes:
@@ -25,19 +25,8 @@ class Counted(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.shape = tuple(denoiser.shape)
-        self.sigma_data = denoiser.sigma_data
-        self.trained_range = denoiser.trained_range
+        super().__init__(denoiser)
         self.evaluations = self.answers = self.passes = 0
-
-    @property
-    def finite_at_inf(self) -> bool:
-        return self.denoiser.finite_at_inf
-
-    def cost(self, sigma: float) -> int:
-        return self.denoiser.cost(sigma)
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         return self.ask(self.denoiser, z, sigma, cond)

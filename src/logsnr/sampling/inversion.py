@@ -21,9 +21,9 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import unknown
 from logsnr.noise import alpha_s
-from logsnr.sampling.loop import check_range, check_start, start
 from logsnr.sampling.plan import check_sigmas
 from logsnr.sampling.reference import consistent, solve
+from logsnr.sampling.start import check_range, check_start, conditions_of, start
 
 Between = Literal["slerp", "linear"]
 
@@ -105,7 +105,7 @@ def ddim_invert(
     check_start(denoiser, sigmas[0])
     check_range(denoiser, [sigma for sigma in sigmas if sigma > 0])
     z = start(denoiser, x, name="x")
-    conditions = {} if cond is None else dict(cond)
+    conditions = conditions_of(denoiser, cond, len(z))
 
     def eps(state: Tensor, sigma: float) -> Tensor:
         return consistent(denoiser(state, sigma, **conditions)).eps.to(state)

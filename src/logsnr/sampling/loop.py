@@ -10,16 +10,14 @@ In canonical z, with e_bar = sum_j c_j e_{i-j} and primes for the next noise lev
 A row [1] is the same step in every basis (DDIM) and is taken in the x0 form: exact from sigma inf, without
 amplification at high noise, and exactly x0 when it ends at sigma 0.
 
-Coefficients are host floats formed before the loop, and nothing on the device is read back inside it.  A step writes
-over the old state only if nobody else holds it: the caller's noise, a state that the model, a callback or the history
-still sees, keep their values.  A plan whose longest row is h makes at most h + 3 tensors of the state's size live.
+Coefficients are host floats formed before the loop, and nothing on the device is read back inside it.  Every step
+makes a new state: the caller's noise, and states that the model, a callback or the history still sees, keep their
+values.  A plan whose longest row is h makes at most h + 3 tensors of the state's size live.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +30,9 @@ from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling.batches import ask
 from logsnr.sampling.plan import Basis, Plan
+from logsnr.sampling.progress import step_bar
+from logsnr.sampling.start import GENERATOR, check_range, check_start, conditions_of, randn, start
+from logsnr.sampling.universal import plan_for
 
 
 @dataclass(frozen=True)
@@ -124,32 +125,37 @@ _remembered_moves = lru_cache(maxsize=64)(_moves)
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Plan | int,
     *,
     noise: Tensor | None = None,
-    batch: int | None = None,
+    n: int | None = None,
+    chunk: int | None = None,
     generator: torch.Generator | None = None,
     cond: Mapping[str, Any] | None = None,
-    chunk: int | None = None,
+    progress: bool = False,
     callback: Callback | None = None,
     check: bool | Literal["each"] = True,
 ) -> Tensor:
     """Sample: `plan.nfe` evaluations from `plan.sigmas[0]` to `plan.sigmas[-1]`.
 
+        x = sample(denoiser, 10, n=8, generator=torch.Generator().manual_seed(0))
+
     The start is z = noise at the first sigma, as pipelines do; a noisy image at `sigmas[k]` continues with
-    `plan.tail(k)`.  The state is float32, or float64 where the noise (or, with `batch`, the model) is.
+    `plan.tail(k)`.  The state is float32, or float64 where the noise (or, with `n`, the model) is.
 
     A plan that asks the denoiser outside its `trained_range` warns (UserWarning, see `check_range`) and goes on.
 
     Args:
         denoiser: the model.
-        plan: what to do.
+        plan: what to do; or a number of evaluations, for `plan_for(denoiser, plan)`: the model's own plan of that many
+            where it has one, else the universal one, else gradient estimation on log-linear levels.
         noise: starting state z `[B, *shape]`; or
-        batch: how many to draw.
-        generator: source of every draw; only needed if there is one.  Draws happen on its device.
-        cond: conditions, passed on to the denoiser by keyword.
+        n: how many to draw.
         chunk: samples per call of the denoiser, None for all at once.  States, noise and callbacks are those of one
             call for all: chunks change the memory that a network takes, and nothing else.
+        generator: source of every draw; only needed if there is one.  Draws happen on its device.
+        cond: conditions, passed on to the denoiser by keyword, each with one entry per sample.
+        progress: whether to show a bar, on a terminal or in a notebook.
         callback: called with every state, `plan.nfe + 1` times.
         check: True: every state's sum is kept on the device and read once, after the last step; a sum that is not
             finite is an error that names the first such step.  "each": read after every step, to stop there (one
@@ -159,22 +165,46 @@ def sample(
         The canonical state z at the last sigma `[B, *shape]`: the sample x itself when that is 0.
 
     Raises:
-        ValueError: if not exactly one of noise and batch is given, noise does not fit, a generator is missing, the
-            plan starts at sigma inf, where the model is undefined, chunk is below 1, or `check` is unknown.
+        ValueError: if not exactly one of noise and n is given, noise or a condition does not fit, a generator is
+            missing, the plan starts at sigma inf, where the model is undefined, chunk is below 1, or `check` is
+            unknown.
         NonFiniteError: if a step left a state that is not finite.
     """
     if check not in (True, False, "each"):
         raise ValueError(f"check {check!r} is not one of True (once, at the end), 'each' (every step), False")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk = {chunk}: must be at least 1 sample per call, or None for all at once")
+    if not isinstance(plan, Plan):
+        plan = plan_for(denoiser, plan)
     check_start(denoiser, plan.sigmas[0])
     check_range(denoiser, plan.sigmas[:-1])
     if plan.noisy and generator is None:
-        raise ValueError("the plan draws noise: give generator=torch.Generator(...).manual_seed(...)")
-    z = start(denoiser, noise, batch, generator)
-    compiling = torch.compiler.is_compiling()
-    moves, longest = _moves(plan) if compiling else _remembered_moves(plan)
-    conditions = {} if cond is None else dict(cond)
+        raise ValueError(f"the plan draws noise: {GENERATOR}")
+    z = start(denoiser, noise, n, generator)
+    conditions = conditions_of(denoiser, cond, len(z))
+    if not progress:
+        return _run(denoiser, plan, z, conditions, chunk, generator, callback, check)
+    with step_bar(plan.nfe) as tell:
+
+        def both(step: Step) -> None:
+            tell(step)
+            if callback is not None:
+                callback(step)
+
+        return _run(denoiser, plan, z, conditions, chunk, generator, both, check)
+
+
+def _run(
+    denoiser: Denoiser,
+    plan: Plan,
+    z: Tensor,
+    conditions: dict[str, Any],
+    chunk: int | None,
+    generator: torch.Generator | None,
+    callback: Callback | None,
+    check: bool | Literal["each"],
+) -> Tensor:
+    moves, longest = _moves(plan) if torch.compiler.is_compiling() else _remembered_moves(plan)
     history: list[Tensor] = []
     sums: list[Tensor] = []
     for i, move in enumerate(moves):
@@ -189,14 +219,7 @@ def sample(
             z = state.to(z)
         plain = None if move.plain is None else _value(estimate, "x0", z)
         del estimate, state  # and with it every tensor that only the estimate needed
-        if move.keep == 0:
-            z = _weighted(plain, move, history)
-        else:
-            z = z * move.keep if compiling or _references(z) != _ALONE else z.mul_(move.keep)
-            if plain is not None and move.plain is not None:
-                z.add_(plain, alpha=move.plain)
-            for ago, weight in move.terms:
-                z.add_(history[ago], alpha=weight)
+        z = _moved(z, plain, move, history)
         del plain
         if move.noise:
             z.add_(randn(z, generator), alpha=move.noise)
@@ -210,34 +233,18 @@ def sample(
     return _guarded(z, sums, plan, first=0) if sums else z
 
 
-def _weighted(plain: Tensor | None, move: _Move, history: Sequence[Tensor]) -> Tensor:
-    """sum_j w_j e_{i-j}, in a new tensor: a step that keeps nothing of z."""
+def _moved(z: Tensor, plain: Tensor | None, move: _Move, history: Sequence[Tensor]) -> Tensor:
+    """keep z + sum_j w_j e_{i-j}, in a new tensor; z is not looked at where keep is 0."""
+    terms = [(history[ago], weight) for ago, weight in move.terms]
     if plain is not None and move.plain is not None:
-        return plain * move.plain
-    (ago, weight), *rest = move.terms or ((0, 0.0),)
-    out = history[ago] * weight
-    for ago, weight in rest:
-        out.add_(history[ago], alpha=weight)
+        terms.append((plain, move.plain))
+    if move.keep:
+        terms.insert(0, (z, move.keep))
+    (first, weight), *rest = terms or [(z, 0.0)]
+    out = first * weight
+    for value, weight in rest:
+        out.add_(value, alpha=weight)
     return out
-
-
-def _references(z: Tensor) -> tuple[int, ...] | None:
-    """Who holds z (in Python, in C++) and its memory (in Python, in C++: views); None where that is unknown."""
-    try:
-        memory = z.untyped_storage()
-        uses = getattr(z, "_use_count")(), torch._C._storage_Use_Count(memory._cdata)  # noqa: B009  (not in the stubs)
-        return sys.getrefcount(z), sys.getrefcount(memory), *uses
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return None
-
-
-def _alone() -> tuple[int, ...]:
-    z = torch.empty(1)
-    return _references(z) or (-1,)
-
-
-_ALONE = _alone()
-"""What `_references` answers of a tensor that one local variable holds, and nobody else."""
 
 
 def _value(estimate: Estimate, basis: Basis, like: Tensor) -> Tensor:
@@ -260,7 +267,10 @@ class NonFiniteError(FloatingPointError):
 
 
 def _guarded(z: Tensor, sums: Sequence[Tensor], plan: Plan, first: int) -> Tensor:
-    """z, if every sum is finite.  Read once; in a compiled graph through an operator that the compiler cannot see into.
+    """z, if every sum is finite; read once.
+
+    A compiled graph must not read, so there an operator of its own does, which the compiler cannot see into.  Nothing
+    simpler serves: `torch._assert_async` would name the step on a CPU alone, and on a GPU end every tensor's life.
 
     Raises:
         NonFiniteError: naming the first bad step.
@@ -294,72 +304,3 @@ def _(sums: Tensor, sigmas: list[float], first: int) -> Tensor:
 def evaluations(denoiser: Denoiser, plan: Plan) -> int:
     """Network evaluations per sample of a plan on a denoiser: `plan.nfe`, and twice that where guidance acts."""
     return sum(denoiser.cost(sigma) for sigma in plan.sigmas[:-1])
-
-
-def check_start(denoiser: Denoiser, sigma: float) -> None:
-    """Refuse a start at sigma inf for a model that knows nothing there.
-
-    Raises:
-        ValueError: if sigma is inf and the model is undefined at inf.
-    """
-    if sigma == math.inf and not denoiser.finite_at_inf:  # not isinf: compilers trace the comparison
-        raise ValueError(
-            "the plan starts at sigma = inf (zero terminal SNR), where this model is undefined: an eps or score "
-            "network says nothing of x in pure noise; choose a grid with a finite sigma_max, or a v, x0, flow or "
-            "EDM network"
-        )
-
-
-def check_range(denoiser: Denoiser, sigmas: Sequence[float]) -> None:
-    """Warn (UserWarning) of evaluations outside the denoiser's `trained_range`; the caller goes on.
-
-    One percent either way is rounding, and sigma inf counts as 100 (`Denoiser.covers`).
-    """
-    lo, hi = denoiser.trained_range
-    low, high = min(sigmas), max(sigmas)
-    if not denoiser.covers(low, high):
-        outside = low if denoiser.covers(max(low, lo), high) else high
-        warnings.warn(
-            f"sigma = {outside:.6g} is outside the range [{lo:.6g}, {hi:.6g}] that this denoiser was trained on: its "
-            "answers there are extrapolation; choose a grid within denoiser.sampling_range",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def start(
-    denoiser: Denoiser,
-    noise: Tensor | None,
-    batch: int | None = None,
-    generator: torch.Generator | None = None,
-    name: str = "noise",
-) -> Tensor:
-    """The starting state `[B, *shape]`: the noise given, in at least float32, or `batch` draws.
-
-    Raises:
-        ValueError: if not exactly one of noise and batch is given, noise does not fit, or a generator is missing.
-    """
-    shape = tuple(denoiser.shape)
-    if (noise is None) == (batch is None):
-        raise ValueError("give either noise, the starting state, or batch, how many to draw; not both, not neither")
-    if noise is not None:
-        if not noise.is_floating_point():
-            raise ValueError(f"{name} has dtype {noise.dtype}: give a floating-point tensor")
-        if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
-            raise ValueError(f"{name} has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
-        return noise.to(torch.promote_types(noise.dtype, torch.float32))
-    assert batch is not None
-    if batch < 1:
-        raise ValueError(f"batch = {batch}: must be at least 1")
-    if generator is None:
-        raise ValueError("batch draws noise: give generator=torch.Generator(...).manual_seed(...)")
-    model = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
-    dtype = torch.float32 if model is None else torch.promote_types(model.dtype, torch.float32)
-    device = generator.device if model is None else model.device
-    return randn(torch.empty(batch, *shape, dtype=dtype, device=device), generator)
-
-
-def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise drawn on the generator's device, moved to that of `like`."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -80,6 +80,12 @@ class Plan:
         for name, value in (("sigmas", sigmas), ("rows", rows), ("sigma_down", down), ("meta", dict(self.meta))):
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        name = self.meta.get("solver", "custom")
+        noise = ", noisy" if self.noisy else ""
+        first, last = self.sigmas[0], self.sigmas[-1]
+        return f"Plan({self.nfe} evaluations, {name}, sigma {first:.4g} ... {last:.4g}, basis {self.basis}{noise})"
+
     @property
     def nfe(self) -> int:
         """Number of network evaluations."""
@@ -220,6 +226,11 @@ def check_sigmas(sigmas: Sequence[float]) -> Grid:
     Raises:
         ValueError: unless there are at least two, strictly decreasing, none nan, the last >= 0.
     """
+    if isinstance(sigmas, int | float):
+        raise ValueError(
+            f"{sigmas} is no grid: give noise levels, e.g. grids.log_linear({sigmas:.0f}, sigma_max, sigma_min); for a "
+            f"plan of {sigmas:.0f} evaluations nothing else is needed, sample(denoiser, {sigmas:.0f}, ...) knows one"
+        )
     grid = tuple(float(s) + 0.0 for s in sigmas)  # + 0.0 turns -0.0 into 0.0
     if len(grid) < 2:
         raise ValueError(f"{len(grid)} sigmas: give at least 2, n + 1 noise levels for n evaluations")

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s
-from logsnr.sampling.loop import Callback, Step, check_range, check_start, randn, start
+from logsnr.sampling.loop import Callback, Step
 from logsnr.sampling.plan import check_sigmas
+from logsnr.sampling.start import GENERATOR, check_range, check_start, conditions_of, randn, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def heun(
     *,
     churn: Churn | None = None,
     noise: Tensor | None = None,
-    batch: int | None = None,
+    n: int | None = None,
     generator: torch.Generator | None = None,
     cond: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
@@ -89,8 +90,8 @@ def heun(
         grid: n + 1 decreasing, finite sigmas.
         churn: None for the deterministic sampler.
         noise: starting state z `[B, *shape]` at `grid[0]`; or
-        batch: how many to draw.
-        generator: source of the draws of `batch` and of `churn`.
+        n: how many to draw.
+        generator: source of the draws of `n` and of `churn`.
         cond: conditions, passed on to the denoiser by keyword.
         callback: called n + 1 times, with the state and estimate of each step's first evaluation (churned levels, where
             there is churn) and with the end.
@@ -106,12 +107,12 @@ def heun(
     if math.isinf(sigmas[0]):
         raise ValueError("the grid starts at sigma = inf, where y = z/alpha is undefined: choose a finite sigma_max")
     if churn is not None and churn.s_churn > 0 and generator is None:
-        raise ValueError("churn draws noise: give generator=torch.Generator(...).manual_seed(...)")
-    n = len(sigmas) - 1
-    raised = [sigma if churn is None else churn.raised(sigma, n) for sigma in sigmas[:-1]]
+        raise ValueError(f"churn draws noise: {GENERATOR}")
+    steps = len(sigmas) - 1
+    raised = [sigma if churn is None else churn.raised(sigma, steps) for sigma in sigmas[:-1]]
     check_range(denoiser, [*raised, *(sigma for sigma in sigmas[1:] if sigma > 0)])
-    z = start(denoiser, noise, batch, generator)
-    conditions = {} if cond is None else dict(cond)
+    z = start(denoiser, noise, n, generator)
+    conditions = conditions_of(denoiser, cond, len(z))
     for i, ((sigma, target), high) in enumerate(zip(pairwise(sigmas), raised, strict=True)):
         alpha, _ = alpha_s(high)
         if churn is not None and high > sigma:
@@ -128,7 +129,7 @@ def heun(
         second = consistent(denoiser(kept.add(first.eps, alpha=gain), target, **conditions))
         z = kept.add_(first.eps, alpha=gain / 2).add_(second.eps, alpha=gain / 2)
     if callback is not None:
-        callback(Step(n, sigmas[-1], z, None))
+        callback(Step(steps, sigmas[-1], z, None))
     return z
 
 
@@ -208,7 +209,7 @@ def solve(
             f"rtol = {rtol}, atol = {atol}: in {z.dtype} needs {floor:.2g} <= rtol < 1 and 0 <= atol < inf; "
             "use a float64 state for tighter tolerances"
         )
-    field = _Field(denoiser, {} if cond is None else dict(cond), max_evaluations)
+    field = _Field(denoiser, conditions_of(denoiser, cond, len(z)), max_evaluations)
     t, end = math.atan(sigma_from), math.atan(sigma_to)
     field.exact = {t: sigma_from, end: sigma_to}
     span, steps, rejected = end - t, 0, 0

@@ -24,9 +24,10 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import Plan, evaluations, sample
-from logsnr.sampling.loop import check_start, updates
+from logsnr.sampling.loop import updates
 from logsnr.sampling.names import GRIDS, NEEDED, SOLVERS, find_solver, plain
 from logsnr.sampling.plan import Grid, plans_from
+from logsnr.sampling.start import check_start
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import EtaCurve

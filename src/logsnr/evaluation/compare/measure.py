@@ -25,7 +25,7 @@ from logsnr.evaluation.quality import FeatureSpace
 from logsnr.sampling import Plan
 from logsnr.sampling.batches import chunks, in_turn
 from logsnr.sampling.counted import Counted, rmse
-from logsnr.sampling.loop import start
+from logsnr.sampling.start import start
 from logsnr.sampling.teacher import NAME, finite_ends, teacher_plan
 from logsnr.theory import EtaCurve
 

@@ -1,7 +1,7 @@
 """diffusers pipelines as denoisers: the network, what its config says of it, a prompt, and the codec of its images.
 
     denoiser = logsnr.load("folder or hub id", prompt="a cat", guidance=7.5)
-    x = logsnr.sample(denoiser, plan, batch=4, generator=generator)        # latents; no conditions to pass
+    x = logsnr.sample(denoiser, plan, n=4, generator=generator)        # latents; no conditions to pass
     images = denoiser.decode(x)                                            # uint8; decode_float: in [-1, 1]
 
     D(z, sigma) = Prediction(network(c_in z, label(sigma), conditions)),   guided: null + guidance (conditional - null)
@@ -60,13 +60,14 @@ class PipelineDenoiser(Denoiser):
         self.pipeline = family.pipeline
         self.shape, self.sigma_data, self.trained_range = plain.shape, plain.sigma_data, plain.trained_range
         self.pixels = plain.pixels
-        self.card: dict[str, Any] = {
+        self.card = {
             "pipeline": type(family.pipeline).__name__,
             "network": type(family.model).__name__,
             "prediction": plain.prediction.name,
             "classes": family.classes,
             "null_class": family.null_class,
         }
+        plain.card = self.card
         self._family = family
         self._latents = Latents(family.vae, family.image_channels)
 
@@ -122,7 +123,20 @@ class PipelineDenoiser(Denoiser):
         """Images `[B, C, H, W]` of samples x as the pipeline has them: float32, about [-1, 1], not clamped."""
         return self._latents.decode(x)
 
+    def _facts(self) -> list[str]:
+        told = [] if self.told is None else [f"told {self.told}"]
+        guided = [f"guidance {self.guidance:g}"] if self.guidance > 1 else []
+        return [str(self.card["pipeline"]), repr(self.plain), *told, *guided]
+
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        self._check_told(cond)
+        self.guided.check_cond({**self.cond, **cond})
+
     def _all(self, z: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_told(cond)
+        return {**{key: _rows(value, z) for key, value in self.cond.items() if key not in cond}, **cond}
+
+    def _check_told(self, cond: Mapping[str, Any]) -> None:
         missing = [key for key in self._family.needs if key not in cond and key not in self.cond]
         if missing:
             what = "a class" if self.told == "a class" else "a prompt"
@@ -130,7 +144,6 @@ class PipelineDenoiser(Denoiser):
                 f"this model needs {what}: load it with prompt=..., or pass {', '.join(missing)} by keyword "
                 "(denoiser.conditions(prompt) makes them)"
             )
-        return {**{key: _rows(value, z) for key, value in self.cond.items() if key not in cond}, **cond}
 
 
 def denoiser_from(

@@ -1,0 +1,103 @@
+"""The start of a run: its first state, its conditions, and what is refused before the network is asked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logsnr.denoiser import Denoiser
+from logsnr.sampling.batches import Cond, lengths
+
+GENERATOR = "give generator=torch.Generator().manual_seed(0)"
+
+
+def start(
+    denoiser: Denoiser,
+    noise: Tensor | None,
+    n: int | None = None,
+    generator: torch.Generator | None = None,
+    name: str = "noise",
+) -> Tensor:
+    """The starting state `[B, *shape]`: the noise given, in at least float32, or `n` draws.
+
+    Raises:
+        ValueError: if not exactly one of noise and n is given, noise does not fit, or a generator is missing.
+    """
+    shape = tuple(denoiser.shape)
+    if (noise is None) == (n is None):
+        raise ValueError("give either noise, the starting state, or n, how many to draw; not both, not neither")
+    if noise is not None:
+        if not noise.is_floating_point():
+            raise ValueError(f"{name} has dtype {noise.dtype}: give a floating-point tensor")
+        if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
+            raise ValueError(f"{name} has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
+        return noise.to(torch.promote_types(noise.dtype, torch.float32))
+    assert n is not None
+    if n < 1:
+        raise ValueError(f"n = {n}: must be at least 1")
+    if generator is None:
+        raise ValueError(f"n = {n} draws noise: {GENERATOR}")
+    model = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
+    dtype = torch.float32 if model is None else torch.promote_types(model.dtype, torch.float32)
+    device = generator.device if model is None else model.device
+    return randn(torch.empty(n, *shape, dtype=dtype, device=device), generator)
+
+
+def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise drawn on the generator's device, moved to that of `like`."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def conditions_of(denoiser: Denoiser, cond: Cond | None, n: int) -> dict[str, Any]:
+    """The conditions of n samples.
+
+    Raises:
+        ValueError: if one has not one entry per sample, or the denoiser does not take it (`Denoiser.check_cond`).
+    """
+    given = dict(cond or {})
+    if not torch.compiler.is_compiling():
+        for name, length in lengths(given).items():
+            if length != n:
+                raise ValueError(
+                    f"condition {name} has {length} entries for {n} samples: give one entry per sample"
+                    + (f", e.g. {name}.expand({n}, ...)" if length == 1 else "")
+                )
+        denoiser.check_cond(given)
+    return given
+
+
+def check_start(denoiser: Denoiser, sigma: float) -> None:
+    """Refuse a start at sigma inf for a model that knows nothing there.
+
+    Raises:
+        ValueError: if sigma is inf and the model is undefined at inf.
+    """
+    if sigma == math.inf and not denoiser.finite_at_inf:  # not isinf: compilers trace the comparison
+        raise ValueError(
+            "the plan starts at sigma = inf (zero terminal SNR), where this model is undefined: an eps or score "
+            "network says nothing of x in pure noise; choose a grid with a finite sigma_max, or a v, x0, flow or "
+            "EDM network"
+        )
+
+
+def check_range(denoiser: Denoiser, sigmas: Sequence[float]) -> None:
+    """Warn (UserWarning) of evaluations outside the denoiser's `trained_range`; the caller goes on.
+
+    One percent either way is rounding, and sigma inf counts as 100 (`Denoiser.covers`).
+    """
+    lo, hi = denoiser.trained_range
+    low, high = min(sigmas), max(sigmas)
+    if not denoiser.covers(low, high):
+        outside = low if denoiser.covers(max(low, lo), high) else high
+        warnings.warn(
+            f"sigma = {outside:.6g} is outside the range [{lo:.6g}, {hi:.6g}] that this denoiser was trained on: its "
+            "answers there are extrapolation; choose a grid within denoiser.sampling_range",
+            UserWarning,
+            stacklevel=4,
+        )
