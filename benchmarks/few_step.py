@@ -137,7 +137,7 @@ class Bench:
         draw = partial(noises, self.denoiser, self.cond)
         # of the exact mixture one noise in several hundred switches modes, and is most of its mean square
         many = name == "mixture"
-        self.fit, tune = (count * (4 if many else 1) for count in (options.batch, options.select))
+        self.fit, tune = (count * (4 if many else 1) for count in (options.fit, options.select))
         select, count = draw(2 * 10**6 + seed, tune), options.report * (16 if many else 1)
         plan = teacher_plan(steps, self.low, self.high)
         self.select, self.cache = remember(self.denoiser, plan, *select, chunk=self.chunk)
@@ -324,7 +324,7 @@ def main() -> None:
     )
     parser.add_argument("--nfe", default="4,5,6,8,10")
     parser.add_argument("--data", type=Path, action="append", default=[], help="where a file of training data lies")
-    parser.add_argument("--batch", type=int, default=96, help="noises to fit to")
+    parser.add_argument("--fit", type=int, default=96, help="noises to fit to")
     parser.add_argument("--select", type=int, default=96, help="noises to tune the peers on")
     parser.add_argument("--report", type=int, default=512, help="fresh noises to report on")
     parser.add_argument(

@@ -3,7 +3,7 @@
     sigma_0 = the model's largest,     sigma_i = sigma_data u_i,     rows as they are
 
 In units of sigma_data all data have variance 1, and neither eps nor x0 rows know the unit: u_i and the rows were fitted
-once over several models (calibration/universal.py, benchmarks/universal.py) and are kept in universal.json, one plan
+once over several models (calibration/universal.py, tools/universal.py) and are kept in universal.json, one plan
 per number of evaluations and range.  The first level is the model's own largest, because pure noise is a state of the
 model there and nowhere below: at sigma it lacks the mean image, which is sqrt(D) |mean| / sigma standard deviations of
 the noise along its own direction, and large images have large D.  Models whose levels reach 40 sigma_data get the

@@ -1,7 +1,7 @@
 """Publish a trained run in the zoo: half-precision weights, calibrated plans, and a card of what was measured on them.
 
     logsnr train recipes/digits.yaml --out runs/zoo-digits --set steps=2500 --set ema.decay=.998 --set max_seconds=null
-    python benchmarks/zoo.py runs/zoo-digits digits
+    python tools/zoo.py runs/zoo-digits digits
 
 Everything is measured on the rounded weights that are shipped: the variational bound of held-out images (a conditional
 model's under its null condition, and given the label), and end-point RMSE and FD of the plans beside stock samplers.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", help="where the training data lie [default: the recipe's source]")
     parser.add_argument("--images", type=int, default=1000, help="held-out images of the bound")
     parser.add_argument("--samples", type=int, default=500, help="samples of the comparison")
-    parser.add_argument("--batch", type=int, default=96, help="noises that plans are fitted to")
+    parser.add_argument("-n", "--number", type=int, default=96, help="noises that plans are fitted to")
     parser.add_argument("--rollouts", type=int, help="budget of each plan [default: that of calibrate]")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
     cond = {"class_labels": torch.arange(card["classes"])} if card["classes"] else None
     found = {
         nfe: Plan.from_dict(stage(f"plan-{nfe}", lambda nfe=nfe: calibrate(
-            denoiser, nfe, batch=options.batch, rollouts=options.rollouts, cond=cond, resume=work / f"ledger-{nfe}.json"
+            denoiser, nfe, n=options.number, rollouts=options.rollouts, cond=cond, resume=work / f"ledger-{nfe}.json"
         ).to_dict()))
         for nfe in NFE
     }  # fmt: skip
