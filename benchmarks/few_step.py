@@ -44,8 +44,8 @@ from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.spaces import feature_space
+from logsnr.evaluation.features import FeatureSpace
 from logsnr.evaluation.metrics import Reference
-from logsnr.evaluation.quality import FeatureSpace
 from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers

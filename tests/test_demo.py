@@ -48,7 +48,7 @@ def test_the_summary_counts_what_was_asked(demo):
     assert rows == [
         *(("zoo:digits' plan", n) for n in (5, 10)),
         *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
-        ("teacher (Heun)", 99),
+        ("teacher (UniPC-3)", 64),
     ]
     assert summary["samples_per_row"] == 500
     assert summary["likelihood"]["held_out_images"] == 297

@@ -1,12 +1,14 @@
 """Distances between sets, the classifier behind them, and the comparison of samplers."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from logsnr import exact, grids, heun, solvers
-from logsnr.evaluation import Classifier, Judge, compare_samplers, frechet_distance, nearest_distances, train_classifier
+from logsnr import exact, grids, solvers
+from logsnr.evaluation import Classifier, FeatureSpace, frechet_distance, nearest_distances, train_classifier
+from logsnr.evaluation.compare import measure, plans
 from logsnr.pixels import Pixels
 
 
@@ -94,41 +96,58 @@ def test_classifier_refuses_unpaired_labels():
         train_classifier(images, labels[:7], (images, labels), grey_levels=17, generator=generator())
 
 
-def test_judge_shares_and_distances():
+def test_shares_and_distances_of_a_classifier():
     classifier = Classifier(1, 3, Pixels(17)).eval()
     images = torch.randint(0, 17, (40, 1, 8, 8), generator=generator(2), dtype=torch.uint8)
-    judge = Judge(classifier=classifier, reference=images)
-    assert judge.frechet(images) == pytest.approx(0, abs=1e-6)
+    space = FeatureSpace(name="its own", of=classifier.features, reference=classifier.features(images).detach())
+    assert space.distances(images)[0].value == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         confidence = classifier(images).max(1).values
     threshold = float(confidence.median())
-    assert judge.confident_share(images, threshold) == pytest.approx(float((confidence >= threshold).double().mean()))
+    share = float((confidence >= threshold).double().mean())
+    assert classifier.confident_share(images, threshold) == pytest.approx(share)
 
 
-def test_compare_samplers_counts_and_orders():
+def test_measured_samplers_are_counted_ordered_and_kept():
     """On an exact mixture more evaluations land nearer to the teacher, and a noisy sampler has no such error."""
     means = torch.tensor([[-0.6] * 4, [0.5, 0.5, -0.5, -0.5]])
     model = exact.GaussianMixture(torch.tensor([0.4, 0.6]), means, 0.05 * torch.eye(4).expand(2, 4, 4))
-    noise = torch.randn(64, 4, generator=generator(3))
-    teacher = heun(model, grids.karras(60, 20.0, 0.01), noise=noise)
-    pixels = Pixels(17)
+    solvers_of = {"DDIM": solvers.ddim, "DDPM": solvers.ddpm}
+    entries = [
+        entry
+        for name, make in solvers_of.items()
+        for n in (5, 20)
+        for entry in plans(model, {name: make(grids.log_linear(n, 20.0, 0.02))})
+    ]
+    kept = []
 
-    class Flat(Classifier):
-        def features(self, images):
-            return self.pixels.encode(images).flatten(1)
+    def run(keep=None):
+        space = FeatureSpace(name="x", of=lambda x: x, reference=model.sample(400, generator=generator(5)))
+        return measure(model, entries, samples=64, seed=4, teacher_steps=60, features=space, replicates=2, keep=keep)
 
-        def forward(self, images):
-            return torch.full((len(images), 2), 0.5)
+    found = run(lambda entry, x: kept.append((entry, x)))
+    assert [(row.name, row.evaluations) for row in found.rows] == [(e.solver, e.plan.nfe) for e in entries]
+    few, many, noisy, _ = found.rows
+    assert many.rmse.value < few.rmse.value / 2
+    assert many.frechet.value < few.frechet.value
+    assert noisy.rmse is None
+    assert [entry for entry, _ in kept] == [None, *entries]
+    end, *samples = (x for _, x in kept)
+    assert few.rmse.value == pytest.approx(float((samples[0].double() - end.double()).square().mean().sqrt()))
+    run(lambda entry, x: kept.append((entry, x)))
+    assert torch.equal(kept[-2][1], samples[2])  # its noise is drawn from the seed
 
-    judge = Judge(classifier=Flat(1, 2, pixels), reference=pixels.decode(teacher))
-    samplers = {
-        "DDIM": lambda n: solvers.ddim(grids.log_linear(n, 20.0, 0.02)),
-        "DDPM": lambda n: solvers.ddpm(grids.log_linear(n, 20.0, 0.02)),
-    }
-    rows = compare_samplers(model, samplers, (5, 20), noise=noise, teacher=teacher, judge=judge, pixels=pixels, seed=4)
-    assert [(q.sampler, q.nfe) for q in rows] == [("DDIM", 5), ("DDIM", 20), ("DDPM", 5), ("DDPM", 20)]
-    assert rows[1].rmse < rows[0].rmse / 2
-    assert rows[2].rmse is None
-    assert rows[1].frechet < rows[0].frechet
-    again = compare_samplers(model, samplers, (5,), noise=noise, teacher=teacher, judge=judge, pixels=pixels, seed=4)
-    assert torch.equal(again[1].images, rows[2].images)
+
+def test_noise_on_the_way_is_not_the_noise_of_the_start():
+    """A stochastic step's draw beside the start: uncorrelated, so that the samples are those of the sampler."""
+    model, started, drawn = exact.Gaussian(torch.zeros(4), torch.eye(4)), [], []
+
+    def run(denoiser, noise, cond, generator):
+        started.append(noise)
+        drawn.append(torch.randn(noise.shape, generator=generator))
+        return noise
+
+    (entry,) = plans(model, {"DDPM": solvers.ddpm(grids.log_linear(5, 20.0, 0.02))})
+    measure(model, [dataclasses.replace(entry, run=run)], samples=256)
+    correlation = torch.corrcoef(torch.stack([started[0].flatten(), drawn[0].flatten()]))[0, 1]
+    assert abs(float(correlation)) < 4 / 32

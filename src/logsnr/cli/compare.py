@@ -14,7 +14,7 @@ from logsnr.cli.app import Json, Model, Named, Seed, app
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logsnr.evaluation.quality import FeatureSpace
+    from logsnr.evaluation.features import FeatureSpace
     from logsnr.loading import Loaded
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from logsnr.demo.result import FEATURES, DemoResult
-from logsnr.evaluation import Quality
+from logsnr.demo.result import FEATURES, DemoResult, Sampled
 from logsnr.images import tile
 from logsnr.pixels import Pixels
 from logsnr.report import figures
@@ -73,7 +72,7 @@ def _few_steps(result: DemoResult) -> list[Html]:
     evaluations = sorted({q.nfe for q in result.samplers})
     pixels = Pixels(result.grey_levels)
 
-    def cell(q: Quality | None) -> Html:
+    def cell(q: Sampled | None) -> Html:
         if q is None:
             return Html()
         shown = tile(pixels.display(q.images[:10]), columns=5, scale=4)
@@ -209,5 +208,5 @@ def _recipe(result: DemoResult) -> list[Html]:
     ]
 
 
-def _pick(result: DemoResult, name: str, nfe: int) -> Quality:
+def _pick(result: DemoResult, name: str, nfe: int) -> Sampled:
     return next(q for q in result.samplers if q.sampler.startswith(name) and q.nfe == nfe)

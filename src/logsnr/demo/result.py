@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from logsnr.evaluation import Quality
 from logsnr.likelihood import Likelihood
 from logsnr.objectives import WeightedELBO
 
@@ -67,6 +66,27 @@ class Recognised:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """A row of the comparison of samplers, with its samples.
+
+    Attributes:
+        sampler: its name.
+        nfe: counted network evaluations per image.
+        rmse: end-point RMSE against the teacher, None for a sampler that draws noise on the way.
+        frechet: FD (features: `FEATURES`).
+        confident: share recognised with confidence >= .9.
+        images: the samples, stored uint8 `[N, C, H, W]`.
+    """
+
+    sampler: str
+    nfe: int
+    rmse: float | None
+    frechet: float
+    confident: float
+    images: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoResult:
     """The demo's measurements; images are shown grey levels uint8 0 ... 255 `[N, 1, 8, 8]` unless said otherwise."""
 
@@ -78,8 +98,8 @@ class DemoResult:
     likelihood: Likelihood
     """Without the label (the null condition): comparable with unconditional models."""
     likelihood_given_label: Likelihood
-    samplers: Sequence[Quality]
-    teacher: Quality
+    samplers: Sequence[Sampled]
+    teacher: Sampled
     recognised: Recognised
     held_out: Tensor
     strip: Sequence[tuple[float, Tensor, Tensor]]

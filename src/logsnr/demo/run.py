@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,24 @@ from rich.table import Table
 from torch import Tensor
 
 from logsnr.demo.page import demo_page
-from logsnr.demo.result import FEATURES, DemoResult, Recognised, Training
+from logsnr.demo.result import FEATURES, DemoResult, Recognised, Sampled, Training
 from logsnr.denoiser import NetworkDenoiser, noisy
-from logsnr.evaluation import Judge, Quality, compare_samplers, nearest_distances, train_classifier
+from logsnr.evaluation import Classifier, FeatureSpace, nearest_distances, train_classifier
+from logsnr.evaluation.compare import Entry, measure, plans
+from logsnr.evaluation.metrics import Estimated
 from logsnr.files import replace_file
 from logsnr.images import png, side_by_side, tile
 from logsnr.likelihood import Likelihood, bits_per_dim
 from logsnr.loading import load_plans
 from logsnr.pixels import Pixels
 from logsnr.report.page import write_page
-from logsnr.sampling import Plan, grids, heun, solvers
-from logsnr.sampling.counted import Counted
+from logsnr.sampling import Plan, grids, solvers
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.metrics import METRICS
 
 SAMPLES = 500
 EVALUATIONS = (5, 10, 20)
-TEACHER_STEPS = 50
+TEACHER_STEPS = 64
 STRIP_SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 20.0)
 
 
@@ -78,9 +80,9 @@ def run_demo(
     likelihood, given_label = _bounds(denoiser, data, seed)
     console.print(f"    {likelihood}; {given_label.bits_per_dim:.4f} +- {given_label.stderr:.4f} given the label")
     console.print("[bold]3/5[/] a classifier to judge samples by")
-    judge, recognise = _judge(data, seed)
+    classifier, space, recognise = _judge(data, seed)
     console.print(f"[bold]4/5[/] sampling {SAMPLES} digits from the same noise, sampler by sampler")
-    rows, teacher = _samplers(denoiser, judge, Pixels(data.grey_levels), data.classes, seed)
+    teacher, rows = _samplers(denoiser, classifier, space, data.classes, seed)
     result = DemoResult(
         seed=seed,
         grey_levels=data.grey_levels,
@@ -135,8 +137,8 @@ def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likeli
     return without, given
 
 
-def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognised]]:
-    """The judge, and the function that puts samples beside held-out digits."""
+def _judge(data: Dataset, seed: int) -> tuple[Classifier, FeatureSpace, Callable[[Tensor], Recognised]]:
+    """A classifier, the space of its features, and the function that puts samples beside held-out digits."""
     assert data.train_labels is not None
     assert data.test_labels is not None
     held_out = (data.test_images, data.test_labels)
@@ -147,8 +149,10 @@ def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognis
     # Real images against real images, in the numbers and class shares of the comparison: the floor of the distance.
     # (Classes lie far apart in the features: chance class shares alone would cost more than the samples' errors.)
     real = _balanced(data.train_labels, SAMPLES // data.classes)
-    judge = Judge(classifier=classifier, reference=data.train_images[~real])
     pixels = Pixels(data.grey_levels)
+    with torch.no_grad():
+        reference = classifier.features(data.train_images[~real])
+    space = FeatureSpace(name=FEATURES, of=lambda x: classifier.features(pixels.decode(x)), reference=reference)
     references = pixels.encode(data.train_images)
 
     def recognise(images: Tensor) -> Recognised:
@@ -159,58 +163,64 @@ def _judge(data: Dataset, seed: int) -> tuple[Judge, Callable[[Tensor], Recognis
             accuracy = (classifier(held_out[0]).argmax(1) == held_out[1]).double().mean()
         return Recognised(
             accuracy=float(accuracy),
-            samples=judge.confident_share(images),
-            held_out=judge.confident_share(data.test_images),
+            samples=classifier.confident_share(images),
+            held_out=classifier.confident_share(data.test_images),
             samples_nearest=_quartiles(samples),
             held_out_nearest=_quartiles(others),
-            real_frechet=judge.frechet(data.train_images[real]),
+            real_frechet=space.distances(pixels.encode(data.train_images[real]))[0].value,
             nearest_pairs=(pixels.display(images[:20]), pixels.display(data.train_images[nearest])),
         )
 
-    return judge, recognise
+    return classifier, space, recognise
 
 
 def _samplers(
-    denoiser: NetworkDenoiser, judge: Judge, pixels: Pixels, classes: int, seed: int
-) -> tuple[list[Quality], Quality]:
-    lo, hi = denoiser.sampling_range
-    noise = torch.randn(SAMPLES, *denoiser.shape, generator=torch.Generator().manual_seed(seed + 3))
-    # Every class equally often, in turn.
-    cond = {"class_labels": torch.arange(SAMPLES) % classes}
-    counted = Counted(denoiser)
-    end = heun(counted, grids.karras(TEACHER_STEPS, hi, lo), noise=noise, cond=cond)
-    images = pixels.decode(end)
-    teacher = Quality(
-        sampler="teacher (Heun)",
-        nfe=counted.evaluations,
-        rmse=0.0,
-        frechet=judge.frechet(images),
-        confident=judge.confident_share(images),
-        images=images,
-    )
-
-    def grid(n: int) -> tuple[float, ...]:
-        return grids.log_linear(n, hi, lo)
-
-    ready = load_plans("zoo:digits")  # calibrated on a model of the same digits, trained longer
-    plans: dict[str, Callable[[int], Plan | None]] = {
-        "zoo:digits' plan": ready.get,
-        "DDIM": lambda n: solvers.ddim(grid(n)),
-        "GE (gamma 2)": lambda n: solvers.ge(grid(n), gamma=2.0),
-        "DDPM": lambda n: solvers.ddpm(grid(n)),
-    }
-    rows = compare_samplers(
+    denoiser: NetworkDenoiser, classifier: Classifier, space: FeatureSpace, classes: int, seed: int
+) -> tuple[Sampled, list[Sampled]]:
+    """The teacher's row, and those of the samplers."""
+    images: list[Tensor] = []
+    found = measure(
         denoiser,
-        plans,
-        EVALUATIONS,
-        noise=noise,
-        teacher=end,
-        judge=judge,
-        pixels=pixels,
-        seed=seed + 4,
-        cond=cond,
+        _entries(denoiser),
+        samples=SAMPLES,
+        seed=seed + 3,
+        cond={"class_labels": torch.arange(classes)},  # every class equally often, in turn
+        teacher_steps=TEACHER_STEPS,
+        batch=SAMPLES,
+        features=space,
+        replicates=2,  # no standard errors are shown
+        keep=lambda _, x: images.append(denoiser.decode(x)),
     )
-    return rows, teacher
+
+    def row(name: str, nfe: int, rmse: float | None, frechet: Estimated | None, shown: Tensor) -> Sampled:
+        return Sampled(
+            sampler=name,
+            nfe=nfe,
+            rmse=rmse,
+            frechet=math.nan if frechet is None else frechet.value,
+            confident=classifier.confident_share(shown),
+            images=shown,
+        )
+
+    teacher = row("teacher (UniPC-3)", found.teacher.evaluations, 0.0, found.teacher.frechet, images[0])
+    return teacher, [
+        row(r.name, r.evaluations, None if r.rmse is None else r.rmse.value, r.frechet, shown)
+        for r, shown in zip(found.rows, images[1:], strict=True)
+    ]
+
+
+def _entries(denoiser: NetworkDenoiser) -> list[Entry]:
+    """Every sampler at every number of evaluations that it has a plan of."""
+    lo, hi = denoiser.sampling_range
+    ready = load_plans("zoo:digits")  # calibrated on a model of the same digits, trained longer
+    samplers: dict[str, Callable[[int], Plan | None]] = {
+        "zoo:digits' plan": ready.get,
+        "DDIM": lambda n: solvers.ddim(grids.log_linear(n, hi, lo)),
+        "GE (gamma 2)": lambda n: solvers.ge(grids.log_linear(n, hi, lo), gamma=2.0),
+        "DDPM": lambda n: solvers.ddpm(grids.log_linear(n, hi, lo)),
+    }
+    found = [(name, plan_of(n)) for name, plan_of in samplers.items() for n in EVALUATIONS]
+    return [entry for name, plan in found if plan for entry in plans(denoiser, {name: plan})]
 
 
 @torch.no_grad()

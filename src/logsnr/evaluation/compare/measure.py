@@ -20,8 +20,8 @@ from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, universal
 from logsnr.evaluation.compare.peers import peers
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+from logsnr.evaluation.features import FeatureSpace
 from logsnr.evaluation.metrics import Estimated, bootstrap_counts
-from logsnr.evaluation.quality import FeatureSpace
 from logsnr.sampling import Plan
 from logsnr.sampling.batches import chunks, in_turn
 from logsnr.sampling.counted import Counted, rmse
@@ -76,6 +76,7 @@ def measure(
     replicates: int = 100,
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    keep: Callable[[Entry | None, Tensor], None] | None = None,
 ) -> Comparison:
     """Run the entries.
 
@@ -91,6 +92,7 @@ def measure(
         replicates: of the bootstrap.
         about: facts to keep with the result.
         progress: called before every entry.
+        keep: called with every entry and its samples; with None and the teacher's before.
 
     Returns:
         The measured rows, in the order of the entries.
@@ -109,10 +111,13 @@ def measure(
 
     tell(0, len(entries), "teacher")
     end, teacher = _teacher(denoiser, runner, teacher_steps, distances)
+    keep = keep or (lambda entry, x: None)
+    keep(None, end)
     rows = []
     for done, entry in enumerate(entries):
         tell(done, len(entries), f"{entry.budget} evaluations: {entry.name}")
         x, spent, seconds = runner(entry)
+        keep(entry, x)
         finite = bool(x.isfinite().all())
         frechet, kernel = distances(x) if finite else (None, None)
         exact = finite and not (entry.plan is not None and entry.plan.noisy)
@@ -155,7 +160,7 @@ class _Runner:
 
     def __call__(self, entry: Entry) -> tuple[Tensor, int, float]:
         """Samples, counted evaluations per image, seconds per image."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed + 1)  # what is added on the way is not the start again
         parts = []
         began = self._now()
         counted = Counted(self.denoiser)

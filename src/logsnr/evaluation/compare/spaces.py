@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, one_line, unknown
-from logsnr.evaluation.features import train_classifier
-from logsnr.evaluation.quality import FeatureSpace
+from logsnr.evaluation.features import FeatureSpace, train_classifier
 from logsnr.pixels import Pixels
 from logsnr.training import Dataset
 
