@@ -29,7 +29,7 @@ from logsnr.evaluation.passport import examine
 from logsnr.exact import PointCloud
 from logsnr.files import replace_file
 from logsnr.loading import load
-from logsnr.theory import schedule_between
+from logsnr.theory import grid_between
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -65,10 +65,10 @@ def run(name: str, nfe: list[int], samples: int) -> dict[str, Any]:
     low, high = denoiser.sampling_range
     curve = passport.eta_curve
     entries = ours(denoiser, nfe, solvers=SHOWN, eta=curve)
-    result = measure(denoiser, entries, samples=samples, cond=turn, about={"model": name})
+    result = measure(denoiser, entries, n=samples, cond=turn, about={"model": name})
     levels = {e.budget: e.plan.sigmas for e in entries if (e.solver, e.grid) == ("DDIM", "admissible") and e.plan}
     held = [(sigma, min(max(eta, 1e-3), 0.999)) for sigma, eta in curve]
-    needs = {n: schedule_between(held, n - 1, sigma_max=high, sigma_min=low)[1] for n in nfe}
+    needs = {n: grid_between(held, n - 1, sigma_max=high, sigma_min=low)[1] for n in nfe}
     return {
         "eta": [[float(f"{s:.4g}"), float(f"{e:.4g}")] for s, e in curve],
         "nu measured": max(e.nu for e in passport.projection if math.isfinite(e.nu)),

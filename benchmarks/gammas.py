@@ -188,7 +188,7 @@ class Bench:
 
         def covariances(plan: Plan) -> tuple[StepCovariance, ...]:
             # the last is that of the plain denoise
-            return error_covariance(denoiser, fit.end, plan, noise=fit.noise, batch=chunk, cond=fit.cond)[:-1]
+            return error_covariance(denoiser, fit.end, plan, noise=fit.noise, chunk=chunk, cond=fit.cond)[:-1]
 
         again = [c.gamma for c in covariances(solvers.ge(sigmas, star))]
         constant = best_constant(lambda g: float(self.squares(solvers.ge(sigmas, g), fit).mean()))

@@ -30,7 +30,7 @@ from logsnr.exact import PointCloud
 from logsnr.projection import Points
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.counted import rmse
-from logsnr.theory import schedule_between
+from logsnr.theory import grid_between
 from logsnr.timesteps import TimestepTable
 
 QUANTILES = (0.01, 0.5, 0.9, 0.99, 1.0)
@@ -121,7 +121,7 @@ def few_steps(points: Tensor, generator: torch.Generator) -> dict[str, Any]:
     eta = [(sigma, max(value, 1e-3)) for sigma, value in curve.eta(0.9)]
     out: dict[str, Any] = {"points": len(points), "trajectories": len(noise), "grids": {}, "gammas": {}}
     for n in (5, 10, 20):
-        measured, nu = schedule_between(eta, n - 1, sigma_max=high, sigma_min=low)
+        measured, nu = grid_between(eta, n - 1, sigma_max=high, sigma_min=low)
         rows = {
             "log-linear": grids.log_linear(n, high, low),
             "karras": grids.karras(n, high, low),

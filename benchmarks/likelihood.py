@@ -43,7 +43,7 @@ def lattice_pass(
     n = len(x)
     order = torch.randperm(n, generator=generator)
     u = (torch.rand(1, generator=generator, dtype=torch.float64) + order / n) % 1.0
-    error, _ = draw_errors(denoiser, x, lo + (hi - lo) * u, cond=cond, generator=generator, batch=n)
+    error, _ = draw_errors(denoiser, x, lo + (hi - lo) * u, cond=cond, generator=generator, chunk=n)
     return float(0.5 * (hi - lo) * error.mean())
 
 
@@ -102,7 +102,7 @@ def main() -> None:
                 torch.ones_like,
                 cond=cond,
                 generator=generator,
-                batch=n,
+                chunk=n,
                 evaluations_per_image=REPLICATES * args.strata,
             )
             means.append(float(result.per_image.mean()) * unit)

@@ -35,7 +35,7 @@ from logsnr.sampling.batches import take
 from logsnr.sampling.counted import rmse
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
-from logsnr.theory import schedule_between
+from logsnr.theory import grid_between
 from logsnr.timesteps import TimestepTable
 
 pytest.importorskip("diffusers")
@@ -84,7 +84,7 @@ def compared(model):
     plan = solvers.ddim(grids.log_linear(4, 20.0, 0.02))
     noisy = solvers.ddpm(grids.log_linear(4, 20.0, 0.02))
     return compare(
-        model, [4, 7], found={"mine": plan, "noisy": noisy}, samples=64, features=space, replicates=5,
+        model, [4, 7], found={"mine": plan, "noisy": noisy}, n=64, features=space, replicates=5,
         teacher_steps=60, about={"model": "mixture"},
     )  # fmt: skip
 
@@ -260,7 +260,7 @@ def test_errors_fall_with_evaluations_towards_the_teacher(model):
         model,
         ours(model, [10, 20, 40], solvers=["ddim", "dpm++(2m)", "ge(1.5)"], grids=["log-linear"])
         + peers(model, [10, 20, 40], solvers=["euler", "unipc-2"], grids=["lu"]),
-        samples=64,
+        n=64,
         teacher_steps=160,
     )
     errors = {}
@@ -273,7 +273,7 @@ def test_errors_fall_with_evaluations_towards_the_teacher(model):
 
 
 def test_measuring_does_not_depend_on_batches_or_on_what_else_takes_part(model, compared):
-    again = measure(model, [*peers(model, [7], grids=["karras"])][::-1], samples=64, batch=23, teacher_steps=60)
+    again = measure(model, [*peers(model, [7], grids=["karras"])][::-1], n=64, chunk=23, teacher_steps=60)
     for row in again.rows:
         before = next(r for r in compared.rows if (r.name, r.budget) == (row.name, 7))
         assert row.rmse.value == pytest.approx(before.rmse.value, rel=1e-4), row.name
@@ -297,7 +297,7 @@ def test_conditions_follow_their_samples_into_batches(noise):
 
     space = FeatureSpace(name="x", of=of, reference=noise)
     entry = peers(model, [5], solvers=["unipc-2"], grids=["karras"])[0]
-    measure(model, [entry], samples=7, batch=2, cond=cond, teacher_steps=16, features=space)
+    measure(model, [entry], n=7, chunk=2, cond=cond, teacher_steps=16, features=space)
     x = torch.cat(seen[-4:])
     start = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     full = {"shift": cond["shift"][torch.arange(7) % 3]}
@@ -309,7 +309,7 @@ def test_conditions_follow_their_samples_into_batches(noise):
 def test_a_sampler_that_breaks_is_said_to_and_the_rest_goes_on(model):
     entry = ours(model, [4], solvers=["ddim"], grids=["karras"])[0]
     broken = dataclasses.replace(entry, solver="broken", run=lambda *_: torch.full((8, 3), math.nan))
-    result = measure(model, [broken, entry], samples=8, teacher_steps=16)
+    result = measure(model, [broken, entry], n=8, teacher_steps=16)
     assert [(r.finite, r.rmse is None) for r in result.at(4)] == [(True, False), (False, True)]
     assert "| broken, karras | 0 of 4 | not finite |" in markdown(result)
     json.dumps(result.to_dict(), allow_nan=False)
@@ -322,7 +322,7 @@ def test_a_teacher_that_breaks_is_an_error():
             return inner if sigma > 1 else ls.Estimate(inner.x0 * math.nan, inner.eps * math.nan)
 
     with pytest.raises(LogsnrError, match=r"teacher's trajectory has values that are not finite.*float32"):
-        measure(Broken(), ours(Broken(), [4], solvers=["ddim"]), samples=4, teacher_steps=16)
+        measure(Broken(), ours(Broken(), [4], solvers=["ddim"]), n=4, teacher_steps=16)
 
 
 # Plans, tables and names
@@ -364,7 +364,7 @@ def test_with_a_measured_eta_the_admissible_grid_takes_part_like_any_other(model
     for entry in added:
         assert spent(entry, model, model, noise[:2]) == entry.evaluations <= entry.budget, entry.name
         if entry.plan is not None:
-            levels, _ = schedule_between(ETA, entry.evaluations - 1, sigma_max=high, sigma_min=low)
+            levels, _ = grid_between(ETA, entry.evaluations - 1, sigma_max=high, sigma_min=low)
             assert entry.plan.sigmas == (*levels, 0.0), entry.name
     (heun,) = [e for e in added if (e.solver, e.budget) == ("Heun", 5)]
     by_hand = ls.sampling.heun(model, grids.admissible(3, ETA, high, low), noise=noise)
@@ -386,7 +386,7 @@ def test_without_an_eta_it_is_absent_unless_it_is_asked_for(model):
 
 
 def test_compare_hands_the_eta_on(model):
-    result = compare(model, [4], eta=ETA, with_peers=False, samples=8, teacher_steps=16)
+    result = compare(model, [4], eta=ETA, with_peers=False, n=8, teacher_steps=16)
     row = next(r for r in result.rows if r.name == "GE(2), admissible")
     low, high = model.sampling_range
     assert row.plan_hash == solvers.ge(grids.admissible(4, ETA, high, low), 2.0).hash
@@ -462,8 +462,8 @@ def test_words_choose_solvers_and_grids(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": 1}, "samples = 1: must be at least 2"),
-        ({"batch": 0}, "batch = 0: must be at least 1"),
+        ({"n": 1}, "n = 1: must be at least 2"),
+        ({"chunk": 0}, "chunk = 0: must be at least 1"),
         ({"teacher_steps": 20}, "teacher_steps = 20: must be at least 24, twice the 12"),
     ],
 )

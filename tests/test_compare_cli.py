@@ -22,7 +22,7 @@ from logsnr.training import Dataset, load_data
 from logsnr.training.config import DataConfig
 
 pytest.importorskip("diffusers")
-QUICK = ["-n", "6", "--batch", "4", "--teacher-steps", "16", "--bootstrap", "2"]
+QUICK = ["-n", "6", "--chunk", "4", "--teacher-steps", "16", "--bootstrap", "2"]
 
 
 @pytest.fixture(scope="module")

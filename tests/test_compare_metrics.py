@@ -87,7 +87,7 @@ def test_kid_of_equal_distributions_is_zero_within_its_error_which_is_not_too_sm
 def test_feature_space_measures_what_the_metrics_do_in_any_batch():
     reference, x = normal(50, 4, 0), normal(31, 4, 1, mean=0.2)
     space = FeatureSpace(name="halves", of=lambda v: v / 2, reference=reference / 2)
-    fd, kid = space.distances(x, batch=7)
+    fd, kid = space.distances(x, chunk=7)
     assert fd.value == pytest.approx(frechet_distance(x / 2, reference / 2), rel=1e-9)
     assert kid.value == pytest.approx(kernel_distance(x / 2, reference / 2), rel=1e-9)
     assert math.isnan(fd.stderr)

@@ -16,7 +16,7 @@ from logsnr.exact import PointCloud
 from logsnr.noise import alpha_s
 from logsnr.projection import Flat, Points, ReferenceSet
 from logsnr.sampling import Plan, grids, sample, solvers
-from logsnr.theory import distance_bounds, is_admissible, schedule_between
+from logsnr.theory import distance_bounds, grid_between, is_admissible
 
 F64 = torch.float64
 
@@ -59,7 +59,7 @@ LEVELS = [0.01, 0.3, 2.0, 40.0]
 def test_constructed_errors_come_back(dtype: torch.dtype) -> None:
     plane = Flat(randn(20, 3))
     x = plane.project(randn(70, 20, seed=1)).to(dtype)
-    curve = relative_error(Erring(plane, eta), plane, x, LEVELS, generator=generator(), batch=32)
+    curve = relative_error(Erring(plane, eta), plane, x, LEVELS, generator=generator(), chunk=32)
     assert [level.sigma for level in curve.levels] == LEVELS[::-1]
     for level in curve.levels:
         accuracy = 1e-9 if dtype == F64 else 1e-4
@@ -93,7 +93,7 @@ def test_output_and_projection_belong_to_the_same_state() -> None:
     points = Points(randn(40, 6))
     model, grid = PointCloud(points.points), grids.log_linear(12, 20.0, 0.05, last="min")
     noise = randn(64, 6, seed=1)
-    curve = trajectory_error(model, points, solvers.ddim(grid), noise=noise, batch=20)
+    curve = trajectory_error(model, points, solvers.ddim(grid), noise=noise, chunk=20)
     y = noise * math.hypot(1, grid[0])
     for i, level in enumerate(curve.levels):
         p, x0 = points.project(y), model(y / math.hypot(1, grid[i]), grid[i]).x0
@@ -200,8 +200,8 @@ def test_known_covariances_come_back_and_give_gamma() -> None:
     amplitudes = {10.0: (0.5, 0.1), 4.0: (0.3, -0.2), 1.5: (0.1, 0.2), 0.5: (-0.2, 0.05)}
     point, n = randn(4), 64
     model, noise = Noisy(point, amplitudes, n), randn(n, 4, seed=1)
-    found = error_covariance(model, Points(point[None]), solvers.ddim(grid), noise=noise, batch=n)
-    ends = error_covariance(model, point.expand(n, 4), solvers.ddim(grid), noise=noise, batch=n)
+    found = error_covariance(model, Points(point[None]), solvers.ddim(grid), noise=noise, chunk=n)
+    ends = error_covariance(model, point.expand(n, 4), solvers.ddim(grid), noise=noise, chunk=n)
     assert [step.sigma for step in found] == grid[1:-1]
     for i, step in enumerate(found, start=1):
         # A DDIM step with error d turns the direction to the point by as much: d' = d sigma_{t+1}/sigma_t.
@@ -241,7 +241,7 @@ def test_a_measured_curve_becomes_a_grid() -> None:
     plan = solvers.ddim(grids.log_linear(25, 20.0, 0.05, last="min"))
     curve = trajectory_error(model, points, plan, noise=randn(200, 8, seed=1))
     pairs = [(sigma, max(value, 1e-3)) for sigma, value in curve.eta(0.5)]
-    grid, nu = schedule_between(pairs, 10, sigma_max=20.0, sigma_min=0.05)
+    grid, nu = grid_between(pairs, 10, sigma_max=20.0, sigma_min=0.05)
     assert len(grid) == 11
     assert nu > 1
     assert grids.from_sigmas([*grid[:-1], 0.0])[-1] == 0

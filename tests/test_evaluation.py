@@ -123,7 +123,7 @@ def test_measured_samplers_are_counted_ordered_and_kept():
 
     def run(keep=None):
         space = FeatureSpace(name="x", of=lambda x: x, reference=model.sample(400, generator=generator(5)))
-        return measure(model, entries, samples=64, seed=4, teacher_steps=60, features=space, replicates=2, keep=keep)
+        return measure(model, entries, n=64, seed=4, teacher_steps=60, features=space, replicates=2, keep=keep)
 
     found = run(lambda entry, x: kept.append((entry, x)))
     assert [(row.name, row.evaluations) for row in found.rows] == [(e.solver, e.plan.nfe) for e in entries]
@@ -148,6 +148,6 @@ def test_noise_on_the_way_is_not_the_noise_of_the_start():
         return noise
 
     (entry,) = plans(model, {"DDPM": solvers.ddpm(grids.log_linear(5, 20.0, 0.02))})
-    measure(model, [dataclasses.replace(entry, run=run)], samples=256)
+    measure(model, [dataclasses.replace(entry, run=run)], n=256)
     correlation = torch.corrcoef(torch.stack([started[0].flatten(), drawn[0].flatten()]))[0, 1]
     assert abs(float(correlation)) < 4 / 32

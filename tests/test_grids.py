@@ -10,7 +10,7 @@ import torch
 
 from logsnr.noise import flow_time
 from logsnr.sampling import grids
-from logsnr.theory import admissible_schedule, interpolated, is_admissible, schedule_between
+from logsnr.theory import admissible_schedule, grid_between, interpolated, is_admissible
 from logsnr.timesteps import TimestepTable
 
 DDPM, SD = TimestepTable.ddpm(), TimestepTable.stable_diffusion()
@@ -218,7 +218,7 @@ KNOTS = [(0.1, 0.4), (1.0, 0.3), (4.0, 0.09), (20.0, 0.02), (80.0, 0.005)]
 def test_the_admissible_grid_is_the_papers_schedule_of_the_curve(n: int) -> None:
     """Of n steps for the least nu that reaches the end, each of an equal share of ln nu; then sigma 0."""
     grid = grids.admissible(n, KNOTS, 80.0, 0.3)
-    _, nu = schedule_between(KNOTS, n - 1, sigma_max=80.0, sigma_min=0.3)
+    _, nu = grid_between(KNOTS, n - 1, sigma_max=80.0, sigma_min=0.3)
     curve = interpolated(KNOTS)
     assert (len(grid), grid[0], *grid[-2:]) == (n + 1, 80.0, 0.3, 0.0)
     if math.isfinite(nu):  # else no nu is large enough: the steps are of one c all the same
@@ -238,11 +238,11 @@ def test_errors_beyond_the_theory_are_held_within_it() -> None:
     """A point cloud's eta vanishes at low noise, a poor network's exceeds 1: the theory refuses both."""
     low, high = grids.ETA_RANGE
     wild = interpolated([(0.1, 0.0), (1.0, 0.5), (9.0, 3.0)])
-    found, _ = schedule_between(lambda s: min(max(wild(s), low), high), 7, sigma_max=9.0, sigma_min=0.1)
+    found, _ = grid_between(lambda s: min(max(wild(s), low), high), 7, sigma_max=9.0, sigma_min=0.1)
     assert grids.admissible(8, wild, 9.0, 0.1) == (*found, 0.0)
     for curve in (wild, 0.0, 1.0):
         with pytest.raises(ValueError, match="eta"):
-            schedule_between(curve, 7, sigma_max=9.0, sigma_min=0.1)
+            grid_between(curve, 7, sigma_max=9.0, sigma_min=0.1)
 
 
 class Uniform:

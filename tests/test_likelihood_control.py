@@ -121,7 +121,7 @@ def test_gaussian_control_is_all_the_noise_of_a_gaussian_model():
     for logsnr in (-5.0, 0.0, 5.0):
         level = torch.full((50,), logsnr, dtype=torch.float64)
         error, value = draw_errors(
-            denoiser, one, level, cond=None, generator=generator(3), batch=50, controls=Controls(gaussian=control)
+            denoiser, one, level, cond=None, generator=generator(3), chunk=50, controls=Controls(gaussian=control)
         )
         assert float(error.std()) > 1e-3
         assert float((error - value[:, 1]).std()) < 1e-9 * (1 + float(error.mean()))

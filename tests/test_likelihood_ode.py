@@ -67,7 +67,7 @@ def test_batches_agree():
     model = mixture()
     x = model.sample(7, generator=generator(2))
     one, two = (
-        ode_log_likelihood(model, x, logsnr_range=(-15.0, 6.0), trace="exact", batch=b).log_density for b in (3, 7)
+        ode_log_likelihood(model, x, logsnr_range=(-15.0, 6.0), trace="exact", chunk=b).log_density for b in (3, 7)
     )
     assert torch.allclose(one, two, atol=2e-3)
 

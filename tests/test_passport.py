@@ -259,7 +259,7 @@ def test_broken_levels_are_cut_off_and_counted(exact, samples):
         ({"images": 8}, "images = 8: must be at least 32"),
         ({"trajectories": 1}, "trajectories = 1: must be at least 2"),
         ({"levels": 2}, "levels = 2: must be at least 5"),
-        ({"batch": 0}, "batch = 0: must be at least 1"),
+        ({"chunk": 0}, "chunk = 0: must be at least 1"),
     ],
 )
 def test_bad_input_is_named(exact, change, message):

@@ -42,7 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def passport() -> Passport:
     model = gaussian()
     return examine(
-        model, model.sample(4000, generator=generator(1)), name="a Gaussian", images=512, levels=9, batch=512
+        model, model.sample(4000, generator=generator(1)), name="a Gaussian", images=512, levels=9, chunk=512
     )
 
 

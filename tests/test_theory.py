@@ -18,11 +18,11 @@ from logsnr.sampling import grids, sample, solvers
 from logsnr.theory import (
     admissible_schedule,
     distance_bounds,
+    grid_between,
     interpolated,
     is_admissible,
     limits,
     max_constant_step,
-    schedule_between,
     step_sizes,
 )
 
@@ -206,17 +206,17 @@ def test_admissible_schedules_are_admissible_and_use_the_whole_budget() -> None:
 def test_constant_eta_gives_the_constant_step() -> None:
     grid = admissible_schedule(0.1, 2.0, 10, sigma_max=40.0)
     assert step_sizes(grid) == pytest.approx([max_constant_step(0.1, 2.0, 10)] * 10, rel=1e-12)
-    between, nu = schedule_between(0.1, 10, sigma_max=40.0, sigma_min=0.05)
+    between, nu = grid_between(0.1, 10, sigma_max=40.0, sigma_min=0.05)
     assert between == pytest.approx(grids.log_linear(10, 40.0, 0.05, last="min"), rel=1e-6)
     assert is_admissible(between, 0.1, nu * (1 + 1e-6)) or math.isinf(nu)
-    assert schedule_between(0.01, 10, sigma_max=40.0, sigma_min=1.0)[1] == pytest.approx(
+    assert grid_between(0.01, 10, sigma_max=40.0, sigma_min=1.0)[1] == pytest.approx(
         (1 - 0.01 * (40 ** (1 / 10) - 1)) ** -10, rel=1e-6
     )
 
 
 def test_steps_are_short_where_the_denoiser_errs() -> None:
     curve = [(0.1, 0.001), (1.0, 0.002), (4.0, 0.09), (20.0, 0.02), (80.0, 0.005)]
-    grid, nu = schedule_between(curve, 12, sigma_max=80.0, sigma_min=0.05)
+    grid, nu = grid_between(curve, 12, sigma_max=80.0, sigma_min=0.05)
     assert (len(grid), grid[0], grid[-1]) == (13, 80.0, 0.05)
     ratios = {a: a / b for a, b in pairwise(grid)}
     assert min(ratios, key=lambda sigma: ratios[sigma]) == pytest.approx(4.0, rel=0.5)
@@ -247,8 +247,8 @@ def test_curves_interpolate_in_log_sigma_and_are_constant_beyond() -> None:
         (lambda: admissible_schedule(0.1, 1.0, 3, sigma_max=1.0), "must be above 1"),
         (lambda: admissible_schedule(0.1, 2.0, 3, sigma_max=0.0), "smallest < largest"),
         (lambda: admissible_schedule([], 2.0, 3, sigma_max=1.0), "give .sigma, eta. pairs"),
-        (lambda: schedule_between(0.1, 3, sigma_max=1.0, sigma_min=0.0), "append sigma 0"),
-        (lambda: schedule_between(0.0, 3, sigma_max=1.0, sigma_min=0.1), "eta reaches 0"),
+        (lambda: grid_between(0.1, 3, sigma_max=1.0, sigma_min=0.0), "append sigma 0"),
+        (lambda: grid_between(0.0, 3, sigma_max=1.0, sigma_min=0.1), "eta reaches 0"),
     ],
 )
 def test_bad_input_is_named(make, message: str) -> None:

@@ -129,7 +129,7 @@ def _quality(
         *universal(denoiser, NFE),
         *plans(denoiser, {f"calibrated {nfe}": plan for nfe, plan in found.items()}),
     ]
-    return measure(denoiser, entries, samples=samples, seed=10**6, cond=cond, features=space).to_dict()
+    return measure(denoiser, entries, n=samples, seed=10**6, cond=cond, features=space).to_dict()
 
 
 def _best(c: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Theory: what an (eta, nu)-approximate projection guarantees of a schedule (2306.04848, sec. 4).
+"""Theory: what an (eta, nu)-approximate projection guarantees of a grid (2306.04848, sec. 4).
 
     (dist(x_t) / nu <= sqrt(n) sigma_t <= nu dist(x_t))   implies   ||x0(x_t, sigma_t) - proj(x_t)|| <= eta dist(x_t)
 
@@ -6,11 +6,12 @@ is the error model.  DDIM is then gradient descent on dist^2/2 with step beta_t 
 
     prod (1 - beta_i (1 + eta_i))  <=  dist(x_{t-1}) / dist(x_N)  <=  prod (1 - beta_i (1 - eta_i)),    i = t ... N
 
-A schedule is admissible if these bounds keep sqrt(n) sigma within nu of the distance, so that the error model holds at
-every step, from dist(x_N) = sqrt(n) sigma_N on.  In h = -ln(1 - beta), the length of a step in ln sigma, the upper
-inequality spends  U = -ln(1 - eta (e^h - 1))  of a budget ln nu, and the lower one less: a schedule is admissible iff
-its U add up to at most ln nu.  Equal shares of the budget are steps of beta = c/(eta + c), c = 1 - nu^(-1/n): for a
-constant eta the paper's largest constant step, for a measured eta(sigma) a grid that is fine where the denoiser errs.
+A grid (the paper's schedule) is admissible if these bounds keep sqrt(n) sigma within nu of the distance, so that the
+error model holds at every step, from dist(x_N) = sqrt(n) sigma_N on.  In h = -ln(1 - beta), the length of a step in
+ln sigma, the upper inequality spends  U = -ln(1 - eta (e^h - 1))  of a budget ln nu, and the lower one less: a grid is
+admissible iff its U add up to at most ln nu.  Equal shares of the budget are steps of beta = c/(eta + c),
+c = 1 - nu^(-1/n): for a constant eta the paper's largest constant step, for a measured eta(sigma) a grid that is fine
+where the denoiser errs.
 
 Everything is a Python float.  A lower bound that reaches 0 stays there: a distance has no sign.
 """
@@ -26,7 +27,7 @@ EtaCurve = float | Sequence[tuple[float, float]] | Callable[[float], float]
 or a function."""
 
 ROUNDING = 1e-12
-"""Relative slack of the inequalities, so that a schedule at its limit is not refused for its last bit."""
+"""Relative slack of the inequalities, so that a grid at its limit is not refused for its last bit."""
 
 
 def step_sizes(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -143,7 +144,7 @@ def admissible_schedule(
     return _walk(eta, _share(nu, n), n, sigma_max, sigma_min)
 
 
-def schedule_between(eta: EtaCurve, n: int, *, sigma_max: float, sigma_min: float) -> tuple[tuple[float, ...], float]:
+def grid_between(eta: EtaCurve, n: int, *, sigma_max: float, sigma_min: float) -> tuple[tuple[float, ...], float]:
     """The grid of n steps of equal shares that goes exactly from `sigma_max` to `sigma_min`, and the nu it needs.
 
     Where the share is so large that no nu is large enough, nu is inf: no guarantee, but still the grid whose steps

@@ -43,7 +43,7 @@ def compare(
         int | None, typer.Option("--class", help="Class of a conditional model [default: all in turn].")
     ] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="Images per sampler.", min=2)] = 512,
-    batch: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
+    chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.", min=16)] = 100,
     data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
     features: Annotated[
@@ -109,7 +109,7 @@ def compare(
         tell(0, len(entries), "features")
         space = _space(denoiser, data, features, label, seed)
         result = measure(
-            guided, entries, samples=n, seed=seed, cond=cond, teacher_steps=teacher_steps, batch=batch, features=space,
+            guided, entries, n=n, seed=seed, cond=cond, teacher_steps=teacher_steps, chunk=chunk, features=space,
             replicates=bootstrap, about=about, progress=tell,
         )  # fmt: skip
     files = [] if out is None else write(result, out)

@@ -182,11 +182,11 @@ def _samplers(
     found = measure(
         denoiser,
         _entries(denoiser),
-        samples=SAMPLES,
+        n=SAMPLES,
         seed=seed + 3,
         cond={"class_labels": torch.arange(classes)},  # every class equally often, in turn
         teacher_steps=TEACHER_STEPS,
-        batch=SAMPLES,
+        chunk=SAMPLES,
         features=space,
         replicates=2,  # no standard errors are shown
         keep=lambda _, x: images.append(denoiser.decode(x)),

@@ -116,7 +116,7 @@ def relative_error(
     sigmas: Sequence[float],
     *,
     generator: torch.Generator,
-    batch: int = 256,
+    chunk: int = 256,
     cond: Cond | None = None,
     quantiles: Sequence[float] = QUANTILES,
     progress: Callable[[int], None] | None = None,
@@ -129,7 +129,7 @@ def relative_error(
         x: clean samples `[N, *shape]`, better not those of K.
         sigmas: noise levels in (0, inf).
         generator: source of eps.
-        batch: states at a time.
+        chunk: states at a time.
         cond: conditions, one entry per sample.
         quantiles: levels in [0, 1] to report.
         progress: called with the number of levels done, after each.
@@ -142,7 +142,7 @@ def relative_error(
     levels = []
     for sigma in sorted(sigmas, reverse=True):
         collected = _Collected(reference)
-        for part, given in chunks(len(x), batch, cond):
+        for part, given in chunks(len(x), chunk, cond):
             z = noisy(x[part], eps[part], sigma)
             collected.add(z, sigma, denoiser(z, sigma, **given))
         levels.append(collected.level(sigma, quantiles))
@@ -158,7 +158,7 @@ def trajectory_error(
     plan: Plan,
     *,
     noise: Tensor,
-    batch: int = 256,
+    chunk: int = 256,
     generator: torch.Generator | None = None,
     cond: Cond | None = None,
     quantiles: Sequence[float] = QUANTILES,
@@ -170,7 +170,7 @@ def trajectory_error(
         reference: the set K, of samples shaped like the denoiser's.
         plan: what to run; its first sigma must be finite.
         noise: starting states `[N, *shape]`.
-        batch: trajectories at a time.
+        chunk: trajectories at a time.
         generator: source of noise, if the plan draws any.
         cond: conditions, one entry per sample.
         quantiles: levels in [0, 1] to report.
@@ -186,7 +186,7 @@ def trajectory_error(
         if step.estimate is not None:
             collected[step.index].add(step.z, step.sigma, step.estimate)
 
-    sample(denoiser, plan, noise=noise, generator=generator, cond=cond, chunk=batch, callback=record, check=False)
+    sample(denoiser, plan, noise=noise, generator=generator, cond=cond, chunk=chunk, callback=record, check=False)
     levels = tuple(c.level(sigma, quantiles) for c, sigma in zip(collected, sigmas, strict=True))
     return ErrorCurve(levels=levels, quantiles=tuple(quantiles))
 
@@ -221,7 +221,7 @@ def consistency(
     *,
     generator: torch.Generator,
     fraction: float = 0.5,
-    batch: int = 256,
+    chunk: int = 256,
     cond: Cond | None = None,
     quantiles: Sequence[float] = QUANTILES,
 ) -> tuple[LevelConsistency, ...]:
@@ -237,7 +237,7 @@ def consistency(
         sigmas: noise levels in (0, inf).
         generator: source of eps.
         fraction: of sigma, in (0, 1), where to ask again.
-        batch: states at a time.
+        chunk: states at a time.
         cond: conditions, one entry per sample.
         quantiles: levels in [0, 1] to report.
 
@@ -253,7 +253,7 @@ def consistency(
         low = fraction * sigma
         (_, s), (alpha_, s_) = alpha_s(sigma), alpha_s(low)
         changes, norms, lost = [], [], 0
-        for part, given in chunks(len(x), batch, cond):
+        for part, given in chunks(len(x), chunk, cond):
             z = noisy(x[part], eps[part], sigma)
             first: Estimate = denoiser(z, sigma, **given)
             x0 = first.x0
@@ -279,7 +279,7 @@ def consistency(
 
 
 class _Collected:
-    """The ratios of one noise level, batch after batch."""
+    """The ratios of one noise level, chunk after chunk."""
 
     def __init__(self, reference: ReferenceSet) -> None:
         self.reference = reference

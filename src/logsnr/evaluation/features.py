@@ -39,9 +39,9 @@ class FeatureSpace:
         return Reference(self.reference)
 
     @torch.no_grad()
-    def distances(self, x: Tensor, counts: Tensor | None = None, *, batch: int = 256) -> tuple[Estimated, Estimated]:
+    def distances(self, x: Tensor, counts: Tensor | None = None, *, chunk: int = 256) -> tuple[Estimated, Estimated]:
         """(FD, KID) of samples x, with errors from bootstrap weights `[R, N]` (`metrics.bootstrap_counts`)."""
-        features = torch.cat([self.of(part) for part in torch.split(x, batch)])
+        features = torch.cat([self.of(part) for part in torch.split(x, chunk)])
         return self._reference.frechet(features, counts), self._reference.kernel(features, counts)
 
 
@@ -126,7 +126,7 @@ def train_classifier(
         p.data.uniform_(-(3**0.5) * bound, 3**0.5 * bound, generator=generator)
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for rows in order[: len(order) // batch * batch].view(-1, batch):
@@ -136,13 +136,13 @@ def train_classifier(
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            schedule.step()
+            rates.step()
     return _calibrate(model.eval(), *held_out)
 
 
 @torch.no_grad()
 def _calibrate(model: Classifier, images: Tensor, labels: Tensor) -> Classifier:
-    """Set the temperature that minimises the held-out cross-entropy, on a fine logarithmic grid."""
+    """Set the temperature that minimises the held-out cross-entropy, of 201 on a logarithmic scale."""
     logits = model.head(model.features(images))
     temperatures = torch.logspace(-1, 1, 201)
     losses = torch.stack([F.cross_entropy(logits / t, labels) for t in temperatures])

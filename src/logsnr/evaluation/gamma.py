@@ -76,7 +76,7 @@ def error_covariance(
     plan: Plan,
     *,
     noise: Tensor,
-    batch: int = 256,
+    chunk: int = 256,
     cond: Cond | None = None,
 ) -> tuple[StepCovariance, ...]:
     """The covariance at every step of a plan that has a previous output, on the states that the plan visits.
@@ -87,7 +87,7 @@ def error_covariance(
             trajectories should have, of the same noise (a teacher's).
         plan: what to run; deterministic, from a finite sigma.
         noise: starting states `[N, *shape]`.
-        batch: trajectories at a time.
+        chunk: trajectories at a time.
         cond: conditions, one entry per sample.
 
     Returns:
@@ -118,7 +118,7 @@ def error_covariance(
                 sums[step.index][k] = float(value.sum())
         before.append(eps)
 
-    sample(denoiser, plan, noise=noise, cond=cond, chunk=batch, callback=record)
+    sample(denoiser, plan, noise=noise, cond=cond, chunk=chunk, callback=record)
     return tuple(
         StepCovariance(sigma=sigma, present=a / noise.numel(), previous=b / noise.numel(), cross=c / noise.numel())
         for sigma, (a, b, c) in zip(plan.sigmas[1:-1], sums[1:], strict=True)

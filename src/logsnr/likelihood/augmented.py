@@ -81,7 +81,7 @@ def augmented_elbo(
     evaluations_per_image: int = 32,
     train: Tensor | None = None,
     pilot: Pilot | None = None,
-    batch: int = 512,
+    chunk: int = 512,
 ) -> AugmentedELBO:
     """Estimate the noise-augmented ELBO of samples under a monotone weighting.
 
@@ -95,7 +95,7 @@ def augmented_elbo(
         evaluations_per_image: network evaluations per sample, a multiple of 8.
         train: other samples, for the Gaussian control.
         pilot: a pilot measured before on this range.
-        batch: samples per network call.
+        chunk: samples per network call.
 
     Raises:
         ValueError: if w rises on the range, is zero or not finite at lo, or an argument does not fit.
@@ -127,7 +127,7 @@ def augmented_elbo(
         logsnr_range=(lo, hi),
         cond=cond,
         generator=generator,
-        batch=batch,
+        chunk=chunk,
         evaluations_per_image=evaluations_per_image,
     )
     loss = integrate(
@@ -137,7 +137,7 @@ def augmented_elbo(
         weight,
         cond=cond,
         generator=generator,
-        batch=batch,
+        chunk=chunk,
         evaluations_per_image=evaluations_per_image,
     )
     prior, n = prior_nats(x, lo).cpu(), len(x)
@@ -159,7 +159,7 @@ def augmented_elbo(
 
 def _entropy(weight: Callable[[Tensor], Tensor], lo: float, hi: float) -> float:
     """h(lo) - 1/2 int w sigmoid dlambda per dimension, by the trapezoidal rule on 200,001 points."""
-    grid = torch.linspace(lo, hi, 200001, dtype=torch.float64)
-    integral = float(torch.trapezoid(weight(grid) * grid.sigmoid(), grid))
-    h_lo = 0.5 * (math.log(2 * math.pi * math.e) + float(torch.nn.functional.logsigmoid(-grid[0])))
+    logsnr = torch.linspace(lo, hi, 200001, dtype=torch.float64)
+    integral = float(torch.trapezoid(weight(logsnr) * logsnr.sigmoid(), logsnr))
+    h_lo = 0.5 * (math.log(2 * math.pi * math.e) + float(torch.nn.functional.logsigmoid(-logsnr[0])))
     return h_lo - 0.5 * integral

@@ -81,7 +81,7 @@ def bits_per_dim(
     max_evaluations_per_image: int = 1024,
     train: Tensor | None = None,
     pilot: Pilot | None = None,
-    batch: int = 512,
+    chunk: int = 512,
 ) -> Likelihood:
     """Estimate the variational bound of stored images under a denoiser.
 
@@ -103,7 +103,7 @@ def bits_per_dim(
         max_evaluations_per_image: where a tolerance stops at the latest, with a warning.
         train: training images uint8: their covariance makes a second control (its cost: one D x D product per image).
         pilot: a pilot measured before, on any images; None measures one here, `Pilot.uniform(lo, hi)` does without.
-        batch: images per network call.
+        chunk: images per network call.
 
     Raises:
         ValueError: if the images do not fit the codec or the denoiser's shape, if there is no codec, or `pixels` beside
@@ -132,7 +132,7 @@ def bits_per_dim(
         logsnr_range=(lo, hi),
         cond=cond,
         generator=generator,
-        batch=batch,
+        chunk=chunk,
         evaluations_per_image=evaluations_per_image,
     )
     diffusion = integrate(
@@ -142,7 +142,7 @@ def bits_per_dim(
         torch.ones_like,
         cond=cond,
         generator=generator,
-        batch=batch,
+        chunk=chunk,
         evaluations_per_image=evaluations_per_image,
         tolerance=None if tolerance is None else tolerance / unit,
         max_evaluations_per_image=max_evaluations_per_image,

@@ -152,7 +152,7 @@ class Pilot:
         gaussian: GaussianControl | None = None,
         evaluations: int = 512,
         bins: int = 24,
-        batch: int = 512,
+        chunk: int = 512,
     ) -> Pilot:
         """Learn levels and coefficients from draws of its own.
 
@@ -166,7 +166,7 @@ class Pilot:
             gaussian: the Gaussian control, where there is one.
             evaluations: network evaluations to spend.
             bins: equal bins of log-SNR; each borrows the draws of its neighbours.
-            batch: samples per network call.
+            chunk: samples per network call.
 
         Raises:
             ValueError: if there are fewer than 4 evaluations per bin.
@@ -189,7 +189,7 @@ class Pilot:
             logsnr,
             cond=take(cond, chosen),
             generator=generator,
-            batch=batch,
+            chunk=chunk,
             controls=controls,
         )
         draws = Draws(logsnr=logsnr.cpu(), error=error.cpu(), known=known.cpu())
@@ -282,7 +282,7 @@ def draw_errors(
     *,
     cond: dict[str, Tensor] | None,
     generator: torch.Generator,
-    batch: int,
+    chunk: int,
     controls: Controls | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One draw of ||eps_hat - eps||^2 `[N]` and of the controls `[N, controls]` at levels `logsnr [N]`, float64.
@@ -291,7 +291,7 @@ def draw_errors(
         ValueError: if the denoiser answers with something that is not finite.
     """
     errors, known = [], []
-    for part, conditions in chunks(len(x), batch, cond):
+    for part, conditions in chunks(len(x), chunk, cond):
         eps = torch.randn(x[part].shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
         sigma = sigma_from_logsnr(logsnr[part])
         error = denoiser.eps_error(x[part], eps, sigma.to(x.dtype), **conditions).double()

@@ -52,7 +52,7 @@ def integrate(
     *,
     cond: dict[str, Tensor] | None,
     generator: torch.Generator,
-    batch: int,
+    chunk: int,
     evaluations_per_image: int,
     tolerance: float | None = None,
     max_evaluations_per_image: int = 1024,
@@ -76,7 +76,7 @@ def integrate(
                 u = (k + (deal + jitter) / n) / strata
                 logsnr, density = pilot.levels(u.to(x.device), share)
                 error, known = draw_errors(
-                    denoiser, x, logsnr, cond=cond, generator=generator, batch=batch, controls=pilot.controls
+                    denoiser, x, logsnr, cond=cond, generator=generator, chunk=chunk, controls=pilot.controls
                 )
                 draws.append(Draws(logsnr=logsnr.cpu(), error=error.cpu(), known=known.cpu()))
                 error = (error - (pilot.coefficients(logsnr) * known).sum(1)).cpu()
@@ -108,7 +108,7 @@ def prepare(
     logsnr_range: tuple[float, float],
     cond: dict[str, Tensor] | None,
     generator: torch.Generator,
-    batch: int,
+    chunk: int,
     evaluations_per_image: int,
 ) -> Pilot:
     """The pilot that was given, or one of about an eighth of the evaluations, with draws of its own on x.
@@ -130,7 +130,7 @@ def prepare(
         generator=generator,
         gaussian=gaussian,
         evaluations=size,
-        batch=batch,
+        chunk=chunk,
     )
 
 

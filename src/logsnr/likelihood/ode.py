@@ -101,12 +101,12 @@ def ode_log_likelihood(
     generator: torch.Generator | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    batch: int = 256,
+    chunk: int = 256,
 ) -> OdeLogLikelihood:
     """Log-density of real-valued samples, at the noise level of the clean end of the range.
 
     States are float64 whatever the network computes in.  The solver (Dormand-Prince 5) controls the error of a whole
-    batch at once, so results move by about the tolerance with `batch`.
+    chunk at once, so results move by about the tolerance with `chunk`.
 
     Args:
         denoiser: the model.
@@ -118,7 +118,7 @@ def ode_log_likelihood(
         generator: source of the probes; not needed for the exact trace.
         rtol: relative tolerance of the solver.
         atol: absolute tolerance of the solver.
-        batch: samples per solve.
+        chunk: samples per solve.
 
     Raises:
         ValueError: if an argument does not fit.
@@ -137,7 +137,7 @@ def ode_log_likelihood(
     check_levels(denoiser, lo, hi, stacklevel=4)
     alpha = alpha_s(sigma_from_logsnr(hi))[0]
     parts, spent = [], 0
-    for part, conditions in chunks(len(x), batch, cond):
+    for part, conditions in chunks(len(x), chunk, cond):
         z = alpha * x[part].double()
         signs = _signs(z, probes, generator) if trace == "hutchinson" and generator is not None else None
         densities, evaluations = _solve(denoiser, z, signs, conditions, lo, hi, rtol, atol)
@@ -165,7 +165,7 @@ def ode_bits_per_dim(
     trace: Trace = "hutchinson",
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    batch: int = 256,
+    chunk: int = 256,
 ) -> OdeBitsPerDim:
     """Bits per dimension of stored images by the probability flow.
 
@@ -181,7 +181,7 @@ def ode_bits_per_dim(
         trace: as for `ode_log_likelihood`, one probe per draw.
         rtol: relative tolerance of the solver.
         atol: absolute tolerance of the solver.
-        batch: images per solve.
+        chunk: images per solve.
 
     Raises:
         ValueError: if an argument does not fit.
@@ -212,7 +212,7 @@ def ode_bits_per_dim(
             generator=generator,
             rtol=rtol,
             atol=atol,
-            batch=batch,
+            chunk=chunk,
         )
         nats.append(offset - result.log_density)
         spent += result.evaluations * n

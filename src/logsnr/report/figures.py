@@ -27,11 +27,11 @@ def loss_against_logsnr(curves: Mapping[str, Curve], *, sigma_data: float) -> st
     def draw(axes: Any) -> None:
         lo = min(min(x) for x, _ in curves.values())
         hi = max(max(x) for x, _ in curves.values())
-        grid = torch.linspace(lo, hi, 200, dtype=torch.float64)
+        logsnr = torch.linspace(lo, hi, 200, dtype=torch.float64)
         for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):
             axes.plot(x, y, "o-", markersize=3, color=colour, label=name)
-        ceiling = torch.sigmoid(grid + 2 * torch.tensor(sigma_data).log())
-        axes.plot(grid, ceiling, "--", color=FAINT, label="knows only sigma_data")
+        ceiling = torch.sigmoid(logsnr + 2 * torch.tensor(sigma_data).log())
+        axes.plot(logsnr, ceiling, "--", color=FAINT, label="knows only sigma_data")
         axes.set(xlabel=LOGSNR, ylabel="error of eps per dimension")
         axes.set_ylim(bottom=0)
         axes.legend()
@@ -44,12 +44,12 @@ def weighting_and_density(weighting: Weighting, schedule: Schedule) -> str:
 
     def draw(axes: Any) -> None:
         lo, hi = schedule.range
-        grid = torch.linspace(max(lo, -20), min(hi, 20), 400, dtype=torch.float64)
+        logsnr = torch.linspace(max(lo, -20), min(hi, 20), 400, dtype=torch.float64)
         for name, log, colour in (
-            ("weighting w, what counts", weighting.log(grid), COLOURS[1]),
-            ("density p, where training looks", schedule.log_density(grid), COLOURS[0]),
+            ("weighting w, what counts", weighting.log(logsnr), COLOURS[1]),
+            ("density p, where training looks", schedule.log_density(logsnr), COLOURS[0]),
         ):
-            axes.plot(grid, (log - log.max()).exp(), color=colour, label=name)
+            axes.plot(logsnr, (log - log.max()).exp(), color=colour, label=name)
         axes.set(xlabel=LOGSNR, ylabel="relative to its peak", ylim=(-0.03, 1.35))
         axes.legend(loc="upper right")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from logsnr.errors import require, unknown
 from logsnr.noise import flow_time, sigma_from_flow_time
 from logsnr.sampling.plan import Grid, check_sigmas
-from logsnr.theory import EtaCurve, interpolated, schedule_between
+from logsnr.theory import EtaCurve, grid_between, interpolated
 from logsnr.timesteps import TimestepTable
 
 __all__ = [
@@ -283,7 +283,7 @@ def admissible(n: int, eta: EtaCurve, sigma_max: float, sigma_min: float, last: 
 
     if steps == 0:
         return check_sigmas([sigma_max, 0.0])
-    found, _ = schedule_between(held, steps, sigma_max=sigma_max, sigma_min=sigma_min)
+    found, _ = grid_between(held, steps, sigma_max=sigma_max, sigma_min=sigma_min)
     return check_sigmas([*found, 0.0] if last == "zero" else found)
 
 

@@ -12,7 +12,7 @@
 | InterpolatedCosine | -2 ln tan(pi t/2) + (1 - t) s_high + t s_low           | numeric                         |
 | Discrete           | ln sigma linear between the levels of a table          | piecewise constant              |
 
-What a schedule can do (draw, truncate, grid) is in density.py.  A shift moves the law along lambda; truncating a
+What a schedule can do (draw, truncate, lay out a grid) is in base.py.  A shift moves the law along lambda; truncating a
 shifted schedule to [lo, hi] therefore equals truncating the plain one to [lo - shift, hi - shift].
 """
 
@@ -346,19 +346,19 @@ class Discrete(Schedule):
     table: TimestepTable
 
     @cached_property
-    def _grid(self) -> Tensor:
+    def _edges(self) -> Tensor:
         """The T log-SNRs of the table, decreasing."""
         return -2 * self.table.sigmas.log()
 
     @property
     def range(self) -> tuple[float, float]:
-        return float(self._grid[-1]), float(self._grid[0])
+        return float(self._edges[-1]), float(self._edges[0])
 
     def _segment(self, logsnr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(index, upper end, lower end) of the segment that holds each log-SNR."""
-        grid = self._grid.to(logsnr.device)
-        i = torch.searchsorted(-grid, -logsnr, right=True).sub(1).clamp(0, len(grid) - 2)
-        return i, grid[i], grid[i + 1]
+        edges = self._edges.to(logsnr.device)
+        i = torch.searchsorted(-edges, -logsnr, right=True).sub(1).clamp(0, len(edges) - 2)
+        return i, edges[i], edges[i + 1]
 
     def _tails(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         i, upper, lower = self._segment(logsnr)
@@ -372,8 +372,8 @@ class Discrete(Schedule):
         # Both distances to the ends of the segment, from whichever of t and c is small.
         frac = torch.where(t < c, t * n - i, 1 - (c * n - (n - 1 - i))).clamp(0, 1)
         left = torch.where(t < c, 1 - frac, c * n - (n - 1 - i)).clamp(0, 1)
-        grid = self._grid.to(t.device)
-        upper, lower = grid[i.long()], grid[i.long() + 1]
+        edges = self._edges.to(t.device)
+        upper, lower = edges[i.long()], edges[i.long() + 1]
         return torch.where(lower.isinf(), upper + 2 * left.log(), upper * left + lower * frac)
 
     def _log_density(self, logsnr: Tensor) -> Tensor:

@@ -212,11 +212,11 @@ class EMAConfig(_Section):
 
 
 class SamplesConfig(_Section):
-    """Sample grids: every `every` steps (0 = never), `count` images from fixed noise.
+    """Pictures of samples: every `every` steps (0 = never), `count` images from fixed noise.
 
     Args:
-        every: steps between grids.
-        count: images in a grid.
+        every: steps between pictures.
+        count: images in one.
         solver: a name of `sampling.names`, e.g. "ge" or "DPM++(3M)".
         steps: network evaluations per image.
         gamma: gradient estimation's extrapolation; 2 where nothing is said.

@@ -32,7 +32,7 @@ from logsnr.training.draws import Draws, derived_seed
 from logsnr.training.ema import EMA
 from logsnr.training.metrics import METRICS, Metrics, truncate_metrics
 from logsnr.training.objectives import build_objective, build_prediction, central_logsnr
-from logsnr.training.pictures import save_grid
+from logsnr.training.pictures import save_picture
 from logsnr.training.processes import accelerator_for, own_accelerator, own_random_state, progress_bar
 from logsnr.uncertainty import Uncertainty
 
@@ -46,7 +46,7 @@ class Summary:
         steps: steps taken, those before a resume included.
         resumed_from: step at which this call began, 0 for a fresh run.
         seconds: training time, that before a resume included.
-        images_per_second: throughput of this call over its steps alone (no checkpoints, no grids).
+        images_per_second: throughput of this call over its steps alone (no checkpoints, no pictures).
         loss: weighted loss in nats per dimension, averaged over the last line of metrics.
         denoiser: the model with averaged weights.
         objective: what was minimised, with what an adaptive schedule has learned.
@@ -300,7 +300,7 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
             if due(recipe.samples.every):
                 with metrics.aside():
                     if run.rank == 0:
-                        save_grid(run.average, recipe, out / "samples" / f"step-{run.step:08d}.png")
+                        save_picture(run.average, recipe, out / "samples" / f"step-{run.step:08d}.png")
                     run.accelerator.wait_for_everyone()
             if show is not None:
                 done = max(run.step / (recipe.steps or math.inf), metrics.seconds / (recipe.max_seconds or math.inf))

@@ -1,4 +1,4 @@
-"""Sample grids: what the averaged model draws from the same noise, step after step."""
+"""Pictures: what the averaged model draws from the same noise, step after step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from logsnr.training.config import Recipe
 from logsnr.training.draws import derived_seed
 
 
-def save_grid(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
+def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, one per column.
 
     Raises:

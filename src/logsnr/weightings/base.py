@@ -42,12 +42,14 @@ class Weighting(ABC):
         return value / torch.trapezoid(value, logsnr)
 
     def check(self, lo: float, hi: float, *, points: int = 2001) -> None:
-        """Refuse what is no weighting on [lo, hi], as seen on a dense grid.
+        """Refuse what is no weighting on [lo, hi], as seen at many points.
 
         Raises:
             LogsnrError: if w is negative, not a number or infinite somewhere, or zero everywhere.
         """
-        x = _grid(lo if lo > -math.inf else min(SCAN[0], hi - 1), hi if hi < math.inf else max(SCAN[1], lo + 1), points)
+        x = _spaced(
+            lo if lo > -math.inf else min(SCAN[0], hi - 1), hi if hi < math.inf else max(SCAN[1], lo + 1), points
+        )
         log_w = self.log(x)
         bad = log_w.isnan() | (log_w == math.inf)
         if bool(bad.any()):
@@ -67,14 +69,14 @@ class Weighting(ABC):
         return Shifted(self, float(s))
 
     def is_monotone(self, lo: float = -20.0, hi: float = 20.0, *, points: int = 20001) -> bool:
-        """Whether w never increases with log-SNR on [lo, hi], as seen on a dense grid.
+        """Whether w never increases with log-SNR on [lo, hi], as seen at many points.
 
         Rises of ln w up to 1e-12 (relative, for large ln w) between neighbours are rounding.
 
         Raises:
             LogsnrError: if w is negative or not a number somewhere.
         """
-        log_w = self.log(_grid(lo, hi, points))
+        log_w = self.log(_spaced(lo, hi, points))
         if bool(log_w.isnan().any()):
             self.check(lo, hi, points=points)
         rise = log_w.diff().nan_to_num(0.0)  # -inf next to -inf: no weight, no rise
@@ -173,29 +175,29 @@ class Augmentation:
             n: draws, stratified.
             generator: source of randomness; the draws live on its device.
         """
-        grid, steps = (v.to(generator.device) for v in self._steps())
+        logsnr, steps = (v.to(generator.device) for v in self._steps())
         cdf = steps.abs().cumsum(0)
         u = uniforms(n, generator=generator) * cdf[-1]
         i = torch.searchsorted(cdf, u, right=True).clamp(max=len(steps) - 1)
-        # w is taken as linear between neighbours of the grid; the last step is the atom.
+        # w is taken as linear between neighbours; the last step is the atom.
         share = (cdf[i] - u) / steps[i].abs()
-        left, right = grid[i], grid[(i + 1).clamp(max=len(grid) - 1)]
+        left, right = logsnr[i], logsnr[(i + 1).clamp(max=len(logsnr) - 1)]
         return right + (left - right) * share, steps[i].sign()
 
     def _steps(self) -> tuple[Tensor, Tensor]:
-        """A grid `[k]` and the mass of p_w in each of its k - 1 cells and in the atom `[k]`."""
-        grid = _grid(self.lo, self.hi, 100001)
-        share = (self.weighting.log(grid) - self.weighting.log(self.lo)).exp()
-        return grid, torch.cat([-share.diff(), share[-1:]])
+        """Log-SNRs `[k]` and the mass of p_w in each of its k - 1 cells and in the atom `[k]`."""
+        logsnr = _spaced(self.lo, self.hi, 100001)
+        share = (self.weighting.log(logsnr) - self.weighting.log(self.lo)).exp()
+        return logsnr, torch.cat([-share.diff(), share[-1:]])
 
 
-def _grid(lo: float, hi: float, points: int) -> Tensor:
+def _spaced(lo: float, hi: float, points: int) -> Tensor:
     return torch.linspace(lo, hi, points, dtype=torch.float64)
 
 
 def _peaks(log: Callable[[Tensor], Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Places and values of the local maxima of `log` within SCAN, from a dense scan and golden-section search."""
-    x = _grid(*SCAN, 24001)
+    x = _spaced(*SCAN, 24001)
     y = log(x)
     if not float(y[-1]) <= float(y[-2]) + 1e-12 * (1 + abs(float(y[-2]))):
         raise ValueError(f"w still rises at log-SNR {SCAN[1]:g}: it has no finite envelope")

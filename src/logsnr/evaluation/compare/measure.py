@@ -67,11 +67,11 @@ def measure(
     denoiser: Denoiser,
     entries: Sequence[Entry],
     *,
-    samples: int = 512,
+    n: int = 512,
     seed: int = 0,
     cond: Mapping[str, Any] | None = None,
     teacher_steps: int = 100,
-    batch: int = 256,
+    chunk: int = 256,
     features: FeatureSpace | None = None,
     replicates: int = 100,
     about: Mapping[str, Any] | None = None,
@@ -83,11 +83,11 @@ def measure(
     Args:
         denoiser: the model.
         entries: what takes part.
-        samples: images per entry, at least 2.
+        n: images per entry, at least 2.
         seed: of the noise; the same for all.
         cond: conditions, used in turn.
         teacher_steps: of UniPC-3 on a log-linear grid, ended by a plain denoise.
-        batch: images per network call.
+        chunk: images per network call.
         features: feature space of FD and KID; None for neither.
         replicates: of the bootstrap.
         about: facts to keep with the result.
@@ -100,14 +100,14 @@ def measure(
     Raises:
         LogsnrError: if there is nothing to compare, a number is out of range, or the teacher's samples are not finite.
     """
-    _check(entries, samples, teacher_steps, batch)
+    _check(entries, n, teacher_steps, chunk)
     tell = progress or (lambda done, total, what: None)
-    noise = start(denoiser, None, samples, torch.Generator().manual_seed(seed))
-    runner = _Runner(denoiser, noise, in_turn(cond, torch.arange(samples)), batch, seed)
-    counts = bootstrap_counts(samples, replicates, generator=torch.Generator().manual_seed(seed))
+    noise = start(denoiser, None, n, torch.Generator().manual_seed(seed))
+    runner = _Runner(denoiser, noise, in_turn(cond, torch.arange(n)), chunk, seed)
+    counts = bootstrap_counts(n, replicates, generator=torch.Generator().manual_seed(seed))
 
     def distances(x: Tensor) -> tuple[Estimated | None, Estimated | None]:
-        return (None, None) if features is None else features.distances(x, counts, batch=batch)
+        return (None, None) if features is None else features.distances(x, counts, chunk=chunk)
 
     tell(0, len(entries), "teacher")
     end, teacher = _teacher(denoiser, runner, teacher_steps, distances)
@@ -142,7 +142,7 @@ def measure(
     return Comparison(
         rows=tuple(rows),
         teacher=teacher,
-        samples=samples,
+        samples=n,
         seed=seed,
         sigma_range=denoiser.sampling_range,
         features=None if features is None else features.name,
@@ -155,8 +155,8 @@ def measure(
 class _Runner:
     """Runs entries from one set of noises."""
 
-    def __init__(self, denoiser: Denoiser, noise: Tensor, cond: Mapping[str, Any], batch: int, seed: int) -> None:
-        self.denoiser, self.noise, self.cond, self.batch, self.seed = denoiser, noise, cond, batch, seed
+    def __init__(self, denoiser: Denoiser, noise: Tensor, cond: Mapping[str, Any], chunk: int, seed: int) -> None:
+        self.denoiser, self.noise, self.cond, self.chunk, self.seed = denoiser, noise, cond, chunk, seed
 
     def __call__(self, entry: Entry) -> tuple[Tensor, int, float]:
         """Samples, counted evaluations per image, seconds per image."""
@@ -164,7 +164,7 @@ class _Runner:
         parts = []
         began = self._now()
         counted = Counted(self.denoiser)
-        for part, cond in chunks(len(self.noise), self.batch, self.cond):
+        for part, cond in chunks(len(self.noise), self.chunk, self.cond):
             # cloned: a scheduler may write over its start
             parts.append(entry.run(counted, self.noise[part].clone(), cond, generator))
         return torch.cat(parts), counted.passes // len(self.noise), (self._now() - began) / len(self.noise)
@@ -208,14 +208,14 @@ def _error(x: Tensor, end: Tensor) -> Estimated:
     return Estimated(value=value, stderr=spread / (2 * value) if value > 0 else 0.0)
 
 
-def _check(entries: Sequence[Entry], samples: int, teacher_steps: int, batch: int) -> None:
+def _check(entries: Sequence[Entry], n: int, teacher_steps: int, chunk: int) -> None:
     if not entries:
         raise LogsnrError("nothing to compare: no sampler fits the evaluations given; allow more, or widen the filters")
     most = max(entry.budget for entry in entries)
     for name, value, least in (
-        ("samples", samples, 2),
+        ("n", n, 2),
         ("teacher_steps", teacher_steps, max(16, 2 * most)),
-        ("batch", batch, 1),
+        ("chunk", chunk, 1),
     ):
         if value < least:
             why = f", twice the {most} evaluations compared" if name == "teacher_steps" and least > 16 else ""

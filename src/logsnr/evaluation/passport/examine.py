@@ -56,7 +56,7 @@ def examine(
     trajectories: int = 32,
     levels: int = 21,
     sigma_range: tuple[float, float] | None = None,
-    batch: int = 64,
+    chunk: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Passport:
@@ -75,19 +75,19 @@ def examine(
         trajectories: sampling trajectories.
         levels: noise levels of the range.
         sigma_range: the range to examine, None for `denoiser.sampling_range`.
-        batch: samples at a time.
+        chunk: samples at a time.
         seed: of every draw.
         progress: called with (part, share done).
 
     Raises:
         LogsnrError: if the data are too few, of another shape or not finite, or a number is out of range.
     """
-    _check(denoiser, data, cond, images, trajectories, levels, sigma_range, batch)
+    _check(denoiser, data, cond, images, trajectories, levels, sigma_range, chunk)
     meter = Meter(denoiser, sigma_range or denoiser.sampling_range)
     meter.tell = _teller(meter, data is not None, images, trajectories, levels, progress)
     declared = meter.sampling_range
     generator = torch.Generator().manual_seed(seed)
-    clean, given, source = _clean(meter, data, cond, images, batch, generator)
+    clean, given, source = _clean(meter, data, cond, images, chunk, generator)
     count = min(images, len(clean) // 2)
     eps = torch.randn(clean[:count].shape, generator=generator)
     samples = Samples(clean[:count], eps, take(given, slice(count))).to(meter.device)
@@ -98,7 +98,7 @@ def examine(
     def curve(model: Denoiser, part: str) -> tuple[Level, ...]:
         meter.part = part
         grid = level_grid(*declared, levels, denoiser.trained_range)
-        return tuple(measure_level(meter, model, samples, s, inside, linear, mean, batch) for s, inside in grid)
+        return tuple(measure_level(meter, model, samples, s, inside, linear, mean, chunk) for s, inside in grid)
 
     measured = curve(meter.denoiser, "loss")
     scan: LabelScan | None = None
@@ -106,14 +106,14 @@ def examine(
         meter.part = "labels"
         scanned = samples.first(min(count, max(48, SCANNED // denoiser.dim)))
         chosen = scan_levels(declared, denoiser.sigma_data)
-        scan = scan_labels(meter, scanned, chosen, linear, LINEAR_TOLERANCE, batch)
+        scan = scan_labels(meter, scanned, chosen, linear, LINEAR_TOLERANCE, chunk)
     judged = measured
     if scan is not None and label_trouble(scan):
         judged = curve(Relabelled(meter.denoiser, 1 / scan.factor, scan.way), "loss, corrected labels")
-    projection = _projection(meter, samples, others if source == "data" else None, declared, batch, seed)
+    projection = _projection(meter, samples, others if source == "data" else None, declared, chunk, seed)
     noise = torch.randn(trajectories, *denoiser.shape, generator=generator).to(meter.device)
     turn = in_turn(given, torch.arange(trajectories))
-    paths: Trajectories = follow(meter, noise, turn, batch)
+    paths: Trajectories = follow(meter, noise, turn, chunk)
     meter.part = "half precision"
     sigmas = [s for s, _ in level_grid(*declared, HALF_LEVELS, (0, math.inf))]
     half = half_precision(meter, samples.first(HALF_SAMPLES), sigmas)
@@ -172,7 +172,7 @@ def _clean(
     data: Tensor | None,
     cond: Mapping[str, Any] | None,
     images: int,
-    batch: int,
+    chunk: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Any], Source]:
     """Clean samples on the CPU in random order, with their conditions, and where they come from."""
@@ -183,7 +183,7 @@ def _clean(
     wanted = 2 * images
     given = in_turn(cond, torch.arange(wanted))
     noise = torch.randn(wanted, *meter.shape, generator=generator).to(meter.device)
-    drawn = draw(meter, noise, given, batch).cpu().float()
+    drawn = draw(meter, noise, given, chunk).cpu().float()
     finite = drawn.flatten(1).isfinite().all(1)
     if int(finite.sum()) >= FEWEST:
         return drawn[finite], take(given, finite), "model"
@@ -191,7 +191,7 @@ def _clean(
 
 
 def _projection(
-    meter: Meter, samples: Samples, others: Tensor | None, declared: tuple[float, float], batch: int, seed: int
+    meter: Meter, samples: Samples, others: Tensor | None, declared: tuple[float, float], chunk: int, seed: int
 ) -> tuple[Projection, ...]:
     """eta and nu against the data, and idempotence, at every other level."""
     meter.part = "projection"
@@ -202,13 +202,13 @@ def _projection(
     def source() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    own = consistency(meter, few.x, sigmas, generator=source(), batch=batch, cond=few.cond, quantiles=quantiles)
+    own = consistency(meter, few.x, sigmas, generator=source(), chunk=chunk, cond=few.cond, quantiles=quantiles)
     errors: dict[float, tuple[float, float, float]] = {}
     if others is not None:
         # The noised samples belong to the set: at low noise it is they that x0 should go back to.
         reference = Points(torch.cat([samples.x, others.to(samples.x)]))
         curve = relative_error(
-            meter, reference, few.x, sigmas, generator=source(), batch=batch, cond=few.cond, quantiles=quantiles
+            meter, reference, few.x, sigmas, generator=source(), chunk=chunk, cond=few.cond, quantiles=quantiles
         )
         errors = {e.sigma: (*e.eta.quantiles, e.nu.quantiles[0]) for e in curve.levels}  # type: ignore[misc]
     nothing = (math.nan, math.nan, math.nan)
@@ -257,13 +257,13 @@ def _check(
     trajectories: int,
     levels: int,
     sigma_range: tuple[float, float] | None,
-    batch: int,
+    chunk: int,
 ) -> None:
     for what, value, fewest in (
         ("images", images, FEWEST),
         ("trajectories", trajectories, 2),
         ("levels", levels, 5),
-        ("batch", batch, 1),
+        ("chunk", chunk, 1),
     ):
         if value < fewest:
             raise LogsnrError(f"{what} = {value}: must be at least {fewest}")

@@ -92,7 +92,7 @@ def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectori
     ]
     denoiser.part = "gamma"
     ddim = solvers.ddim(grids.log_linear(GAMMA_STEPS, high, low, last="min"))
-    steps = error_covariance(denoiser, ends, ddim, noise=noise, batch=chunk, cond=cond)
+    steps = error_covariance(denoiser, ends, ddim, noise=noise, chunk=chunk, cond=cond)
     return Trajectories(
         ends=ends,
         lost=lost,
