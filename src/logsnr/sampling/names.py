@@ -80,14 +80,15 @@ class GridEntry:
         eta: EtaCurve | None = None,
         **options: Any,
     ) -> Grid:
-        if self.needs == "range":
-            return self.make(n, sigma_max, sigma_min, **options)
-        if self.needs == "nothing":
-            return self.make(n, **options)
-        given = table if self.needs == "table" else eta
-        if given is None:
+        given: dict[Needs, tuple[Any, ...]] = {
+            "range": (sigma_max, sigma_min),
+            "table": (table,),
+            "eta": (eta, sigma_max, sigma_min),
+            "nothing": (),
+        }
+        if any(value is None for value in given[self.needs]):
             raise LogsnrError(f"this grid needs {NEEDED[self.needs]}")
-        return self.make(n, given, *(() if self.needs == "table" else (sigma_max, sigma_min)), **options)
+        return self.make(n, *given[self.needs], **options)
 
 
 def _ge_paper(n: int, table: TimestepTable, start: float = 40.0, end: float | None = None) -> Grid:

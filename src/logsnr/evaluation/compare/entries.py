@@ -233,9 +233,9 @@ def check_words(what: str, words: Sequence[str], names: Iterable[str], also: Ite
     """Refuse a word that no name starts with, nor another name of theirs (`also`).
 
     Raises:
-        LogsnrError: naming the nearest names.
+        LogsnrError: naming the nearest name.
     """
-    known = list(dict.fromkeys(names))
+    known = list(names)
     for word in words:
         if not plain(word) or not kept([*known, *also], [word]):
             raise unknown(what, word, known)
