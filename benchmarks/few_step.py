@@ -39,7 +39,7 @@ from logsnr import guidance
 from logsnr.calibration import calibrate
 from logsnr.calibration.baselines import STOCK_GRIDS, aligned, searched, tuned_ends
 from logsnr.calibration.ledger import fingerprint
-from logsnr.calibration.rollout import Batch, squares
+from logsnr.calibration.rollout import Noises, squares
 from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
@@ -145,11 +145,11 @@ class Bench:
         self.report = taught(self.denoiser, plan, *draw(10**6 + seed, count), chunk=self.chunk)
         self.space = judge(trained, options.data, seed)
 
-    def squares(self, plan: Plan, batch: Batch) -> Tensor:
-        return squares(self.denoiser, plan, batch, self.chunk, None)
+    def squares(self, plan: Plan, noises: Noises) -> Tensor:
+        return squares(self.denoiser, plan, noises, self.chunk, None)
 
-    def error(self, plan: Plan, batch: Batch) -> float:
-        return float(self.squares(plan, batch).mean().sqrt())
+    def error(self, plan: Plan, noises: Noises) -> float:
+        return float(self.squares(plan, noises).mean().sqrt())
 
     def samples(self, plan: Plan) -> Tensor:
         return sample(self.denoiser, plan, noise=self.report.noise, cond=self.report.cond, chunk=self.chunk)
@@ -200,7 +200,7 @@ class Bench:
         options, low, high = self.options, self.low, self.high
         levels = {g: GRIDS[g](n, high, low) for g in GRIDS} | {"timesteps": grids.timesteps(n, self.table)}
         peers = {f"{s}, {g}": SOLVERS[s](grid) for s in SOLVERS for g, grid in levels.items()}
-        on_third = partial(self.error, batch=self.select.first(max(len(self.select) // 3, 16)))
+        on_third = partial(self.error, noises=self.select.first(max(len(self.select) // 3, 16)))
 
         def at_its_ends(name: str) -> Plan:
             s, g = name.split(", ", 1)

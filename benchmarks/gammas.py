@@ -33,7 +33,7 @@ from few_step import model, noises
 from torch import Tensor
 
 from logsnr.calibration.descent import Space, descend, normal_equations
-from logsnr.calibration.rollout import Batch, Rollout, squares
+from logsnr.calibration.rollout import Noises, Rollout, squares
 from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.evaluation.gamma import StepCovariance, error_covariance
@@ -83,12 +83,12 @@ Wanted = Callable[[int, slice, Tensor], Tensor]
 
 
 def greedy(
-    denoiser: Denoiser, sigmas: Grid, batch: Batch, chunk: int, wanted: Wanted
+    denoiser: Denoiser, sigmas: Grid, noises: Noises, chunk: int, wanted: Wanted
 ) -> tuple[list[float], list[float]]:
     """gamma of least E||e_bar - wanted||^2 step after step, on the states the earlier ones lead to; standard errors."""
     n, gammas, errors = len(sigmas) - 1, [], []
-    parts = [slice(i, i + chunk) for i in range(0, len(batch), chunk)]
-    runs = [Rollout(denoiser, "eps", part) for part in batch.chunks(chunk)]
+    parts = [slice(i, i + chunk) for i in range(0, len(noises), chunk)]
+    runs = [Rollout(denoiser, "eps", part) for part in noises.chunks(chunk)]
     for i, sigma in enumerate(sigmas[:-1]):
         for run in runs:
             run.evaluate(sigma)
@@ -162,8 +162,8 @@ class Bench:
         coarse = teacher_plan(options.teacher, self.low, self.high)
         self.teacher_error = root(self.squares(coarse, self.report))
 
-    def squares(self, plan: Plan, batch: Batch) -> Tensor:
-        return squares(self.denoiser, plan, batch, self.chunk, None)
+    def squares(self, plan: Plan, noises: Noises) -> Tensor:
+        return squares(self.denoiser, plan, noises, self.chunk, None)
 
     def run(self, n: int) -> dict[str, Any]:
         options, denoiser, chunk = self.options, self.denoiser, self.chunk
@@ -226,7 +226,7 @@ class Bench:
             "machine": options.machine,
         }
 
-    def calibrated(self, start: Plan, fit: Batch) -> Plan:
+    def calibrated(self, start: Plan, fit: Noises) -> Plan:
         """Plain least squares of the end points (no prior, no tempering), from the best constant gamma."""
         space = Gammas(template=start, low=self.low, high=self.high)
         best = [start]

@@ -19,7 +19,7 @@ from logsnr.calibration.baselines import searched, tuned_ends
 from logsnr.calibration.descent import NUDGE, Space, normal_equations
 from logsnr.calibration.ledger import Ledger, fingerprint
 from logsnr.calibration.levels import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
-from logsnr.calibration.rollout import Batch, Rollout, mean_square
+from logsnr.calibration.rollout import Noises, Rollout, mean_square
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
 from logsnr.calibration.settings import LEADERS
 from logsnr.calibration.teacher import remember, taught
@@ -49,13 +49,13 @@ def noises(n: int, d: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def of(noise: Tensor, end: Tensor | None = None) -> Batch:
-    return Batch(noise=noise, cond={}, end=noise.new_empty(len(noise), 0) if end is None else end)
+def of(noise: Tensor, end: Tensor | None = None) -> Noises:
+    return Noises(noise=noise, cond={}, end=noise.new_empty(len(noise), 0) if end is None else end)
 
 
 def rows_of(prior: Plan, noise: Tensor, targets: list[Tensor], strength: float, chunk: int) -> tuple[Plan, Tensor]:
     """`fit_rows` of one lesson of the Gaussian."""
-    lesson = Lesson(denoiser=GAUSSIAN, prior=prior, batch=of(noise), targets=targets)
+    lesson = Lesson(denoiser=GAUSSIAN, prior=prior, noises=of(noise), targets=targets)
     (plan,), (end,) = fit_rows([lesson], strength, chunk)
     return plan, end
 
@@ -159,7 +159,7 @@ def test_models_that_share_their_rows_count_alike() -> None:
         ways.append(math.sqrt(v / (v + sigma**2)) / alpha)
         end = ways[-1] * noise * unit
         prior = Plan((sigma, 0.0), ((1.0,),), "x0")
-        lessons.append(Lesson(denoiser=model, prior=prior, batch=of(unit * noise), targets=[end]))
+        lessons.append(Lesson(denoiser=model, prior=prior, noises=of(unit * noise), targets=[end]))
     # the residual of c: (t - c g) unit noise; relative to that of c = 1
     size = [(t - g) ** 2 for g, t in zip(gains, ways, strict=True)]
     best = sum(g * t / q for g, t, q in zip(gains, ways, size, strict=True))
@@ -319,7 +319,7 @@ def calibrated(n: int) -> Plan:
 
 
 @cache
-def fresh() -> Batch:
+def fresh() -> Noises:
     lo, hi = MIXTURE.sampling_range
     return taught(MIXTURE, teacher_plan(200, lo, hi), noises(512, 6, 999, torch.float32), None, chunk=512)
 
@@ -546,9 +546,9 @@ def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     # on 512 other noises: half the coordinate's error of any built-in, and the whole state given away for it
     seen = replace(fresh(), end=first_coordinate(fresh().end))
     others = alternatives(4, lo, hi)
-    of_coordinate = partial(mean_square, MIXTURE, batch=seen, chunk=512, metric=first_coordinate)
+    of_coordinate = partial(mean_square, MIXTURE, noises=seen, chunk=512, metric=first_coordinate)
     assert of_coordinate(plan) < 0.25 * min(of_coordinate(others[name]) for name in plan.meta["report"]["alternatives"])
-    whole = partial(mean_square, MIXTURE, batch=fresh(), chunk=512, metric=None)
+    whole = partial(mean_square, MIXTURE, noises=fresh(), chunk=512, metric=None)
     assert whole(plan) > whole(calibrated(4))
 
 

@@ -13,7 +13,7 @@ import torch
 import logsnr
 from logsnr import exact
 from logsnr.calibration import universal as fitting
-from logsnr.calibration.rollout import Batch, mean_square
+from logsnr.calibration.rollout import Noises, mean_square
 from logsnr.calibration.rows import RIDGE, fit_rows, prior_rows
 from logsnr.calibration.teacher import taught
 from logsnr.calibration.universal import Member, fit_universal, member, nodes
@@ -83,7 +83,7 @@ class Ending(Denoiser):
 
 
 @cache
-def unseen(seed: int, d: int, span: str) -> tuple[Denoiser, Batch]:
+def unseen(seed: int, d: int, span: str) -> tuple[Denoiser, Noises]:
     """A model that no plan was fitted to, and where the teacher ends on its noises."""
     inner = mixture(seed=seed, d=d)
     model = inner if span == "wide" else Ending(inner, 14.6 * inner.sigma_data)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import TAIL, Batch, Metric, Rollout, residuals, tempered
+from logsnr.calibration.rollout import TAIL, Metric, Noises, Rollout, residuals, tempered
 from logsnr.calibration.trial import Trial, as_tensor
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.plan import Plan
@@ -88,16 +88,16 @@ def normal_equations(
     denoiser: Denoiser,
     space: Space,
     p: Tensor,
-    batch: Batch,
+    noises: Noises,
     chunk: int,
     metric: Metric | None,
     scale: float = math.inf,
 ) -> Normal:
-    """Normal equations at p, by forward differences; `space.cost()` evaluations of the batch."""
+    """Normal equations at p, by forward differences; `space.cost()` evaluations of the noises."""
     plan, owners = space.plan(p), space.owners()
     gram = torch.zeros(len(p), len(p), dtype=torch.float64)
     pull = torch.zeros(len(p), dtype=torch.float64)
-    for part in batch.chunks(chunk):
+    for part in noises.chunks(chunk):
         base = Rollout(denoiser, plan.basis, part)
         r = residuals(base.run(plan), part, metric)
         weight = (1 + r.square().mean(1, keepdim=True) / scale).rsqrt()
@@ -116,7 +116,7 @@ def normal_equations(
         jacobian = torch.stack(columns)
         gram += (jacobian @ jacobian.T).cpu()
         pull += (jacobian @ (r * weight).flatten()).cpu()
-    count = batch.end.numel()
+    count = noises.end.numel()
     return gram / count, pull / count
 
 
@@ -186,8 +186,8 @@ def descended(trial: Trial, first: Plan, strength: float) -> None:
 
     def equations(p: Tensor, scale: float) -> Normal:
         def measure() -> list[Any]:
-            batch, meter = trial.noises["fit"], trial.ledger.meter
-            return [v.tolist() for v in normal_equations(meter, space, p, batch, trial.chunk, trial.metric, scale)]
+            noises, meter = trial.noises["fit"], trial.ledger.meter
+            return [v.tolist() for v in normal_equations(meter, space, p, noises, trial.chunk, trial.metric, scale)]
 
         trial.ledger.afford(cost)  # a start that another descent began from costs nothing: what follows will
         gram, pull = trial.ledger.recall(f"normal {space.plan(p).hash}", cost, measure)[:2]

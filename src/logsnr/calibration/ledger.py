@@ -33,7 +33,7 @@ class Ledger:
 
     Args:
         meter: the denoiser whose answers are the cost.
-        settings: what the measurements depend on.
+        settings: what the measurements depend on, as JSON has it.
         path: a file to resume from and to write to, or None.
         budget: answers that may be paid for.
 
@@ -71,18 +71,18 @@ class Ledger:
         Raises:
             SpentError: if it was not asked for yet, and its price is not left.
         """
-        if name not in self.asked:
-            self.afford(price)
+        if name in self.asked:
+            return self.known[name][0]
+        self.afford(price)
         if name not in self.known:
             answers, passes = self.meter.answers, self.meter.passes
             value = measure()
             self.known[name] = value, self.meter.answers - answers, self.meter.passes - passes
             self.write()
         value, answers, passes = self.known[name]
-        if name not in self.asked:
-            self.asked.add(name)
-            self.answers += answers
-            self.passes += passes
+        self.asked.add(name)
+        self.answers += answers
+        self.passes += passes
         return value
 
     def settle(self, plan_hash: str) -> None:
@@ -129,9 +129,9 @@ class Ledger:
             ) from error
         if form == 3 and isinstance(settings, dict) and "batch" in settings:  # what is n now
             form, settings["n"] = FORMAT, settings.pop("batch")
-        wanted = json.loads(json.dumps(self.settings))
-        if form != FORMAT or settings != wanted:
-            differ = [key for key in wanted if not isinstance(settings, dict) or settings.get(key) != wanted[key]]
+        if form != FORMAT or settings != self.settings:
+            theirs = settings if isinstance(settings, dict) else {}
+            differ = [key for key, value in self.settings.items() if theirs.get(key) != value]
             raise LogsnrError(
                 f"{path} is of another calibration (different: {', '.join(differ) or 'format'}): give resume= another "
                 "path, or the settings it was started with"

@@ -36,7 +36,7 @@ TAIL = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Noises:
     """Noises with their conditions and the ends of their exact trajectories.
 
     Attributes:
@@ -52,12 +52,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.noise)
 
-    def chunks(self, size: int) -> Iterator[Batch]:
-        """The batch in parts of at most `size` samples."""
+    def chunks(self, size: int) -> Iterator[Noises]:
+        """The noises in parts of at most `size` samples."""
         for part, cond in chunks(len(self), size, self.cond):
             yield replace(self, noise=self.noise[part], cond=cond, end=self.end[part])
 
-    def first(self, n: int) -> Batch:
+    def first(self, n: int) -> Noises:
         """The first n samples."""
         return next(self.chunks(n))
 
@@ -68,12 +68,12 @@ class Rollout:
     Args:
         denoiser: the model.
         basis: of the values.
-        batch: where it starts.
+        noises: where it starts.
     """
 
-    def __init__(self, denoiser: Denoiser, basis: str, batch: Batch) -> None:
-        self.denoiser, self.basis, self.cond = denoiser, basis, batch.cond
-        self.states: list[Tensor] = [batch.noise]
+    def __init__(self, denoiser: Denoiser, basis: str, noises: Noises) -> None:
+        self.denoiser, self.basis, self.cond = denoiser, basis, noises.cond
+        self.states: list[Tensor] = [noises.noise]
         self.values: list[Tensor] = []
         self.denoised: list[Tensor | None] = []
 
@@ -111,25 +111,25 @@ class Rollout:
         return twin
 
 
-def residuals(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
+def residuals(x: Tensor, noises: Noises, metric: Metric | None) -> Tensor:
     """End-point errors `[N, F]`, float64."""
-    return ((x if metric is None else metric(x)).double() - batch.end.double()).flatten(1)
+    return ((x if metric is None else metric(x)).double() - noises.end.double()).flatten(1)
 
 
-def end_squares(x: Tensor, batch: Batch, metric: Metric | None) -> Tensor:
+def end_squares(x: Tensor, noises: Noises, metric: Metric | None) -> Tensor:
     """Mean squared end-point error of every sample `[N]`, float64; inf where it is not finite."""
-    return residuals(x, batch, metric).square().mean(1).cpu().nan_to_num(nan=math.inf, posinf=math.inf)
+    return residuals(x, noises, metric).square().mean(1).cpu().nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def squares(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> Tensor:
-    """`end_squares` of a plan; `nfe` evaluations of the batch."""
-    parts = batch.chunks(chunk)
+def squares(denoiser: Denoiser, plan: Plan, noises: Noises, chunk: int, metric: Metric | None) -> Tensor:
+    """`end_squares` of a plan; `nfe` evaluations of the noises."""
+    parts = noises.chunks(chunk)
     return torch.cat([end_squares(Rollout(denoiser, plan.basis, part).run(plan), part, metric) for part in parts])
 
 
-def mean_square(denoiser: Denoiser, plan: Plan, batch: Batch, chunk: int, metric: Metric | None) -> float:
-    """Mean squared end-point error of a plan; `nfe` evaluations of the batch.  inf if it is not finite."""
-    return float(squares(denoiser, plan, batch, chunk, metric).mean())
+def mean_square(denoiser: Denoiser, plan: Plan, noises: Noises, chunk: int, metric: Metric | None) -> float:
+    """Mean squared end-point error of a plan; `nfe` evaluations of the noises.  inf if it is not finite."""
+    return float(squares(denoiser, plan, noises, chunk, metric).mean())
 
 
 def tempered(q: Tensor, scale: float) -> float:

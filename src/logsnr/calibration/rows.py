@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import Batch, Rollout, end_squares
+from logsnr.calibration.rollout import Noises, Rollout, end_squares
 from logsnr.calibration.teacher import Cache
 from logsnr.calibration.trial import Trial, as_tensor
 from logsnr.denoiser import Denoiser
@@ -57,19 +57,19 @@ class Lesson:
     Attributes:
         denoiser: the model.
         prior: levels, row lengths, and the rows to stay near to.
-        batch: noises.
+        noises: where it starts.
         targets: the teacher's states z at `prior.sigmas[1:]`, each `[N, *shape]`.
     """
 
     denoiser: Denoiser
     prior: Plan
-    batch: Batch
+    noises: Noises
     targets: Sequence[Tensor]
 
 
 def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[list[Plan], list[Tensor]]:
     """The rows of least squares, the same for all lessons: each lesson's levels with them, and where each ends
-    `[N, *shape]`; `nfe` evaluations of every batch.
+    `[N, *shape]`; `nfe` evaluations of all noises.
 
     Args:
         lessons: of one basis and one set of prior rows, their levels their own.  Each counts by the share of its own
@@ -78,7 +78,7 @@ def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[li
         chunk: samples per call of a denoiser.
     """
     plans = [lesson.prior for lesson in lessons]
-    runs = [[Rollout(one.denoiser, one.prior.basis, part) for part in one.batch.chunks(chunk)] for one in lessons]
+    runs = [[Rollout(one.denoiser, one.prior.basis, part) for part in one.noises.chunks(chunk)] for one in lessons]
     for i, row in enumerate(plans[0].rows):
         gram = torch.zeros(len(row), len(row), dtype=torch.float64)
         pull = torch.zeros(len(row), dtype=torch.float64)
@@ -105,7 +105,7 @@ def _equations(lesson: Lesson, runs: Sequence[Rollout], i: int, chunk: int) -> t
     row, (keep, gain) = prior.rows[i], _gains(prior, i)
     gram = torch.zeros(len(row), len(row), dtype=torch.float64)
     pull, size = torch.zeros(len(row), dtype=torch.float64), 0.0
-    for first, run in zip(range(0, len(lesson.batch), chunk), runs, strict=True):
+    for first, run in zip(range(0, len(lesson.noises), chunk), runs, strict=True):
         run.evaluate(prior.sigmas[i])
         columns = torch.stack([run.values[i - j].flatten() for j in range(len(row))]).double() * gain
         rest = (lesson.targets[i][first : first + chunk] - keep * run.states[i]).flatten().double()
@@ -124,12 +124,12 @@ def _gains(plan: Plan, i: int) -> tuple[float, float]:
 
 def fitted(trial: Trial, prior: Plan, cache: Cache) -> tuple[Plan, float]:
     """The prior's levels, which are some of the cache's, with fitted rows; the error of the fitting noise, tempered."""
-    batch = trial.noises["fit"].first(cache.states.shape[1])
+    noises = trial.noises["fit"].first(cache.states.shape[1])
 
     def fit() -> list[Any]:
-        lesson = Lesson(denoiser=trial.ledger.meter, prior=prior, batch=batch, targets=cache.at(prior.sigmas[1:]))
+        lesson = Lesson(denoiser=trial.ledger.meter, prior=prior, noises=noises, targets=cache.at(prior.sigmas[1:]))
         (plan,), (end,) = fit_rows([lesson], RIDGE, trial.chunk)
-        return [plan.rows, end_squares(end, batch, trial.metric).tolist()]
+        return [plan.rows, end_squares(end, noises, trial.metric).tolist()]
 
-    rows, q = trial.ledger.recall(f"rows {RIDGE} {prior.hash}", prior.nfe * len(batch), fit)
+    rows, q = trial.ledger.recall(f"rows {RIDGE} {prior.hash}", prior.nfe * len(noises), fit)
     return replace(prior, rows=tuple(map(tuple, rows))), trial.tempered(as_tensor(q))

@@ -40,7 +40,7 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling.plan import Basis, Plan
 
 EFFORT = 1400
-"""Evaluations of the fitting batch that a search may take, unless told."""
+"""Evaluations of the fitting noises that a search may take, unless told."""
 STRENGTHS = (1.0, 30.0)
 """Of the descent's prior, in units of one sample: the usual one, and one for when fitting noises are too few."""
 

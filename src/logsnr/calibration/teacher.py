@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import Batch, Metric
+from logsnr.calibration.rollout import Metric, Noises
 from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
 from logsnr.sampling.batches import Cond
@@ -47,7 +47,7 @@ class Cache:
 
 def taught(
     denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
-) -> Batch:
+) -> Noises:
     """Noises with the ends of their trajectories by the teacher's plan, or their features.
 
     Raises:
@@ -59,7 +59,7 @@ def taught(
 
 def remember(
     denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
-) -> tuple[Batch, Cache]:
+) -> tuple[Noises, Cache]:
     """`taught`, and the trajectories of as many samples as fit into memory.
 
     Raises:
@@ -83,7 +83,7 @@ def remember(
     return _batch(plan, noise, cond, ends, chunk, metric), cache
 
 
-def _batch(plan: Plan, noise: Tensor, cond: Cond | None, ends: Tensor, chunk: int, metric: Metric | None) -> Batch:
+def _batch(plan: Plan, noise: Tensor, cond: Cond | None, ends: Tensor, chunk: int, metric: Metric | None) -> Noises:
     if metric is not None:
         ends = finite_ends(torch.cat([metric(part) for part in torch.split(ends, chunk)]), plan)
-    return Batch(noise=noise, cond=cond or {}, end=ends)
+    return Noises(noise=noise, cond=cond or {}, end=ends)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from logsnr.calibration.ledger import Ledger, fingerprint
-from logsnr.calibration.rollout import TAIL, Batch, Metric, squares, tempered
+from logsnr.calibration.rollout import TAIL, Metric, Noises, squares, tempered
 from logsnr.calibration.settings import LEADERS, Settings
 from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
@@ -85,7 +85,7 @@ class Trial:
         about = {"model": fingerprint(denoiser), **settings.to_dict()}
         self.ledger = Ledger(Counted(denoiser), about, resume, settings.budget)
         self.teacher = Counted(denoiser)
-        self.noises: dict[str, Batch] = {}
+        self.noises: dict[str, Noises] = {}
         self.leaders: dict[str, Plan] = {}
         self.scale = math.inf
         self.best: Found | None = None
@@ -112,12 +112,12 @@ class Trial:
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
-        batch = self.noises[purpose] if few is None else self.noises[purpose].first(few)
+        noises = self.noises[purpose] if few is None else self.noises[purpose].first(few)
         return as_tensor(
             self.ledger.recall(
-                f"{purpose} {len(batch)} {plan.hash}",
-                plan.nfe * len(batch),
-                lambda: squares(self.ledger.meter, plan, batch, self.chunk, self.metric).tolist(),
+                f"{purpose} {len(noises)} {plan.hash}",
+                plan.nfe * len(noises),
+                lambda: squares(self.ledger.meter, plan, noises, self.chunk, self.metric).tolist(),
             )
         )
 

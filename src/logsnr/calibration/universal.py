@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import TAIL, Batch, squares, tempered
+from logsnr.calibration.rollout import TAIL, Noises, squares, tempered
 from logsnr.calibration.rows import RIDGE, Lesson, fit_rows, prior_rows
 from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
@@ -61,8 +61,8 @@ class Member:
     """
 
     denoiser: Denoiser
-    fit: Batch
-    select: Batch
+    fit: Noises
+    select: Noises
     cache: Cache
     lattice: tuple[float, ...]
     first: int
@@ -71,16 +71,16 @@ class Member:
         """A plan of relative levels in the model's units."""
         return scaled(relative, self.denoiser.sigma_data, *self.denoiser.sampling_range)
 
-    def squares(self, relative: Plan, batch: Batch, chunk: int = 512) -> torch.Tensor:
+    def squares(self, relative: Plan, noises: Noises, chunk: int = 512) -> torch.Tensor:
         """Mean squared end-point error of every sample under a plan of relative levels."""
-        return squares(self.denoiser, self.own(relative), batch, chunk, None)
+        return squares(self.denoiser, self.own(relative), noises, chunk, None)
 
     def lesson(self, relative: Plan) -> Lesson:
         """The teacher's states at the plan's levels, which are some of the lattice's."""
         plan = self.own(relative)
         at = [self.first + self.lattice.index(u) for u in relative.sigmas[1:-1]] + [-1]
         targets = [self.cache.states[i] * alpha_s(self.cache.sigmas[i])[0] for i in at]
-        return Lesson(denoiser=self.denoiser, prior=plan, batch=self.fit.first(targets[0].shape[0]), targets=targets)
+        return Lesson(denoiser=self.denoiser, prior=plan, noises=self.fit.first(targets[0].shape[0]), targets=targets)
 
 
 @torch.no_grad()
