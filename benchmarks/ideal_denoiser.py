@@ -6,7 +6,7 @@ K is the training set, the denoiser its posterior mean, and DDIM takes 50 steps 
 every state x_t, *before* the step, it records ||x0 - proj_K(x_t)|| / dist_K(x_t), the relative error eta, and
 sigma_t sqrt(n) / dist_K(x_t), how far the noise level is from the distance; beside them, what the released code of the
 paper records, with projection and distance of the state *after* the step.  Numbers go to ideal-denoiser.json, the
-figure to ideal-denoiser.svg in the output folder, after every batch of trajectories.
+figure to ideal-denoiser.svg in the output folder, after every chunk of trajectories.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--fashion-mnist", type=Path, help="npz with train_images")
     parser.add_argument("--cifar10", type=Path, help="folder of train-*.webp sheets")
     parser.add_argument("--trajectories", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=250, help="trajectories at a time")
+    parser.add_argument("--chunk", type=int, default=250, help="trajectories at a time")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--seed", type=int, default=0)
@@ -222,7 +222,7 @@ def main() -> None:
         done: list[dict[str, Tensor]] = []
         start, total = time.perf_counter(), 0
         while total < args.trajectories:
-            count = min(args.batch, args.trajectories - total)
+            count = min(args.chunk, args.trajectories - total)
             done.append(trajectories(points, sigmas, count, generator))
             total += count
             merged = {key: torch.cat([part[key] for part in done], 1) for key in done[0]}

@@ -1,4 +1,4 @@
-"""The theorem of (eta, nu)-approximate projections: its bounds hold, are tight, and make schedules."""
+"""The theorem of (eta, nu)-approximate projections: its bounds hold, are tight, and make grids."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def distances(model: Erring, sigmas: list[float], y: Tensor) -> Tensor:
 
 
 def draw(rng: random.Random) -> tuple[list[float], list[float], float]:
-    """A random schedule, one eta per step and a nu."""
+    """A random grid, one eta per step and a nu."""
     n = rng.randint(1, 12)
     sigmas = [rng.uniform(1, 50)]
     for _ in range(n):

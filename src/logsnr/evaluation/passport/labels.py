@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser, noisy
+from logsnr.denoiser import Around, Denoiser, Estimate, NetworkDenoiser, noisy
 from logsnr.evaluation.passport.card import LabelScan, Way
 from logsnr.evaluation.passport.levels import Linear
 from logsnr.evaluation.passport.meter import Meter, Samples
@@ -37,7 +37,7 @@ GROUPS = 16
 """Parts left out in turn for the standard error."""
 
 
-class Relabelled(Denoiser):
+class Relabelled(Around):
     """A model told k sigma where the noise is sigma.
 
     Args:
@@ -50,21 +50,12 @@ class Relabelled(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, factor: float, way: Way) -> None:
-        super().__init__()
         inner = network_of(denoiser) if way == "label" else None
         if way == "label" and inner is None:
             raise ValueError("way = 'label' needs a network: give a NetworkDenoiser, or take way = 'model'")
-        self.denoiser = denoiser if inner is None else _labelled(inner, factor)
+        super().__init__(denoiser if inner is None else _labelled(inner, factor))
         self.factor, self.way = factor, way
-        self.shape, self.sigma_data = denoiser.shape, denoiser.sigma_data
         self.trained_range = denoiser.trained_range
-
-    @property
-    def finite_at_inf(self) -> bool:
-        return self.denoiser.finite_at_inf
-
-    def cost(self, sigma: float) -> int:
-        return self.denoiser.cost(sigma)
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         level = float(torch.as_tensor(sigma).reshape(-1)[0])
