@@ -18,37 +18,39 @@ def launch(*program):
     return done.stdout
 
 
-def train(folder, *extra):
-    arguments = [piece for text in TINY for piece in ("--set", text)]
-    launch("-m", "logsnr.cli", "train", "digits", "--out", str(folder), *arguments, *extra)
+def result(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     weights = json.loads((folder / "card.json").read_text())["weights"]["sha256"]
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
-def test_two_processes_resume_exactly(tmp_path):
-    """Losses and averaged weights of a stopped and resumed run equal those of an uninterrupted one, bit for bit."""
-    whole = train(tmp_path / "whole", "--set", "steps=4")
-    train(tmp_path / "parts", "--set", "steps=2")
-    parts = train(tmp_path / "parts", "--set", "steps=4", "--resume")
-    assert whole == parts
-    assert [step for step, _, _ in whole[1]] == [1, 2, 3, 4]
+def test_two_processes_resume_exactly_and_no_group_outlives_the_training(tmp_path):
+    """A run copied at its second step and resumed by new processes ends as the uninterrupted one, bit for bit.
 
-
-def test_no_process_group_outlives_the_training(tmp_path):
-    """Its threads would run on when the interpreter ends, and now and then abort a process that has done its work."""
+    A process group that outlived the training would run its threads on when the interpreter ends, and now and then
+    abort a process that has done its work.
+    """
+    whole, copy = tmp_path / "whole", tmp_path / "copy"
+    recipe = [*TINY, "checkpoint_every=2", "steps=4"]
     script = tmp_path / "script.py"
     script.write_text(
         f"""
-import sys, weakref
+import shutil, weakref
 import torch.distributed as dist
 from logsnr.training import load_recipe, train
 
-groups = []
+groups = set()
 def callback(info):
-    groups.append(weakref.ref(dist.group.WORLD))
-train(load_recipe("digits", {[*TINY, "steps=1"]!r}), sys.argv[1], progress=False, callback=callback)
-assert len(groups) == 1 and groups[0]() is None and not dist.is_initialized(), groups
+    groups.add(weakref.ref(dist.group.WORLD))
+    if info.step == 2 and dist.get_rank() == 0:
+        shutil.copytree({str(whole)!r}, {str(copy)!r})
+train(load_recipe("digits", {recipe!r}), {str(whole)!r}, progress=False, callback=callback)
+assert [group() for group in groups] == [None] and not dist.is_initialized(), groups
 """
     )
-    launch(str(script), str(tmp_path / "run"))
+    launch(str(script))
+    assert [step for step, _, _ in result(copy)[1]] == [1, 2]
+    arguments = [piece for text in recipe for piece in ("--set", text)]
+    launch("-m", "logsnr.cli", "train", "digits", "--out", str(copy), *arguments, "--resume")
+    assert result(whole) == result(copy)
+    assert [step for step, _, _ in result(whole)[1]] == [1, 2, 3, 4]
