@@ -1,4 +1,4 @@
-# Everything runs inside .venv, installed under constraints.txt; nothing is assumed of the machine but Python >= 3.10.
+# Everything runs inside .venv, installed under constraints.txt; nothing is assumed of the machine but Python >= 3.11.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -14,7 +14,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(TRAIN): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "logsnr needs Python 3.10 or newer")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "logsnr needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[train]'
 	touch $@
@@ -31,7 +31,7 @@ lint: $(DEV) ## ruff and strict type checking
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, type-check and test (under 10 minutes on two cores)
+test: lint ## lint, type-check and test (at most 8 minutes on two cores)
 	$(TEST_ENV) $(BIN)/pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
