@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from logsnr import __version__
 from logsnr.errors import one_line
 
 app = typer.Typer(
@@ -20,6 +21,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"logsnr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+    ] = False,
+) -> None:
+    """What stands before any command."""
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
