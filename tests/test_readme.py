@@ -36,10 +36,9 @@ def command(line):
     assert program == "logsnr", line
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])
-        try:
+        with pytest.raises(SystemExit) as stop:
             main()
-        except SystemExit as stop:
-            assert not stop.code, line
+    assert not stop.value.code, line
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +74,8 @@ def test_command_lines(checkout):
     commands = ["sample", "sample", "train", "evaluate", "passport", "compare", "calibrate", "objective", "export"]
     assert [shlex.split(line, comments=True)[1] for line in lines] == commands
     first, *others = lines
-    program = [sys.executable, "-m", "logsnr.cli"]
-    done = subprocess.run([*program, *shlex.split(first, comments=True)[1:]], capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "logsnr.cli", *shlex.split(first, comments=True)[1:]]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line in others:
         command(f"{line.split('#')[0]} {FASTER.get(line.split()[1], '')}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from logsnr import __version__
+import logsnr
 from logsnr.errors import one_line
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"logsnr {__version__}")
+        print(f"logsnr {logsnr.__version__}")
         raise typer.Exit
 
 
