@@ -154,6 +154,20 @@ def test_on_a_models_own_table_it_is_the_scheduler_of_its_pipeline(noise):
     assert rmse(run(one(peers(model, [5]), "DDIM", "trailing"), model, noise), x) <= 1e-5 * float(x.std())
 
 
+@pytest.mark.parametrize(("solver", "last"), [("PNDM", 1e-3), ("DDIM", 0.0)])
+def test_a_run_of_theirs_ends_at_the_smallest_level_or_at_the_data_as_its_options_say(solver, last):
+    """The point c is reached along a straight line: z = alpha c + s eps, with one eps at every level, the last too."""
+    c = torch.tensor([[0.3, -0.7, 1.1]], dtype=torch.float64)
+    point = ls.exact.PointCloud(c)
+    point.trained_range = (1e-3, 50.0)
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    entry = one(peers(point, [8], solvers=[solver], grids=["trailing"]), solver, "trailing")
+    first = math.hypot(1, 50.0)
+    eps = (noise * first - c) / 50.0
+    expected = (c + last * eps) / math.hypot(1, last)
+    torch.testing.assert_close(run(entry, point, noise), expected, rtol=0, atol=2e-6)
+
+
 def test_their_levels_span_the_models_range_to_the_last_digit():
     """Betas in float32 would lose three digits of the smallest level."""
 

@@ -206,11 +206,12 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path):
     assert torch.equal(data.train_images[:, 0, 0, 0] == 200, data.train_labels == 1)
 
 
-def test_crop_and_resize(tmp_path):
-    # A white square in the middle of a black strip: the central crop is all white.
+@pytest.mark.parametrize("axis", [0, 1])
+def test_crop_and_resize(tmp_path, axis):
+    """A white square in the middle of a black strip, across or along: the central crop is all white."""
     strip = np.zeros((6, 18), np.uint8)
     strip[:, 6:12] = 255
-    write_images(tmp_path, [strip, np.full((9, 9), 255, np.uint8)])
+    write_images(tmp_path, [np.moveaxis(strip, 1, axis), np.full((9, 9), 255, np.uint8)])
     data = load(tmp_path, size=3, channels=1, holdout=0)
     assert torch.equal(data.train_images, torch.full((2, 1, 3, 3), 255, dtype=torch.uint8))
 

@@ -104,6 +104,20 @@ def test_the_start_is_the_kl_divergence_of_gaussians(sigma):
     assert measured.mean_shift == pytest.approx(0.5 / along, abs=4 * measured.mean_shift_stderr)
 
 
+def test_the_length_of_a_mean_is_not_that_of_its_noise():
+    """|m|^2 of 16 samples is too large by the trace over 16, 3.9/16; less that, its mean over draws is |m|^2 = 4.
+
+    mean_leak^2 sigma^2 over 400 draws, within 4 standard errors, of which the correction is more than 10.
+    """
+    mean = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
+    x = gaussian().sample(400 * 16, generator=generator(8)).reshape(400, 16, 6) - MEAN + mean
+    leaks = [start_from_noise(fit_linear(part), 16, 3.0, None).mean_leak for part in x]
+    squared = 9 * torch.tensor(leaks, dtype=torch.float64).square()
+    stderr = float(squared.std()) / 400**0.5
+    assert float(squared.mean()) == pytest.approx(4, abs=4 * stderr)
+    assert float(VARIANCES.sum()) / 16 > 10 * stderr
+
+
 def test_curvature_is_that_of_the_exact_trajectories(passport):
     """Along y = c sqrt(lambda + sigma^2) the direction is eps = c sigma / sqrt(lambda + sigma^2)."""
     assert len(passport.bends) == TEACHER // STRIDE - 1

@@ -50,6 +50,14 @@ def test_a_plan_belongs_to_no_unit(n: int) -> None:
     assert torch.allclose(sample(mixture(unit), other, noise=again), unit * x, atol=1e-9 * unit)
 
 
+def test_the_second_level_stays_a_quarter_below_the_largest() -> None:
+    """Where a plan's own would not: at high / 1.25, or half-way down a range that is shorter still."""
+    relative = Plan((10.0, 5.0, 1.0, 0.0), ((1.0,), (1.0,), (1.0,)), "eps")
+    assert scaled(relative, 1.0, 0.1, 4.0).sigmas == pytest.approx((4.0, 3.2, 1.0, 0.0), rel=1e-12)
+    assert scaled(relative, 1.0, 0.1, 6.25).sigmas == pytest.approx((6.25, 5.0, 1.0, 0.0), rel=1e-12)
+    assert scaled(relative, 1.0, 1.0, 1.21).sigmas == pytest.approx((1.21, 1.1, 1.0, 0.0), rel=1e-12)
+
+
 @pytest.mark.parametrize("n", universal_sizes())
 @pytest.mark.parametrize(("low", "high"), [(0.03, 14.6), (0.002, 80.0), (0.2, 3.0), (1e-4, 1e4), (0.01, 0.02)])
 def test_levels_start_at_the_largest_fit_the_range_and_keep_their_order(n: int, low: float, high: float) -> None:
