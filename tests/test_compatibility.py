@@ -81,7 +81,7 @@ def test_a_calibration_is_read_from_its_resume_file(denoiser, tmp_path):
     """A finished one costs nothing again, and ends on its plan."""
     ledger = shutil.copy(OLD / "ledger.json", tmp_path / "ledger.json")
     counted = Counted(denoiser)
-    plan = ls.calibrate(denoiser, 2, batch=4, teacher=16, rollouts=40, resume=ledger)
+    plan = ls.calibrate(denoiser, 2, n=4, teacher=16, rollouts=40, resume=ledger)
     assert plan == ls.load_plans(OLD / "run")[2]
     assert counted.evaluations == 0
 

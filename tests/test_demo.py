@@ -30,7 +30,7 @@ def demos(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_run, "SAMPLES", 100)
-        patch.setattr(demo_run, "TEACHER_STEPS", 20)
+        patch.setattr(demo_run, "TEACHER_STEPS", 40)
         ended = run_demo(out, quiet=True, max_seconds=0.01, overrides={**TINY, "steps": 1000})
         page = (out / "report.html").read_text(encoding="utf-8")
         summary = run_demo(out, seed=3, quiet=True, overrides=TINY)
@@ -61,7 +61,7 @@ def test_the_summary_counts_what_was_asked(demo):
     assert rows == [
         *(("zoo:digits' plan", n) for n in (5, 10)),
         *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
-        ("teacher (UniPC-3)", 64),
+        ("teacher (UniPC-3)", 40),
     ]
     assert summary["samples_per_row"] == 100
     assert summary["likelihood"]["held_out_images"] == 297

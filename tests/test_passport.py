@@ -282,7 +282,7 @@ def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels():
     found = []
     for images, told in zip((seen, unseen), labels, strict=True):
         x = model.pixels.encode(images)
-        passport = examine(model, x, cond={"class_labels": told}, images=64, trajectories=2, levels=5)
+        passport = examine(model, x, cond={"class_labels": told}, trajectories=2, levels=5)
         found.append([f.kind for f in passport.troubles])
         scan = passport.labels
     assert found == [[], ["misfit"]]
