@@ -58,7 +58,7 @@ def test_the_bound_on_the_card_needs_no_telling():
         data.test_images,
         cond={"class_labels": data.test_labels},
         generator=torch.Generator().manual_seed(1),
-        evaluations_per_image=16,
+        evaluations_per_image=8,
     )
     card = denoiser.card["measured"]["bound"]
     assert found.stderr < 0.02
