@@ -182,8 +182,7 @@ def test_one_line_says_what_a_denoiser_is() -> None:
     guided = cfg(model, 2.5, {"class_labels": 10}, interval=(0.1, 5.0))
     assert repr(guided) == f"Guided({line}, scale 2.5 for sigma in (0.1, 5])"
     assert guided.card == model.card
-    assert guided.plans == {}
-    assert Counted(model).plans == model.plans
+    assert guided.plans == model.plans
     assert repr(Counted(guided)) == f"Counted({guided!r})"
     assert repr(Gaussian(torch.zeros(2), torch.eye(2))) == "Gaussian((2,), sigma 0 ... inf)"
     assert repr(nn.ModuleList([model])).count("\n") == 2

@@ -180,7 +180,6 @@ class Guided(Around):
             raise ValueError(f"rescale = {rescale}: must be in [0, 1]; 0 is off, 2305.08891 uses .7")
         self.scale, self.rescale = float(scale), float(rescale)
         self.interval = None if interval is None else (float(low), float(high))
-        self.plans = {}  # those of the model were calibrated for it without guidance
 
     def _facts(self) -> list[str]:
         inside = "" if self.interval is None else " for sigma in ({:.4g}, {:.4g}]".format(*self.interval)

@@ -70,8 +70,7 @@ def load(
         if recognised(text):
             denoiser = loader(text, options)
             file = plans_file(text)
-            # guidance makes another model of it than the one that plans were made for
-            denoiser.plans = plans_from(file) if file.is_file() and (guidance is None or guidance <= 1) else {}
+            denoiser.plans = plans_from(file) if file.is_file() else {}
             return denoiser
     if _is_component(text):
         raise LogsnrError(
