@@ -349,3 +349,15 @@ def test_the_spread_of_exact_numbers() -> None:
     assert again is not None
     assert again.between == pytest.approx(spread.between)
     assert SpreadMeter((0.0, 2.0), 2).read() is None
+
+
+def test_far_from_true_norms_the_ratio_overall_mends() -> None:
+    """True norms at two levels alone, 2 and 8 times the proxy: each rules its surroundings, and their mean the rest."""
+    schedule = Adaptive((LO, HI), ELBO(), importance="gradient")
+    before, at = schedule.tracked(), torch.tensor([2, 20])
+    proxy = schedule.state_dict()["gradient"][at]
+    width = (HI - LO) / 100
+    schedule.correct(LO + (at + 0.5) * width, torch.tensor([2.0, 8.0]) * proxy, proxy)
+    squared = (schedule.tracked() / before).square()
+    torch.testing.assert_close(squared[at], torch.tensor([2.0, 8.0], dtype=torch.float64), rtol=0.01, atol=0)
+    torch.testing.assert_close(squared[60:], torch.full((40,), 5.0, dtype=torch.float64), rtol=0.01, atol=0)

@@ -26,6 +26,7 @@ from logsnr.schedules import (
     Schedule,
     VPLinear,
 )
+from logsnr.timesteps import TimestepTable
 from logsnr.weightings import ELBO, Custom, EDMMonotonic, EpsCosine, MinSNR, Sigmoid, Weighting
 from logsnr.weightings import V as VWeighting
 
@@ -310,6 +311,18 @@ def test_state_belongs_to_adaptive_schedules() -> None:
     copy.load_state_dict(adaptive.state_dict())
     first, second = (o(gaussian(0.7, 2), x, generator=rng(9)) for o in (adaptive, copy))
     assert torch.equal(first.loss, second.loss)
+
+
+def test_ranges_are_those_of_the_table() -> None:
+    """Every preset has end points: +-20 where the paper has none."""
+    own = {
+        "ddpm": tuple(-2 * math.log(s) for s in reversed(TimestepTable.ddpm().sigma_range)),
+        "vdm": (-5, 13.3),
+        "ncsn": (-2 * math.log(50), -2 * math.log(0.01)),
+        "vp-sde": (-10, 20),
+    }
+    for name, objective in objectives.items():
+        assert objective.schedule.range == pytest.approx(own.get(name, (-20, 20)), rel=1e-12), name
 
 
 def test_the_shelf_is_the_mapping_of_published_objectives() -> None:

@@ -3,7 +3,6 @@
 import sys
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ def shown(figure) -> list[torch.Tensor]:
     return [torch.as_tensor(image.get_array().filled()) for axes in figure.axes for image in axes.images]
 
 
-def recorded(shape, steps: int = 5, batch: int = 3) -> SimpleNamespace:
-    z = torch.randn(steps + 1, batch, *shape, generator=rng())
-    return SimpleNamespace(z=z, x0=torch.tanh(z[:-1]), sigmas=(8.0, 4.0, 2.0, 1.0, 0.5, 0.0))
+def recorded(shape, batch: int = 3) -> ls.Trajectory:
+    z = torch.randn(6, batch, *shape, generator=rng())
+    return ls.Trajectory(plan=ls.solvers.ddim((8.0, 4.0, 2.0, 1.0, 0.5, 0.0)), z=z, x0=torch.tanh(z[:-1]))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

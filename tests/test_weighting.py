@@ -414,3 +414,11 @@ def test_debiased_estimation_cuts_the_snr_as_the_scripts_do() -> None:
     for weighting, limit in ((Debiased(), 1000.0), (Debiased(limit=20.0), 20.0)):
         factor = weighting(snr.log()) / EpsCosine()(snr.log())
         torch.testing.assert_close(factor, snr.clamp(max=limit) ** -0.5, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 3.0), (2.0, 0.1)])
+def test_perception_prioritised_weighting_of_eps_errors(gamma: float, k: float) -> None:
+    """1/(k + SNR)^gamma on the cosine schedule's eps-MSE (2204.00227, eq. 8)."""
+    snr = torch.logspace(-4, 4, 17, dtype=torch.float64)
+    factor = P2(gamma, k)(snr.log()) / EpsCosine()(snr.log())
+    torch.testing.assert_close(factor, (k + snr) ** -gamma, rtol=1e-12, atol=0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,24 +21,7 @@ from torch import Tensor
 from logsnr.objectives import WeightedELBO, objectives
 from logsnr.pixels import Pixels
 from logsnr.report.style import COLOURS, FAINT, LOGSNR, drawn, plain_ticks
-from logsnr.sampling import Plan
-
-
-class Run(Protocol):
-    """A run that was recorded, as `ls.trajectory` does."""
-
-    @property
-    def z(self) -> Tensor:
-        """States `[n + 1, B, *shape]`."""
-
-    @property
-    def x0(self) -> Tensor:
-        """Estimates `[n, B, *shape]`."""
-
-    @property
-    def sigmas(self) -> Sequence[float]:
-        """Noise levels of the states."""
-
+from logsnr.sampling import Plan, Trajectory
 
 REACH = (-20.0, 20.0)
 """Log-SNRs between which an objective of infinite range is drawn."""
@@ -75,7 +58,9 @@ def images(x: Tensor, *, pixels: Pixels | None = None, columns: int | None = Non
     return drawn(draw, width=side * columns, height=side * rows + (0.4 if title else 0), purpose="ls.plot")
 
 
-def trajectory(run: Run | Sequence[Tensor], *, samples: int = 4, columns: int = 8, pixels: Pixels | None = None) -> Any:
+def trajectory(
+    run: Trajectory | Sequence[Tensor], *, samples: int = 4, columns: int = 8, pixels: Pixels | None = None
+) -> Any:
     """A run, from noise to sample: what the network takes each sample for, level by level.
 
     Images are rows of estimates of x0, a row per sample, noise level by noise level.  Points of a plane are paths of
