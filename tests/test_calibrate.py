@@ -183,7 +183,7 @@ def test_strength_pulls_to_the_prior() -> None:
     assert distance(far[3]) < 1e-5
 
 
-# Schedules
+# Levels
 
 
 def small_cache() -> tuple:

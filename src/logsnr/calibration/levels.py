@@ -1,4 +1,4 @@
-"""Schedules from a cache: levels to try, and those of least summed local error by dynamic programming (as GITS,
+"""Levels from a cache: those to try, and those of least summed local error by dynamic programming (as GITS,
 2405.11326).
 
 A step from node j to node k that combines the estimates at j and at the node i before it has the error

@@ -1,6 +1,6 @@
 """The teacher's trajectories of the fitting noise (sampling/teacher.py), remembered on its fine grid.
 
-Its states y = z/alpha and estimates eps at the levels of the grid are all that a search over schedules needs: every
+Its states y = z/alpha and estimates eps at the levels of the grid are all that a search over levels needs: every
 local error is an inner product of remembered tensors.
 """
 
