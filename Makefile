@@ -32,7 +32,7 @@ lint: $(DEV) ## ruff and strict type checking
 	$(BIN)/mypy
 
 test: lint ## lint, type-check and test (at most 8 minutes on two cores)
-	$(TEST_ENV) $(BIN)/pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(TEST_ENV) $(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/import_time.py

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import logsnr as ls
 from logsnr.demo import run as demo_run
 from logsnr.demo import run_demo
 from logsnr.demo.run import _balanced
+from logsnr.evaluation.features import train_classifier
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -31,6 +33,7 @@ def demos(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_run, "SAMPLES", 100)
         patch.setattr(demo_run, "TEACHER_STEPS", 40)
+        patch.setattr(demo_run, "train_classifier", partial(train_classifier, epochs=2))
         ended = run_demo(out, quiet=True, max_seconds=0.01, overrides={**TINY, "steps": 1000})
         page = (out / "report.html").read_text(encoding="utf-8")
         summary = run_demo(out, seed=3, quiet=True, overrides=TINY)
