@@ -1,6 +1,7 @@
 """The house keeps its floors: a room imports from lower floors (or its own package), and the core stays light."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,17 @@ def test_public_names_exist_and_are_documented():
     for name in logsnr.__all__:
         assert getattr(logsnr, name).__doc__, name
     assert (ROOT / "py.typed").exists()
+
+
+def test_no_name_of_a_package_hides_a_module_of_it():
+    """`logsnr.load` is a function, so no module is called so: every module is reached by its own path."""
+    hidden = []
+    for path in modules():
+        name = ".".join(["logsnr", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        if name.endswith("__main__"):
+            continue
+        module = importlib.import_module(name)
+        package, _, last = name.rpartition(".")
+        if getattr(importlib.import_module(package), last) is not module:
+            hidden.append(name)
+    assert not hidden

@@ -26,8 +26,8 @@ from logsnr.evaluation.compare import (
     write,
 )
 from logsnr.evaluation.compare.entries import check_words, kept, largest, read_plans
-from logsnr.evaluation.compare.peers import SCHEDULERS
 from logsnr.evaluation.compare.plot import plot
+from logsnr.evaluation.compare.schedulers import SCHEDULERS
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s
 from logsnr.predictions import EDM, V

@@ -31,7 +31,7 @@ def short_trajectories(monkeypatch):
     """Findings of these faults rest on the loss; the trajectories are there to raise no other."""
     for name, value in {"TEACHER": 24, "NFES": (4, 8), "GAMMA_STEPS": 4, "DRAW_STEPS": 10}.items():
         monkeypatch.setattr(trajectories, name, value)
-    monkeypatch.setattr(importlib.import_module("logsnr.evaluation.passport.examine"), "HALF_LEVELS", 3)
+    monkeypatch.setattr(importlib.import_module("logsnr.evaluation.passport.examination"), "HALF_LEVELS", 3)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from logsnr.cli.app import Json, Model, Named, Seed, app
+from logsnr.cli.application import Json, Model, Named, Seed, app
 
 
 @app.command()
@@ -34,7 +34,9 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled one: digits, fashion_mnist.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a bundled one: digits, fashion_mnist, cifar10_small.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue exactly where the last checkpoint ends.")] = False,
     set_: Annotated[

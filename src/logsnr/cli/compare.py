@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.app import Json, Model, Named, Seed, app
+from logsnr.cli.application import Json, Model, Named, Seed, app
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def compare(
     from logsnr.evaluation.compare import entries as samplers
     from logsnr.evaluation.compare import measure, table, write
     from logsnr.evaluation.compare import peers as theirs
-    from logsnr.evaluation.compare.peers import FLOW_GRIDS, GRIDS, SCHEDULERS
+    from logsnr.evaluation.compare.schedulers import FLOW_GRIDS, GRIDS, SCHEDULERS
     from logsnr.evaluation.passport import Passport
     from logsnr.sampling.names import SOLVERS
 

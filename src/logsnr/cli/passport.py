@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.app import Json, Named, Seed, app
+from logsnr.cli.application import Json, Named, Seed, app
 
 if TYPE_CHECKING:
     from torch import Tensor

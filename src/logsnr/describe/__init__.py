@@ -7,7 +7,7 @@
 times in flow.py) and configuration files (configs.py); `describe` measures (report.py); `plot` draws (plot.py).
 """
 
-from logsnr.describe.plot import plot
+from logsnr.describe.picture import plot
 from logsnr.describe.report import ObjectiveReport, describe
 from logsnr.describe.sources import resolve
 from logsnr.describe.training import Trained

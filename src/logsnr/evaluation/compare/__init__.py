@@ -5,10 +5,10 @@ print(markdown(comparison))
 """
 
 from logsnr.evaluation.compare.entries import Entry, ours, plans, universal
-from logsnr.evaluation.compare.measure import compare, measure
-from logsnr.evaluation.compare.peers import peers
 from logsnr.evaluation.compare.render import markdown, table, write
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+from logsnr.evaluation.compare.run import compare, measure
+from logsnr.evaluation.compare.schedulers import peers
 
 __all__ = [
     "Comparison",

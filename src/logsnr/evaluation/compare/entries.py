@@ -3,7 +3,7 @@
     ours             every solver of this library on every grid over the sampling range, the last step to sigma 0
     universal        plans that need no calibration
     plans            calibrated or hand-made plans
-    peers            diffusers' schedulers (peers.py)
+    peers            diffusers' schedulers (schedulers.py)
 
 A budget is a number of network evaluations per image.  A method gets the largest n whose *counted* evaluations fit:
 Heun's n steps cost 2n - 1, a guided denoiser's double, whatever `denoiser.cost` says at the levels visited.

@@ -9,7 +9,7 @@ the values, `levels`, `labels`, `trajectories` and `precision` measure, `finding
 """
 
 from logsnr.evaluation.passport.card import Finding, Level, Passport
-from logsnr.evaluation.passport.examine import examine
+from logsnr.evaluation.passport.examination import examine
 from logsnr.evaluation.passport.labels import Relabelled
 
 __all__ = ["Finding", "Level", "Passport", "Relabelled", "examine"]

@@ -18,8 +18,8 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, universal
-from logsnr.evaluation.compare.peers import peers
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+from logsnr.evaluation.compare.schedulers import peers
 from logsnr.evaluation.features import FeatureSpace
 from logsnr.evaluation.metrics import Estimated, bootstrap_counts
 from logsnr.sampling import Plan
