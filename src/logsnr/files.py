@@ -23,6 +23,9 @@ from logsnr.errors import LogsnrError, one_line
 FORMAT = 1
 """Version of the cards written here; a reader refuses any other."""
 
+CARD = "card"
+"""Name of a denoiser's card, the file that makes a folder a run."""
+
 
 def write_pair(
     folder: Path, name: str, card: dict[str, Any], tensors: dict[str, Tensor], *, step: int, stem: str

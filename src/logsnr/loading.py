@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from logsnr import zoo
-from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, load_pipeline
-from logsnr.adapters.diffusers.pipelines.families import Prompt, Size
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.models.card import CARD, load_denoiser
+from logsnr.files import CARD
 from logsnr.sampling import Plan
 from logsnr.sampling.plan import plans_from
 
-Loaded = NetworkDenoiser | PipelineDenoiser
+if TYPE_CHECKING:
+    from logsnr.adapters.diffusers.pipelines import PipelineDenoiser, Prompt, Size
+
+Loaded: TypeAlias = "NetworkDenoiser | PipelineDenoiser"
 
 
 def load(
@@ -93,6 +94,8 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
             f"{name} = {value!r}: {source!r} is the folder of a run, which takes device and dtype only; conditions go "
             "to sample(..., cond=), guidance is logsnr.guidance.cfg(denoiser, scale, {'class_labels': null})"
         )
+    from logsnr.models.card import load_denoiser  # with pydantic: imported where a run is read
+
     denoiser = load_denoiser(Path(source).expanduser())
     return denoiser if device is None and dtype is None else denoiser.to(device=device, dtype=dtype)
 
@@ -134,6 +137,8 @@ def _is_pipeline(source: str) -> bool:
 
 
 def _load_pipeline(source: str, options: dict[str, Any]) -> PipelineDenoiser:
+    from logsnr.adapters.diffusers.pipelines import load_pipeline
+
     folder = Path(source).expanduser()
     return load_pipeline(folder if folder.is_dir() else source, **options)
 

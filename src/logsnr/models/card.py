@@ -16,14 +16,12 @@ from pydantic import ValidationError
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line, unknown
-from logsnr.files import check_tensors, read_card, read_pair, write_pair
+from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
 from logsnr.models.base import Network
 from logsnr.models.networks import build_network, network_config
 from logsnr.pixels import Pixels
 from logsnr.predictions import LABELS, PREDICTIONS, Prediction
 from logsnr.timesteps import TimestepTable
-
-CARD = "card"
 
 
 def save_denoiser(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.files import check_tensors, read_pair, write_pair
-from logsnr.models.card import CARD, save_denoiser
+from logsnr.files import CARD, check_tensors, read_pair, write_pair
+from logsnr.models.card import save_denoiser
 from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
 
