@@ -52,6 +52,13 @@ def test_overrides_win_by_dotted_path(tmp_path):
     assert load_recipe(path, {"optimizer.lr": 2e-4}).optimizer.lr == 2e-4
 
 
+def test_yamls_no_is_a_precision(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("steps: 10\nprecision: no\n")
+    assert load_recipe(path).precision == load_recipe(path, ["precision=no"]).precision == "no"
+    assert load_recipe(path, ["precision=bf16"]).precision == "bf16"
+
+
 def test_recipes_of_version_0_1_call_grey_levels_levels():
     old = recipe_from({"data": {"levels": 17}, "steps": 1})
     assert old == recipe_from({"data": {"grey_levels": 17}, "steps": 1})

@@ -275,6 +275,11 @@ class Recipe(_Section):
     checkpoint_every: Annotated[int, Field(ge=0)] = 1000
     log_every: Count = 50
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare no as false
+
     @model_validator(mode="after")
     def _ends(self) -> Recipe:
         if self.steps is None and self.max_seconds is None:
