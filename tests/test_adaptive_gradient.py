@@ -361,3 +361,14 @@ def test_far_from_true_norms_the_ratio_overall_mends() -> None:
     squared = (schedule.tracked() / before).square()
     torch.testing.assert_close(squared[at], torch.tensor([2.0, 8.0], dtype=torch.float64), rtol=0.01, atol=0)
     torch.testing.assert_close(squared[60:], torch.full((40,), 5.0, dtype=torch.float64), rtol=0.01, atol=0)
+
+
+def test_true_norms_of_long_ago_are_forgotten():
+    """`correct` keeps decay^k of what was known before k new samples: the last ratio is the one that counts."""
+    schedule = Adaptive((-4.0, 4.0), ELBO(), importance="gradient", bins=2, decay=0.5)
+    before, levels = schedule.tracked(), torch.linspace(-3.9, 3.9, 30, dtype=torch.float64)
+    ones = torch.ones_like(levels)
+    schedule.correct(levels, 9 * ones, ones)
+    assert torch.allclose(schedule.tracked() / before, torch.full_like(before, 3.0), rtol=1e-9)
+    schedule.correct(levels, ones, ones)
+    assert torch.allclose(schedule.tracked() / before, torch.ones_like(before), rtol=1e-6)
