@@ -235,7 +235,7 @@ def test_anybodys_function(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inception", "'inception' is not one of classifier, pixels, none, or module:function"),
+        ("inception", "'inception' is not one of classifier, efficientnet, pixels, none, or module:function"),
         ("nowhere:f", "cannot be imported"),
         ("json:dumps", "N, F|JSON"),
     ],

@@ -62,6 +62,19 @@ def test_a_replicate_is_the_statistic_of_the_repeated_samples():
     assert reference.frechet(a, counts).stderr == pytest.approx(abs(fds[0] - fds[1]) / math.sqrt(2), rel=1e-9)
 
 
+@pytest.mark.parametrize("n", [4, 30])
+def test_fd_is_its_definition_whether_samples_are_fewer_than_features_or_not(n):
+    """tr (C_P^{1/2} C_Q C_P^{1/2})^{1/2} is the sum of the roots of the eigenvalues of C_P C_Q."""
+    a, b = normal(n, 6, 0, mean=0.3), normal(40, 6, 1, std=1.3)
+    p, q = torch.cov(a.T), torch.cov(b.T)
+    cross = torch.linalg.eigvals(p @ q).real.clamp(min=0).sqrt().sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + p.trace() + q.trace() - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(float(expected), abs=1e-6)
+    counts = bootstrap_counts(n, 2, generator=generator(3))
+    fds = [frechet_distance(a.repeat_interleave(w.long(), 0), b) for w in counts]
+    assert Reference(b).frechet(a, counts).stderr == pytest.approx(abs(fds[0] - fds[1]) / math.sqrt(2), rel=1e-6)
+
+
 def test_bootstrap_error_is_the_spread_over_repetitions():
     """200 samples against one reference, 300 times: their standard deviation is known to 4 percent."""
     reference = Reference(normal(500, 3, 10**6, mean=0.5, std=1.3))

@@ -80,12 +80,21 @@ class Reference:
     def frechet(self, a: Tensor, counts: Tensor | None = None) -> Estimated:
         """FD of features `[N, F]`, with its error from bootstrap weights `[R, N]` (nan without)."""
         x = self._other(a)
+        few = len(x) < x.shape[1]
+        through = x @ self.covariance if few else x
 
         def distance(weights: Tensor) -> float:
-            mean, covariance = _moments(x, weights)
+            n, rows = weights.sum(), weights > 0
+            mean, scale = weights @ x / n, (weights[rows, None] / (n - 1)).sqrt()
+            half = (x[rows] - mean) * scale  # C_P = half^T half
+            # The eigenvalues of C_P C_Q, from matrices of [F, F], or of [N, N] where samples are fewer than features.
+            if few:
+                product = half @ ((through[rows] - weights @ through / n) * scale).T
+            else:
+                product = self.root @ (half.T @ half) @ self.root
+            cross = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
             gap = (mean - self.mean).square().sum()
-            cross = torch.linalg.eigvalsh(self.root @ covariance @ self.root).clamp(min=0).sqrt().sum()
-            return float((gap + covariance.trace() + self.covariance.trace() - 2 * cross).clamp(min=0))
+            return float((gap + half.square().sum() + self.covariance.trace() - 2 * cross).clamp(min=0))
 
         return _estimated(distance(torch.ones_like(x[:, 0])), counts, lambda c: [distance(w.to(x)) for w in c])
 

@@ -1,6 +1,7 @@
 """Feature spaces for the data that a model was trained on, made when they are asked for.
 
 classifier        last hidden layer of a small classifier, trained on the labelled data in seconds to a minute
+efficientnet      EfficientNet-Lite0's, of ImageNet: 1,280 numbers, for pictures
 pixels            the stored pixels, in [-1, 1]
 module:function   anybody's: uint8 images [N, C, H, W] -> features [N, F]
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, one_line, unknown
-from logsnr.evaluation.features import FeatureSpace, train_classifier
+from logsnr.evaluation.features import EfficientNet, FeatureSpace, train_classifier
 from logsnr.pixels import Pixels
 from logsnr.training import Dataset
 
@@ -34,7 +35,7 @@ def feature_space(
     """A feature space by name, with the training images (of one class, if asked for) as its reference.
 
     Args:
-        name: "classifier", "pixels" or "module:function".
+        name: "classifier", "efficientnet", "pixels" or "module:function".
         decode: samples -> stored images, uint8, of the data's grey levels.
         data: images and labels.
         source: what the data are called.
@@ -42,12 +43,13 @@ def feature_space(
         label: keep this class of the reference.
 
     Raises:
-        LogsnrError: if the name is none, the data have no labels for it, or the function fails.
+        LogsnrError: if the name is none, a package or the labels that it needs are not there, or the function fails.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = data.train_images, data.train_labels
     if name in SPACES:
-        of, told = SPACES[name](data, generator), f"{name} of {source}" if name == "classifier" else name
+        of = SPACES[name](data, generator)
+        told = {"classifier": f"classifier of {source}", "efficientnet": EfficientNet.NAME}.get(name, name)
     elif ":" in name:
         of, told = _function(name), name
     else:
@@ -76,7 +78,12 @@ def _classifier(data: Dataset, generator: torch.Generator) -> Callable[[Tensor],
         epochs=max(1, min(12, _PASSES // len(few))),
         batch=min(64, len(few)),
     )
-    return model.features
+    return lambda stored: model.to(stored.device).features(stored)
+
+
+def _efficientnet(data: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    model = EfficientNet(Pixels(data.grey_levels))
+    return lambda stored: model.to(stored.device)(stored)
 
 
 def _pixels(data: Dataset, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -86,6 +93,7 @@ def _pixels(data: Dataset, generator: torch.Generator) -> Callable[[Tensor], Ten
 
 SPACES: dict[str, Callable[[Dataset, torch.Generator], Callable[[Tensor], Tensor]]] = {
     "classifier": _classifier,
+    "efficientnet": _efficientnet,
     "pixels": _pixels,
 }
 """Feature spaces by name: each makes its function, stored images -> features `[N, F]`, of the data and a generator."""
