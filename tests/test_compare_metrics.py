@@ -62,6 +62,12 @@ def test_a_replicate_is_the_statistic_of_the_repeated_samples():
     assert reference.frechet(a, counts).stderr == pytest.approx(abs(fds[0] - fds[1]) / math.sqrt(2), rel=1e-9)
 
 
+def test_a_replicate_of_one_sample_alone_has_no_kid_and_spoils_none():
+    reference, x = Reference(normal(15, 2, 1)), normal(4, 2, 0)
+    counts = torch.tensor([[4, 0, 0, 0], [1, 1, 1, 1], [0, 2, 2, 0]])
+    assert reference.kernel(x, counts).stderr == reference.kernel(x, counts[1:]).stderr > 0
+
+
 @pytest.mark.parametrize("n", [4, 30])
 def test_fd_is_its_definition_whether_samples_are_fewer_than_features_or_not(n):
     """tr (C_P^{1/2} C_Q C_P^{1/2})^{1/2} is the sum of the roots of the eigenvalues of C_P C_Q."""

@@ -187,7 +187,9 @@ def _check(a: Tensor, b: Tensor) -> None:
 def _estimated(value: float, counts: Tensor | None, replicates: Callable[[Tensor], list[float]]) -> Estimated:
     if counts is None:
         return Estimated(value=value, stderr=float("nan"))
-    return Estimated(value=value, stderr=float(torch.tensor(replicates(counts), dtype=torch.float64).std()))
+    values = torch.tensor(replicates(counts), dtype=torch.float64)
+    # A replicate that draws one sample alone has no pair, hence no KID (of n = 4, one in 64).
+    return Estimated(value=value, stderr=float(values[values.isfinite()].std()))
 
 
 def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
