@@ -31,9 +31,10 @@ from logsnr.evaluation.compare.schedulers import SCHEDULERS
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s
 from logsnr.predictions import EDM, V
-from logsnr.sampling import grids, solve, solvers
+from logsnr.sampling import grids, sample, solve, solvers
 from logsnr.sampling.batches import take
 from logsnr.sampling.counted import rmse
+from logsnr.sampling.names import find_solver
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import grid_between
@@ -123,7 +124,7 @@ def one(entries, solver, grid):
         ("Euler, trailing", "DDIM, timesteps"),
         ("Euler, karras", "DDIM, karras"),
         ("Euler, lu_lambdas", "DDIM, log-linear"),
-        ("FlowMatchEuler, default", "DDIM, flow"),
+        ("FlowMatchEuler, flow", "DDIM, flow"),
         ("Heun, trailing", "Heun, timesteps"),
         ("Heun, karras", "Heun, karras"),
         ("Heun, lu_lambdas", "Heun, log-linear"),
@@ -144,6 +145,29 @@ def test_their_scheduler_ends_where_our_plan_of_the_same_method_and_levels_does(
 
     x = ends("logsnr", same)
     assert rmse(ends("diffusers", theirs), x) <= 1e-4 * float(x.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["DPM++(2M)", "UniPC-2", "UniPC-3"])
+def test_even_times_of_a_flow_are_a_grid_of_ours(model, noise, entries, name, shift):
+    """n + 1 even times, shifted (sigma to shift sigma), of which the last gives way to 0."""
+    entry = one(
+        [e for e in entries if (e.origin, e.budget) == ("diffusers", 8)], name, f"flow{' shift 3' * (shift > 1)}"
+    )
+    low, high = model.sampling_range
+    even = grids.flow_range(8, high / shift, low / shift, last="min")
+    levels = [shift * sigma for sigma in even]
+    ours = find_solver({"UniPC-3": "UniPC-3 ramp"}.get(name, name))[1]
+    x = sample(model, ours([*levels[:-1], 0.0]), noise=noise)
+    assert rmse(run(entry, model, noise), x) <= 1e-4 * float(x.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_their_timesteps_are_those_of_our_grids(model, noise, entries, spacing):
+    entry = one([e for e in entries if (e.origin, e.budget) == ("diffusers", 5)], "Euler", spacing)
+    levels = grids.timesteps(5, table_of(model), spacing)
+    x = sample(model, solvers.ddim(levels), noise=noise)
+    assert rmse(run(entry, model, noise), x) <= 3e-4 * float(x.square().mean().sqrt())
 
 
 def test_on_a_models_own_table_it_is_the_scheduler_of_its_pipeline(noise):
@@ -198,7 +222,7 @@ def test_their_levels_span_the_models_range_to_the_last_digit():
 
 def test_an_entry_runs_alike_alone_and_after_others(model, noise, entries):
     """Schedulers are shared by budgets and keep state: every run sets them anew."""
-    theirs = [entry for entry in entries if entry.origin == "diffusers" and entry.budget in (5, 14)]
+    theirs = [entry for entry in entries if entry.origin == "diffusers" and entry.budget == 14]
     first = [run(entry, model, noise[:4]) for entry in theirs]
     for entry, x in reversed(list(zip(theirs, first, strict=True))):
         assert torch.equal(run(entry, model, noise[:4]), x), entry.name

@@ -73,7 +73,7 @@ def compare(
     from logsnr.evaluation.compare import entries as samplers
     from logsnr.evaluation.compare import measure, table, write
     from logsnr.evaluation.compare import peers as theirs
-    from logsnr.evaluation.compare.schedulers import FLOW_GRIDS, GRIDS, SCHEDULERS
+    from logsnr.evaluation.compare.schedulers import ALL, SCHEDULERS
     from logsnr.evaluation.passport import Passport
     from logsnr.sampling.names import SOLVERS
 
@@ -82,9 +82,7 @@ def compare(
     samplers.check_words(
         "solver", words["solvers"], [*samplers.compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS
     )
-    samplers.check_words(
-        "grid", words["grids"], [*samplers.compared_grids(), *((*GRIDS, *FLOW_GRIDS) if peers else ())]
-    )
+    samplers.check_words("grid", words["grids"], [*samplers.compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None)
     about, eta = _about(model, denoiser, guidance, label), None

@@ -3,23 +3,24 @@
 A scheduler knows a model by its table of levels (sampling/table.py) and by what the network predicts; it holds a state
 and asks the network at a level.  Here every one of them talks to the denoiser itself:
 
-    state       z for DDIM, PNDM, DEIS, DPM-Solver, UniPC;  y = z/alpha for Euler, Heun, LMS;  z/(alpha + s) for flows
+    state       z for DDIM, PNDM, DEIS, DPM-Solver, UniPC; y = z/alpha for Euler, Heun, LMS; z/(alpha + s) for flows
     start       z = noise at the first level, in that state's scale
     level       the scheduler's own sigma, in full precision, not its timestep cut to an integer
     prediction  v = alpha eps - s x0, finite at both ends; eps for PNDM, which is defined on it; eps - x0 for flows
 
 Options are diffusers' defaults, without clipping; PNDM is also run as Stable Diffusion does (skip_prk_steps).  Grids
-are the scheduler's default spacing, "trailing" timesteps (2305.08891), Karras's sigmas, and "lu_lambdas": the even
-log-SNR of DPM-Solver, which the others call exponential.
+are all the spacings that a scheduler offers: timesteps "leading", "linspace" and "trailing" (2305.08891), the sigmas of
+Karras, even log-SNR ("lu_lambdas" of DPM-Solver, which the others call exponential), a beta distribution's quantiles,
+and even times of a flow, without a shift and with that of Stable Diffusion 3.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -34,9 +35,10 @@ from logsnr.sampling.table import table_of
 from logsnr.timesteps import TimestepTable
 
 State = Literal["vp", "ve", "flow"]
-TIMESTEP_GRIDS = ("default", "trailing")
-GRIDS = (*TIMESTEP_GRIDS, "karras", "lu_lambdas")
-FLOW_GRIDS = ("default", "shift 3")
+TIMESTEPS = ("leading", "linspace", "trailing")
+SIGMAS = (*TIMESTEPS, "karras", "lu_lambdas", "beta")
+FLOW_GRIDS = ("flow", "flow shift 3")
+ALL = (*SIGMAS, *FLOW_GRIDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +58,33 @@ class Scheduler:
     family: str
     state: State = "vp"
     options: Mapping[str, Any] = field(default_factory=dict)
-    grids: tuple[str, ...] = GRIDS
+    grids: tuple[str, ...] = SIGMAS
     predicts: str = "v_prediction"
 
 
-_PNDM: dict[str, Any] = {"kind": "PNDMScheduler", "family": "PNDM", "grids": TIMESTEP_GRIDS, "predicts": "epsilon"}
+_PNDM: dict[str, Any] = {"kind": "PNDMScheduler", "family": "PNDM", "grids": TIMESTEPS, "predicts": "epsilon"}
+_DEIS: dict[str, Any] = {"kind": "DEISMultistepScheduler", "family": "DEIS", "grids": ALL}
+_DPM: dict[str, Any] = {"kind": "DPMSolverMultistepScheduler", "family": "DPM++", "grids": ALL}
+_UNIPC: dict[str, Any] = {"kind": "UniPCMultistepScheduler", "family": "UniPC", "grids": ALL}
+_THIRD = {"solver_order": 3}
 SCHEDULERS: dict[str, Scheduler] = {
-    "DDIM": Scheduler(kind="DDIMScheduler", family="DDIM", options={"clip_sample": False}, grids=TIMESTEP_GRIDS),
+    "DDIM": Scheduler(kind="DDIMScheduler", family="DDIM", options={"clip_sample": False}, grids=TIMESTEPS),
     "Euler": Scheduler(kind="EulerDiscreteScheduler", family="DDIM", state="ve"),
     "Heun": Scheduler(kind="HeunDiscreteScheduler", family="Heun", state="ve"),
     "PNDM": Scheduler(**_PNDM, options={"skip_prk_steps": True}),
     "PNDM (Runge-Kutta start)": Scheduler(**_PNDM),
     "LMS": Scheduler(kind="LMSDiscreteScheduler", family="Adams-Bashforth", state="ve"),
-    "DEIS-2": Scheduler(kind="DEISMultistepScheduler", family="DEIS"),
-    "DEIS-3": Scheduler(kind="DEISMultistepScheduler", family="DEIS", options={"solver_order": 3}),
-    "DPM++(2M)": Scheduler(kind="DPMSolverMultistepScheduler", family="DPM++"),
-    "DPM++(3M)": Scheduler(kind="DPMSolverMultistepScheduler", family="DPM++", options={"solver_order": 3}),
-    "UniPC-2": Scheduler(kind="UniPCMultistepScheduler", family="UniPC"),
-    "UniPC-3": Scheduler(kind="UniPCMultistepScheduler", family="UniPC", options={"solver_order": 3}),
+    "DEIS-2": Scheduler(**_DEIS),
+    "DEIS-3": Scheduler(**_DEIS, options=_THIRD),
+    "DPM++(2M)": Scheduler(**_DPM),
+    "DPM++(3M)": Scheduler(**_DPM, options=_THIRD),
+    "UniPC-2": Scheduler(**_UNIPC),
+    "UniPC-3": Scheduler(**_UNIPC, options=_THIRD),
     "FlowMatchEuler": Scheduler(
         kind="FlowMatchEulerDiscreteScheduler", family="DDIM", state="flow", grids=FLOW_GRIDS, predicts="flow"
     ),
 }
+_FLAGS = {"karras": "use_karras_sigmas", "lu_lambdas": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
 
 def peers(
@@ -95,114 +102,126 @@ def peers(
         LogsnrError: if diffusers is missing or too old.
     """
     table = table_of(denoiser)
-    schedulers = {
-        (solver, grid): _scheduler(SCHEDULERS[solver], table, grid)
+    known = [grid for grid in ALL if grid != "beta" or find_spec("scipy")]  # diffusers asks scipy for its quantiles
+    runs = [
+        _Run(denoiser, table, solver, grid)
         for solver in kept(SCHEDULERS, solvers)
-        for grid in kept(SCHEDULERS[solver].grids, grids)
-    }
+        for grid in kept(known, grids)
+        if grid in SCHEDULERS[solver].grids
+    ]
     out = []
     for budget in nfe:
-        for (solver, grid), scheduler in schedulers.items():
-            entry = largest(budget, partial(_entry, denoiser, table, solver, grid, scheduler, budget))
+        for of in runs:
+            entry = largest(budget, partial(of.entry, budget))
             if entry is not None:
                 out.append(entry)
     return out
 
 
-def _entry(
-    denoiser: Denoiser, table: TimestepTable, solver: str, grid: str, scheduler: Any, budget: int, n: int
-) -> Entry | None:
-    about = SCHEDULERS[solver]
-    prepare = partial(_levels, about, scheduler, table, denoiser.sampling_range, n)
-    levels = prepare()
-    if levels is None:
-        return None
-    return Entry(
-        solver=solver,
-        grid=grid,
-        family=about.family,
-        origin="diffusers",
-        budget=budget,
-        evaluations=sum(map(denoiser.cost, levels)),
-        run=lambda model, noise, cond, generator: _run(about, scheduler, prepare, model, noise, cond),
-    )
+class _Run:
+    """A scheduler that knows a model's table, on one of its spacings; its timesteps are set anew by every run."""
 
+    def __init__(self, denoiser: Denoiser, table: TimestepTable, solver: str, grid: str) -> None:
+        self.denoiser, self.table, self.solver, self.grid = denoiser, table, solver, grid
+        about = SCHEDULERS[solver]
+        self.of_flows = about.state == "flow"
+        if grid in FLOW_GRIDS:
+            about = replace(about, state="flow", predicts="flow")
+        self.about, self.shift = about, 3.0 if grid == "flow shift 3" else 1.0
+        kind = getattr(require_diffusers("comparing with diffusers' schedulers"), about.kind)
+        self.scheduler = kind(shift=self.shift) if self.of_flows else self._made(kind)
 
-def _scheduler(about: Scheduler, table: TimestepTable, grid: str) -> Any:
-    """A scheduler that knows the table; its timesteps are set anew by every run."""
-    kind = getattr(require_diffusers("comparing with diffusers' schedulers"), about.kind)
-    if about.state == "flow":
-        return kind(shift=3.0 if grid == "shift 3" else 1.0)
-    options = {**about.options, "prediction_type": about.predicts}
-    if grid == "trailing":
-        options["timestep_spacing"] = "trailing"
-    elif grid == "karras":
-        options["use_karras_sigmas"] = True
-    elif grid == "lu_lambdas":
-        known = inspect.signature(kind.__init__).parameters
-        options["use_lu_lambdas" if "use_lu_lambdas" in known else "use_exponential_sigmas"] = True
-    abar = table.alphas_cumprod
-    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
-    with _quiet():
-        scheduler = kind(num_train_timesteps=len(table), trained_betas=betas.tolist(), **options)
-    # products of float32 betas lose the smallest levels' digits
-    scheduler.alphas_cumprod = abar
-    if hasattr(scheduler, "final_alpha_cumprod") and not scheduler.config.set_alpha_to_one:
-        scheduler.final_alpha_cumprod = abar[0]
-    return scheduler
-
-
-def _levels(
-    about: Scheduler, scheduler: Any, table: TimestepTable, ends: tuple[float, float], n: int
-) -> tuple[float, ...] | None:
-    """Set n steps, and say at which level each evaluation is; None where it cannot take so few or so many."""
-    if about.state == "flow":
-        # it shifts the times that it is given: sigma to shift sigma
-        last, first = (flow_time(sigma / scheduler.shift) for sigma in ends)
-        scheduler.set_timesteps(sigmas=[first + (last - first) * i / max(n - 1, 1) for i in range(n)])
-        return tuple(sigma_from_flow_time(t) for t in scheduler.sigmas[:-1].tolist())
-    if n > len(table):
-        return None
-    try:
+    def _made(self, kind: Any) -> Any:
+        options = {**self.about.options, "prediction_type": self.about.predicts}
+        if self.grid in TIMESTEPS:
+            options["timestep_spacing"] = self.grid
+        elif self.grid in FLOW_GRIDS:
+            options |= {"use_flow_sigmas": True, "flow_shift": self.shift, "prediction_type": "flow_prediction"}
+        else:
+            options[_FLAGS[self.grid]] = True
+        abar = self.table.alphas_cumprod
+        betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
         with _quiet():
-            scheduler.set_timesteps(n)
-    except (IndexError, ValueError):  # PNDM's Runge-Kutta start takes four steps
-        return None
-    steps = scheduler.timesteps.tolist()
-    if hasattr(scheduler, "sigmas"):
-        return tuple(scheduler.sigmas[: len(steps)].tolist())
-    if not 0 <= min(steps) <= max(steps) < len(table):
-        return None
-    return tuple(table.sigma(float(t)) for t in steps)
+            scheduler = kind(num_train_timesteps=len(self.table), trained_betas=betas.tolist(), **options)
+        # products of float32 betas lose the smallest levels' digits
+        scheduler.alphas_cumprod = abar
+        if hasattr(scheduler, "final_alpha_cumprod") and not scheduler.config.set_alpha_to_one:
+            scheduler.final_alpha_cumprod = abar[0]
+        return scheduler
 
+    def entry(self, budget: int, n: int) -> Entry | None:
+        """n steps as an entry; None where it cannot take so few or so many."""
+        levels = self.levels(n)
+        if levels is None:
+            return None
+        return Entry(
+            solver=self.solver,
+            grid=self.grid,
+            family=self.about.family,
+            origin="diffusers",
+            budget=budget,
+            evaluations=sum(map(self.denoiser.cost, levels)),
+            run=lambda model, noise, cond, generator: self(n, model, noise, cond),
+        )
 
-@torch.no_grad()
-def _run(
-    about: Scheduler,
-    scheduler: Any,
-    prepare: Callable[[], tuple[float, ...] | None],
-    model: Denoiser,
-    noise: Tensor,
-    cond: Mapping[str, Any],
-) -> Tensor:
-    """The pipelines' loop: set the timesteps, then scale, ask, step."""
-    levels = prepare()
-    assert levels is not None
-    state = noise * path_scale(about.state, *alpha_s(levels[0]))
-    with _quiet():
-        for t, sigma in zip(scheduler.timesteps, levels, strict=True):
-            alpha, s = alpha_s(sigma)
-            if hasattr(scheduler, "scale_model_input"):
-                scheduler.scale_model_input(state, t)  # some count their steps there
-            estimate = consistent(model(state / path_scale(about.state, alpha, s), sigma, **cond))
-            if about.predicts == "flow":
-                output = estimate.velocity
-            elif about.predicts == "epsilon":
-                output = estimate.eps
-            else:
-                output = alpha * estimate.eps - s * estimate.x0
-            state = scheduler.step(output.to(state), t, state, return_dict=False)[0]
-    return state.to(noise)
+    def levels(self, n: int) -> tuple[float, ...] | None:
+        """Set n steps, and say at which level each evaluation is; None where it cannot take so few or so many."""
+        if self.about.state == "flow":
+            times = self._times(n)
+            return tuple(sigma_from_flow_time(t) for t in times)
+        if n > len(self.table):
+            return None
+        try:
+            with _quiet():
+                self.scheduler.set_timesteps(n)
+        except (IndexError, ValueError):  # PNDM's Runge-Kutta start takes four steps
+            return None
+        steps = self.scheduler.timesteps.tolist()
+        if hasattr(self.scheduler, "sigmas"):
+            return tuple(self.scheduler.sigmas[: len(steps)].tolist())
+        if not 0 <= min(steps) <= max(steps) < len(self.table):
+            return None
+        return tuple(self.table.sigma(float(t)) for t in steps)
+
+    def _times(self, n: int) -> list[float]:
+        """Set n even times of a flow over the model's range, shifted: FlowMatchEuler's reach the smallest, the others
+        stop a step before it, as each does with times of its own."""
+        scheduler, shift = self.scheduler, self.shift
+        # the shift takes sigma to shift sigma
+        last, first = (flow_time(sigma / shift) for sigma in self.denoiser.sampling_range)
+        gaps = max(n - 1, 1) if self.of_flows else n
+        even = [first + (last - first) * i / gaps for i in range(n)]
+        if self.of_flows:
+            scheduler.set_timesteps(sigmas=even)
+        else:
+            with _quiet():
+                scheduler.set_timesteps(n)
+            ends = last if self.about.family == "DEIS" else 0.0  # at which its logarithms are infinite
+            # not all of them can be told their times
+            scheduler.sigmas = torch.tensor([shift * t / (1 + (shift - 1) * t) for t in (*even, ends)])
+        times: list[float] = scheduler.sigmas[:-1].tolist()
+        return times
+
+    @torch.no_grad()
+    def __call__(self, n: int, model: Denoiser, noise: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The pipelines' loop: set the timesteps, then scale, ask, step."""
+        levels, about, scheduler = self.levels(n), self.about, self.scheduler
+        assert levels is not None
+        state = noise * path_scale(about.state, *alpha_s(levels[0]))
+        with _quiet():
+            for t, sigma in zip(scheduler.timesteps, levels, strict=True):
+                alpha, s = alpha_s(sigma)
+                if hasattr(scheduler, "scale_model_input"):
+                    scheduler.scale_model_input(state, t)  # some count their steps there
+                estimate = consistent(model(state / path_scale(about.state, alpha, s), sigma, **cond))
+                if about.predicts == "flow":
+                    output = estimate.velocity
+                elif about.predicts == "epsilon":
+                    output = estimate.eps
+                else:
+                    output = alpha * estimate.eps - s * estimate.x0
+                state = scheduler.step(output.to(state), t, state, return_dict=False)[0]
+        return state.to(noise)
 
 
 @contextmanager
