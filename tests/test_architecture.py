@@ -11,7 +11,7 @@ import logsnr
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
     ["errors", "noise", "pixels", "images", "theory", "projection"],
-    ["files", "timesteps", "zoo"],
+    ["files", "gaussian", "timesteps", "zoo"],
     ["predictions", "schedules"],
     ["weightings", "denoiser"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],

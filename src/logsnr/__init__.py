@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from logsnr.pixels import Pixels
     from logsnr.sampling import (
         Churn,
+        GaussianStart,
         NonFiniteError,
         Plan,
         Step,
@@ -78,7 +79,18 @@ _NAMES = {
     "objectives": ["ObjectiveOutput", "WeightedELBO"],
     "pixels": ["Pixels"],
     "sampling": [
-        *["Churn", "NonFiniteError", "Plan", "Step", "evaluations", "heun", "interpolate", "invert", "reconstruct"],
+        *[
+            "Churn",
+            "GaussianStart",
+            "NonFiniteError",
+            "Plan",
+            "Step",
+            "evaluations",
+            "heun",
+            "interpolate",
+            "invert",
+            "reconstruct",
+        ],
         *["Trajectory", "plan_for", "sample", "solve", "trajectory", "universal_plan"],
     ],
     "timesteps": ["TimestepTable"],
@@ -92,6 +104,7 @@ __all__ = [
     "Churn",
     "Denoiser",
     "Estimate",
+    "GaussianStart",
     "Likelihood",
     "LogsnrError",
     "LoopObjective",

@@ -3,7 +3,8 @@
     x ~ p,    z = alpha x + s eps,    x0 = E[x | z],    eps = E[eps | z] = -s grad_z log p_sigma(z)
 
 They answer as a perfectly trained network would, so what a sampler, a loss or a likelihood does wrong is its own
-error.  p is a Gaussian, a mixture of Gaussians, a finite set of points (whose `x0` is the ideal denoiser of
+error.  p is a Gaussian (of any size, where its covariance
+has a short form), a mixture of Gaussians, a finite set of points (whose `x0` is the ideal denoiser of
 2306.04848, sec. 3: a softmax over the data) or an affine subspace (whose `x0` is the exact projection).
 
 Buffers keep the dtype they are given; answers come in the dtype of z.  At sigma 0 a degenerate direction (no variance
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate, noisy
+from logsnr.gaussian import Covariance, eigen, of_spectrum, wide
 from logsnr.noise import alpha_s, per_sample
 from logsnr.projection import Points, Softmin
 
@@ -88,7 +90,7 @@ class GaussianMixture(ExactDenoiser):
                 f"weights have smallest value {float(w.min()):.4g} and sum {total:.6g}: they must be positive and sum "
                 "to 1; drop empty components and divide by the sum"
             )
-        variances, axes = _eigen(c)
+        variances, axes = eigen(c)
         self.register_buffer("weights", w)
         self.register_buffer("means", m)
         self.register_buffer("variances", variances)
@@ -159,6 +161,63 @@ class Gaussian(GaussianMixture):
     def __init__(self, mean: Numbers, cov: Numbers) -> None:
         m, c = _floats(mean, "mean", "[D]", 1), _floats(cov, "cov", "[D, D]", 2)
         super().__init__(m.new_ones(1), m.unsqueeze(0), c.unsqueeze(0))
+
+
+class GaussianField(ExactDenoiser):
+    """p = N(mean, C) of any shape and size: C is a `gaussian.Covariance`, or the variances of its cosines.
+
+    x0 = m + alpha C/v (z - alpha m), eps = s/v (z - alpha m) with v = alpha^2 C + s^2; formed in float64.
+
+    Args:
+        mean: `[*shape]`.
+        cov: a `gaussian.Covariance`, or variances per cosine of the DCT-II `[C, *space]`.
+
+    Raises:
+        ValueError: if the two do not fit.
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor, cov: Covariance | Tensor) -> None:
+        super().__init__()
+        self.cov = of_spectrum(cov) if isinstance(cov, Tensor) else cov
+        if self.cov.dim != mean.numel():
+            raise ValueError(f"a covariance of {self.cov.dim} dimensions does not fit a mean of {tuple(mean.shape)}")
+        self.register_buffer("mean", _floats(mean, "mean", "[*shape]", None))
+        self.shape = tuple(mean.shape)
+        self.sigma_data = math.sqrt(float(self.cov.values @ self.cov.counts) / self.dim)
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        alpha, s, u = self._residual(z, sigma)
+        v = alpha * alpha
+        # v = 0 only where a degenerate direction meets sigma 0; its gain is 0 at every other sigma, so 0 there too.
+        tiny = torch.finfo(u.dtype).tiny
+
+        def x0() -> Tensor:
+            moved = self.cov.mapped(lambda c: alpha * c / (v * c + s * s).clamp(min=tiny), u)
+            return (self.mean.to(u).flatten() + moved).reshape(z.shape).to(z.dtype)
+
+        def eps() -> Tensor:
+            return self.cov.mapped(lambda c: s / (v * c + s * s), u).reshape(z.shape).to(z.dtype)
+
+        return Estimate(x0, eps)
+
+    def log_density(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        alpha, s, u = self._residual(z, sigma)
+        v = alpha * alpha * self.cov.values.to(u) + s * s
+        counts = self.cov.counts.to(u) * (2 * math.pi * v).log()
+        return (-0.5 * (self.cov.products(u)[0] / v + counts).sum(1)).to(z.dtype)
+
+    def _residual(self, z: Tensor, sigma: float | Tensor) -> tuple[float | Tensor, float | Tensor, Tensor]:
+        """alpha and s, which broadcast over `[B, D]`, and z - alpha m `[B, D]`, in float64."""
+        flat = wide(z)
+        alpha, s = _amplitudes(sigma, flat)
+        return alpha, s, flat - alpha * self.mean.to(flat).flatten()
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        flat = wide(self.mean.expand(n, *self.shape))
+        moved = self.cov.mapped(torch.sqrt, _randn(flat, generator))
+        return (flat + moved).reshape(n, *self.shape).to(self.mean.dtype)
 
 
 class PointCloud(ExactDenoiser):
@@ -322,21 +381,3 @@ def _floats(value: Numbers, name: str, axes: str, ndim: int | None) -> Tensor:
     if not bool(out.isfinite().all()):
         raise ValueError(f"{name} has values that are not finite: remove or mask them first")
     return out
-
-
-def _eigen(covs: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues `[K, D]` and eigenvectors (columns) of covariances; what rounding left of a zero becomes 0."""
-    asymmetry, size = float((covs - covs.mT).abs().max()), float(covs.abs().max())
-    tolerance = 100 * covs.shape[-1] * torch.finfo(covs.dtype).eps
-    if asymmetry > tolerance * size:
-        raise ValueError(
-            f"covariance differs from its transpose by {asymmetry:.4g}: it must be symmetric; use (C + C^T)/2"
-        )
-    values, vectors = torch.linalg.eigh(covs.double())
-    lowest = float(values.min())
-    if lowest < -tolerance * size:
-        raise ValueError(
-            f"covariance has eigenvalue {lowest:.4g}: all must be >= 0; clamp them or add {-lowest:.4g} to the diagonal"
-        )
-    floor = covs.shape[-1] * torch.finfo(covs.dtype).eps * values.amax(1, keepdim=True)
-    return torch.where(values > floor, values, torch.zeros_like(values)).to(covs), vectors.to(covs)

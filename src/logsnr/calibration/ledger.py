@@ -7,15 +7,13 @@ the same plan, to the last bit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from logsnr import files
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
@@ -140,8 +138,4 @@ class Ledger:
 
 def fingerprint(denoiser: Denoiser) -> str:
     """sha256 of the parameters and buffers, by name: which weights a plan was made for."""
-    digest = hashlib.sha256()
-    for name, value in sorted(denoiser.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return files.fingerprint(denoiser.state_dict())

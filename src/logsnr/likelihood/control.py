@@ -18,12 +18,14 @@ learns from draws before those that it serves: given beta and p, an estimate is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.gaussian import Kind, Residuals, fit, wide
 from logsnr.noise import sigma_from_logsnr
 from logsnr.sampling.batches import chunks, take
 
@@ -38,28 +40,34 @@ class GaussianControl:
 
     Args:
         x: samples `[M, *shape]`, M >= 2, as a rule of the training set; the control has mean 0 whatever they are.
+        kind: of the covariance, as `gaussian.fit` takes it.
+        rank: of a low-rank one.
         shrink: what is added to every eigenvalue, as a share of their mean: raw small ones make the control wild.
 
     Raises:
         ValueError: if there are fewer than two samples.
     """
 
-    def __init__(self, x: Tensor, *, shrink: float = 0.005) -> None:
-        flat = x.flatten(1).double()
-        if len(flat) < 2:
-            raise ValueError(f"the Gaussian control has {len(flat)} sample: give at least two, better D or more")
-        self.mean = flat.mean(0)
-        values, self.axes = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
-        self.values = values.clamp(min=0) + shrink * values.clamp(min=0).mean() + 1e-12
+    def __init__(
+        self, x: Tensor, *, kind: Kind | Literal["auto"] = "full", rank: int | None = None, shrink: float = 0.005
+    ) -> None:
+        if len(x) < 2:
+            raise ValueError(f"the Gaussian control has {len(x)} sample: give at least two, better D or more")
+        residuals = Residuals.of(x)
+        (self.mean,) = residuals.means
+        self.cov = fit(residuals, kind, rank)
+        values = self.cov.values
+        mean = float(values @ self.cov.counts) / self.cov.dim
+        self.cov = replace(self.cov, values=values + shrink * mean + 1e-12)
 
     def __call__(self, x: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
         """Values `[B]`, float64, of mean 0 over eps at every x and sigma `[B]`."""
-        e = eps.flatten(1).double() @ self.axes.to(x.device)
-        x_k = (x.flatten(1).double() - self.mean.to(x.device)) @ self.axes.to(x.device)
-        s = sigma.double().unsqueeze(1)
-        values = self.values.to(x.device)
-        a, b = values / (values + s * s), s * x_k / (values + s * s)
-        value: Tensor = (a * a * (e * e - 1) - 2 * a * b * e).sum(1)
+        e = wide(eps)
+        s = sigma.to(e).unsqueeze(1)
+        values, counts = self.cov.values.to(e), self.cov.counts.to(e)
+        own, cross = self.cov.products(e, e, wide(x) - self.mean.to(e))
+        a, b = values / (values + s * s), s / (values + s * s)
+        value: Tensor = (a * a * (own - counts) - 2 * a * b * cross).sum(1)
         return value
 
 

@@ -1,6 +1,7 @@
 """Sampling: plans are numbers (plan.py), made by solvers on grids (by name: names.py), run by one loop (loop.py)."""
 
 from logsnr.sampling import grids, solvers
+from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct
 from logsnr.sampling.loop import NonFiniteError, Step, evaluations, sample
 from logsnr.sampling.plan import Plan
@@ -10,6 +11,7 @@ from logsnr.sampling.universal import plan_for, universal_plan
 
 __all__ = [
     "Churn",
+    "GaussianStart",
     "NonFiniteError",
     "Plan",
     "Solution",

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +31,12 @@ from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling.batches import ask
 from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.progress import step_bar
-from logsnr.sampling.start import GENERATOR, check_range, check_start, conditions_of, randn, start
+from logsnr.sampling.start import GENERATOR, brought, check_range, check_start, conditions_of, randn
+from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.universal import plan_for
+
+if TYPE_CHECKING:
+    from logsnr.sampling.gaussian import GaussianStart
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def sample(
     chunk: int | None = None,
     generator: torch.Generator | None = None,
     cond: Mapping[str, Any] | None = None,
+    start: GaussianStart | None = None,
     progress: bool = False,
     callback: Callback | None = None,
     check: bool | Literal["each"] = True,
@@ -155,6 +160,8 @@ def sample(
             call for all: chunks change the memory that a network takes, and nothing else.
         generator: source of every draw; only needed if there is one.  Draws happen on its device.
         cond: conditions, passed on to the denoiser by keyword, each with one entry per sample.
+        start: brings the noise from the model's largest level, where it would be a state, to the plan's first in closed
+            form (`GaussianStart`); None to begin with the noise itself.
         progress: whether to show a bar, on a terminal or in a notebook.
         callback: called with every state, `plan.nfe + 1` times.
         check: True: every state's sum is kept on the device and read once, after the last step; a sum that is not
@@ -168,6 +175,7 @@ def sample(
         ValueError: if not exactly one of noise and n is given, noise or a condition does not fit, a generator is
             missing, the plan starts at sigma inf, where the model is undefined, chunk is below 1, or `check` is
             unknown.
+        LogsnrError: if the start is none of this model or plan, or the plan needs one.
         NonFiniteError: if a step left a state that is not finite.
     """
     if check not in (True, False, "each"):
@@ -180,8 +188,9 @@ def sample(
     check_range(denoiser, plan.sigmas[:-1])
     if plan.noisy and generator is None:
         raise ValueError(f"the plan draws noise: {GENERATOR}")
-    z = start(denoiser, noise, n, generator)
+    z = first_noise(denoiser, noise, n, generator)
     conditions = conditions_of(denoiser, cond, len(z))
+    z = brought(denoiser, plan, z, conditions, start)
     if not progress:
         return _run(denoiser, plan, z, conditions, chunk, generator, callback, check)
     with step_bar(plan.nfe) as tell:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.errors import LogsnrError
 from logsnr.sampling.batches import Cond, lengths
+from logsnr.sampling.plan import Plan
+
+if TYPE_CHECKING:
+    from logsnr.sampling.gaussian import GaussianStart
 
 GENERATOR = "give generator=torch.Generator().manual_seed(0)"
 
@@ -70,6 +75,37 @@ def conditions_of(denoiser: Denoiser, cond: Cond | None, n: int) -> dict[str, An
                 )
         denoiser.check_cond(given)
     return given
+
+
+def brought(denoiser: Denoiser, plan: Plan, z: Tensor, cond: Cond, gaussian: GaussianStart | None) -> Tensor:
+    """The state at the plan's first level: the noise itself, or where the Gaussian start brings it.
+
+    Raises:
+        LogsnrError: if the plan needs a start and has none or another one, begins above the model's largest level, or
+            the start is none of this model.
+    """
+    needs: Mapping[str, Any] | None = plan.meta.get("start")
+    first = plan.sigmas[0]
+    if gaussian is None:
+        if needs and "tail" not in plan.meta:
+            raise LogsnrError(
+                f"this plan begins at sigma {first:.4g} where a Gaussian start leads, not at noise: give start=, the "
+                "GaussianStart that it was calibrated with (GaussianStart.load reads its file)"
+            )
+        return z
+    gaussian.check(denoiser)
+    if needs and needs["fingerprint"] != (own := gaussian.fingerprint):
+        raise LogsnrError(
+            f"this plan was calibrated with another start ({needs['fingerprint'][:12]}..., this one is {own[:12]}...): "
+            "give that one, or calibrate with this"
+        )
+    top = float(needs["sigma_from"]) if needs else denoiser.sampling_range[1]
+    if first > 1.01 * top:
+        raise LogsnrError(
+            f"the plan begins at sigma {first:.6g}, above the model's largest level, {top:.6g}, from which the start "
+            "leads down: give a plan that begins below, or leave start out"
+        )
+    return gaussian(z, min(first, top), cond, sigma_from=top)
 
 
 def check_start(denoiser: Denoiser, sigma: float) -> None:
