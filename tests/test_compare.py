@@ -155,8 +155,7 @@ def test_even_times_of_a_flow_are_a_grid_of_ours(model, noise, entries, name, sh
         [e for e in entries if (e.origin, e.budget) == ("diffusers", 8)], name, f"flow{' shift 3' * (shift > 1)}"
     )
     low, high = model.sampling_range
-    even = grids.flow_range(8, high / shift, low / shift, last="min")
-    levels = [shift * sigma for sigma in even]
+    levels = grids.flow_range(8, high, low, last="min", shift=shift)
     ours = find_solver({"UniPC-3": "UniPC-3 ramp"}.get(name, name))[1]
     x = sample(model, ours([*levels[:-1], 0.0]), noise=noise)
     assert rmse(run(entry, model, noise), x) <= 1e-4 * float(x.square().mean().sqrt())

@@ -130,6 +130,9 @@ def test_flow_range_is_even_in_flow_time(n: int) -> None:
     assert zero[:-1] == (grids.flow_range(n - 1, 40.0, 0.02, last="min") if n > 1 else (40.0,))
     # towards both ends it becomes the flow grid itself, whose first level is inf
     assert grids.flow_range(n + 1, 1e9, 1e-9, last="min")[1:-1] == pytest.approx(grids.flow(n + 1)[1:-1], rel=1e-6)
+    # a shift is the unit of the levels
+    unit = [3 * sigma for sigma in grids.flow_range(n, 40.0 / 3, 0.02 / 3, last="min")]
+    assert grids.flow_range(n, 40.0, 0.02, last="min", shift=3.0) == pytest.approx(unit, rel=1e-12)
 
 
 def test_karras_is_edm_eq_5() -> None:
@@ -286,6 +289,7 @@ def test_from_sigmas_takes_tensors() -> None:
         (lambda: grids.karras(3, 1.0, 0.0), "sigma from 1.0 to 0.0"),
         (lambda: grids.flow_range(0, 1.0, 0.1), "n = 0"),
         (lambda: grids.flow_range(3, 0.1, 1.0), "sigma from 0.1 to 1.0"),
+        (lambda: grids.flow_range(3, 1.0, 0.1, shift=0.0), "shift = 0.0"),
         (lambda: grids.karras(3, 1.0, 0.1, rho=0.0), "rho = 0.0"),
         (lambda: grids.log_linear(3, 1.0, 0.1, last="max"), "last 'max' is not one of zero"),
         (lambda: grids.flow(3, shift=0.0), "shift = 0.0"),

@@ -106,16 +106,21 @@ def flow(n: int, shift: float = 1.0, last: Last = "zero") -> Grid:
     return check_sigmas([shift * sigma_from_flow_time(t) for t in times])
 
 
-def flow_range(n: int, sigma_max: float, sigma_min: float, last: Last = "zero") -> Grid:
-    """Uniform in flow time t = sigma/(1 + sigma) from `sigma_max` to `sigma_min`: `flow` for a model with finite ends.
+def flow_range(n: int, sigma_max: float, sigma_min: float, last: Last = "zero", shift: float = 1.0) -> Grid:
+    """Uniform in t = sigma/(shift + sigma) from `sigma_max` to `sigma_min`: `flow` for a model with finite ends.
+
+    Half of t lies below sigma = shift.  Shift 1 is flow time; 3 is Stable Diffusion 3's.
 
     Raises:
-        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, or `last` is unknown.
+        ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, shift is not positive and finite, or `last` is
+            unknown.
     """
     levels = _levels(n, last)
     _check_range(sigma_max, sigma_min)
-    first, final = flow_time(sigma_max), flow_time(sigma_min)
-    inner = [sigma_from_flow_time(first + (final - first) * i / (levels - 1)) for i in range(1, levels - 1)]
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none, 3 for SD3")
+    first, final = flow_time(sigma_max / shift), flow_time(sigma_min / shift)
+    inner = [shift * sigma_from_flow_time(first + (final - first) * i / (levels - 1)) for i in range(1, levels - 1)]
     return _close(sigma_max, inner, sigma_min, levels, last)
 
 
