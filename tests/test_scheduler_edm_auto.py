@@ -96,6 +96,24 @@ def test_edm_configs_round_trip(tmp_path):
         Scheduler.from_config({"sigma_data": 0.5})  # a consistency model's config has one too
 
 
+@pytest.mark.parametrize("stock", [diffusers.DDPMScheduler(), diffusers.FlowMatchEulerDiscreteScheduler()])
+def test_a_spread_makes_no_model_of_another_kind(stock, tmp_path):
+    """sigma_data given to the scheduler of an eps or flow network is the unit of universal plans and nothing else."""
+    plain = Scheduler.from_config(stock.config)
+    ours = Scheduler.from_config(stock.config, sigma_data=0.3, gamma="auto")
+    ours.save_pretrained(tmp_path)
+    for other in (ours, Scheduler.from_pretrained(tmp_path), Scheduler.from_config(ours.config)):
+        assert not other.model.edm
+        assert type(other.model.prediction) is type(plain.model.prediction)
+        assert other.model.sigma_range == plain.model.sigma_range
+        other.set_timesteps(5)
+        low, high = other.model.sigma_range
+        assert other.plan == universal_plan(5, max(low, 0.3 / 250), min(high, 160 * 0.3), sigma_data=0.3)
+    edm = Scheduler.from_config(diffusers.EDMEulerScheduler(sigma_data=0.5).config, sigma_data=0.7)
+    assert edm.model.prediction == EDM(sigma_data=0.7)
+    assert Scheduler(sigma_data=0.3, prediction_type="v_prediction", edm=False).model.sigma_data == 0.3
+
+
 def test_an_edm_network_is_not_fed_by_a_timestep_of_nobody():
     ours = Scheduler.from_config(diffusers.EDMEulerScheduler().config)
     with pytest.raises(ValueError, match="before set_timesteps"):

@@ -68,6 +68,11 @@ def stated_prediction(name: str, config: Mapping[str, Any], *, complete: bool = 
     return "epsilon" if betas or not complete else None
 
 
+def is_edm(config: Mapping[str, Any]) -> bool:
+    """Whether a config's model is EDM's: it has a sigma_data, and nothing says that this is no more than a spread."""
+    return config.get("sigma_data") is not None and config.get("edm") is not False
+
+
 @dataclass(frozen=True)
 class Noising:
     """The model behind a scheduler: its prediction, its levels and how they are named.
@@ -79,6 +84,7 @@ class Noising:
         flow: whether the pipeline's state is (1 - t) x + t eps.
         inverted: whether flow labels run the other way.
         sigma_range: (smallest, largest) level the model may be asked at.
+        sigma_data: standard deviation of the data, in the units of x: EDM's own, or the config's; else 1.
     """
 
     prediction: Prediction
@@ -87,6 +93,7 @@ class Noising:
     flow: bool
     inverted: bool
     sigma_range: tuple[float, float]
+    sigma_data: float = 1.0
     _amplitudes: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -163,14 +170,17 @@ def noising(config: Mapping[str, Any]) -> Noising:
     kind, steps = config["prediction_type"], int(config["num_train_timesteps"])
     if kind not in PREDICTIONS:
         raise unknown("prediction_type", kind, PREDICTIONS, ", as the network was trained to predict")
-    if config.get("sigma_data") is not None:
+    given = config.get("sigma_data")
+    unit = 1.0 if given is None else float(given)
+    if not 0 < unit < math.inf:
+        raise ValueError(f"sigma_data = {unit}: must be in (0, inf), the standard deviation of the data")
+    if is_edm(config):
         if kind != "epsilon":
             raise ValueError(
-                f"prediction_type {kind!r} with sigma_data = {config['sigma_data']}: an EDM network is 'epsilon', that "
-                "is F with x0 = c_skip y + c_out F; drop sigma_data, or keep the model's own scheduler"
+                f"prediction_type {kind!r} with sigma_data = {unit}: an EDM network is 'epsilon', that is F with "
+                "x0 = c_skip y + c_out F; pass edm=False if this is only the data's spread, or drop sigma_data"
             )
-        low, high = _ends(config, 0.002, 80.0)
-        return Noising(EDM(sigma_data=float(config["sigma_data"])), steps, None, False, False, (low, high))
+        return Noising(EDM(sigma_data=unit), steps, None, False, False, _ends(config, 0.002, 80.0), unit)
     if kind == "flow_prediction" or config["use_flow_sigmas"]:
         inverted = bool(config["invert_sigmas"])
         label = _FlowLabel(steps, inverted)
@@ -179,17 +189,18 @@ def noising(config: Mapping[str, Any]) -> Noising:
             if kind == "flow_prediction"
             else PREDICTIONS[kind](label=label, path="flow")  # type: ignore[call-arg]
         )
-        return Noising(prediction, steps, None, True, inverted, (0.0, math.inf))
+        return Noising(prediction, steps, None, True, inverted, (0.0, math.inf), unit)
     table = beta_table(config)
     if config["timestep_type"] == "continuous" and kind == "v_prediction":
-        return Noising(V(label=label_edm), steps, None, False, False, _ends(config, *table.sigma_range))
+        ends = _ends(config, *table.sigma_range)
+        return Noising(V(label=label_edm), steps, None, False, False, ends, unit)
     if kind == "epsilon" and math.isinf(table.sigma_range[1]):
         raise ValueError(
             "prediction_type 'epsilon' with zero terminal SNR (rescale_betas_zero_snr, or a last beta of 1): at "
             "sigma = inf such a network says nothing of the image, and samples come out black or nan; pass "
             "rescale_betas_zero_snr=False, or use a model trained with v_prediction"
         )
-    return Noising(PREDICTIONS[kind](label=table), steps, table, False, False, table.sigma_range)
+    return Noising(PREDICTIONS[kind](label=table), steps, table, False, False, table.sigma_range, unit)
 
 
 def _ends(config: Mapping[str, Any], low: float, high: float) -> tuple[float, float]:

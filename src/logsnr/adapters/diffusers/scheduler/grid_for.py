@@ -122,7 +122,7 @@ def grid_name(config: Mapping[str, Any], model: Noising) -> str:
     name = config["grid"]
     if name is None:
         flags = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "log-linear", "use_lu_lambdas": "log-linear"}
-        if config["sigma_data"] is not None and config["sigma_schedule"] == "exponential":
+        if model.edm and config["sigma_schedule"] == "exponential":
             return "log-linear"
         on = [grid for flag, grid in {**flags, "use_beta_sigmas": "beta"}.items() if config[flag]]
         default = "flow" if model.flow else config["timestep_spacing"] if model.table is not None else "karras"

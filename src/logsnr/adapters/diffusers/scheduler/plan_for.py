@@ -25,7 +25,6 @@ from torch import Tensor
 from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
 from logsnr.noise import covers
-from logsnr.predictions import EDM
 from logsnr.sampling import Plan, solvers
 from logsnr.sampling.names import SOLVERS, find_solver
 from logsnr.sampling.plan import Grid, plans_from
@@ -136,12 +135,12 @@ def stored(plans: Mapping[int, Plan], n: int | None) -> Plan:
 def universal(model: Noising, n: int, shift: float) -> Plan | None:
     """The universal plan of n evaluations within the model's range, or None if there is none of that number.
 
-    Its levels are in units of sigma_data: an EDM model's own, else 1; a flow's `shift` multiplies them as it does every
-    grid.
+    Its levels are in units of sigma_data: an EDM model's own, the config's, or 1; a flow's `shift` multiplies them as
+    it does every grid.
     """
     if n not in universal_sizes():
         return None
-    unit = model.prediction.sigma_data if isinstance(model.prediction, EDM) else shift
+    unit = model.sigma_data * shift
     low, high = model.sigma_range
     return universal_plan(n, max(low, unit / 250), min(high, 160 * unit), sigma_data=unit)
 

@@ -24,7 +24,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from logsnr.adapters.diffusers.config import limit, noising
+from logsnr.adapters.diffusers.config import is_edm, limit, noising
 from logsnr.adapters.diffusers.scheduler.grid_for import shift_of
 from logsnr.adapters.diffusers.scheduler.plan_for import (
     check_config,
@@ -73,6 +73,9 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         grid: any of `sampling.names.GRIDS`, for flows those that need a range alone: "flow", "karras", "log-linear",
             "beta".  None: as the config's stock options say.
         start, end: first and last level of a continuous grid: noise-to-signal ratios, for flows times.
+        sigma_data: standard deviation of the data, the unit of universal plans; 1 if None.
+        edm: whether the network is EDM's, of that sigma_data; None: if there is a sigma_data.  `from_config` of another
+            model's config says False.
 
     All other arguments are those of stock schedulers and mean the same.  With `set_alpha_to_one=False`, or
     `final_sigmas_type="sigma_min"`, runs end at the model's smallest level; `final_sigmas_type="zero"` overrides.
@@ -137,6 +140,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         grid: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        edm: bool | None = None,
     ) -> None:
         values: dict[str, Any] = {"plan": plans_to_config(plan), "gamma": gamma_to_config(gamma)}
         if trained_betas is not None:
@@ -163,6 +167,8 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         """
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
+        if kwargs.get("sigma_data") is not None and not is_edm(config):
+            kwargs.setdefault("edm", False)  # no word about the network
         given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
         return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
