@@ -331,11 +331,10 @@ def test_a_guided_run_compiles_as_one_graph(kind: str) -> None:
         "rescaled": cfg(raw, 2.0, NULL, rescale=0.7),
         "cfgpp": cfgpp(raw, 0.5, NULL),
     }[kind]
+    plan = solvers.ge(grids.log_linear(4, 30.0, 0.02))
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda z: sample(guided, solvers.ge(GRID), noise=z, cond=cond), fullgraph=True, backend="aot_eager"
-    )
-    torch.testing.assert_close(compiled(noise), sample(guided, solvers.ge(GRID), noise=noise, cond=cond))
+    compiled = torch.compile(lambda z: sample(guided, plan, noise=z, cond=cond), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(noise), sample(guided, plan, noise=noise, cond=cond))
 
 
 def test_samplers_take_guided_denoisers_as_any_other() -> None:

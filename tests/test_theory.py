@@ -92,13 +92,14 @@ def references() -> list[ReferenceSet]:
     ]
 
 
-def test_bounds_hold_on_a_thousand_random_draws() -> None:
+def test_bounds_hold_on_random_draws() -> None:
+    """200 grids with errors of their own, 15 runs on each."""
     rng, sets, admissible = random.Random(0), references(), 0
-    for i in range(1000):
+    for i in range(200):
         sigmas, etas, nu = draw(rng)
         reference = sets[i % len(sets)]
         model = Erring(reference, dict(zip(sigmas, etas, strict=False)), rng.choice(["random", "random", "out", "in"]))
-        y = 4 * randn(3, 4, seed=i)
+        y = 4 * randn(15, 4, seed=i)
         ratio = distances(model, sigmas, y)
         lower, upper = (torch.tensor(b, dtype=F64).unsqueeze(1) for b in distance_bounds(sigmas, etas))
         assert bool((ratio >= lower - 1e-12).all()), (sigmas, etas)
@@ -108,7 +109,7 @@ def test_bounds_hold_on_a_thousand_random_draws() -> None:
             noise = torch.tensor(sigmas, dtype=F64).unsqueeze(1) / sigmas[0]  # dist(x_N) = sqrt(n) sigma_N
             assert bool((ratio <= nu * noise * (1 + 1e-9)).all())
             assert bool((noise <= nu * ratio * (1 + 1e-9)).all())
-    assert 100 < admissible < 900  # both cases were met
+    assert 20 < admissible < 180  # both cases were met
 
 
 # Check B of the fact sheet: the bounds are attained by radial errors on a point and on a subspace.

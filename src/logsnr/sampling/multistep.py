@@ -279,12 +279,10 @@ def _log_rows(
 def _row(nodes: Sequence[float], points: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:
     """Weighted means of the Lagrange polynomials of the finite nodes; weights sum to 1."""
     nodes = [node for node in nodes if math.isfinite(node)]
-    row = []
+    u, row = np.asarray(points), []
     for j, node in enumerate(nodes):
-        others = nodes[:j] + nodes[j + 1 :]
-        row.append(
-            math.fsum(w * math.prod((u - o) / (node - o) for o in others) for u, w in zip(points, weights, strict=True))
-        )
+        factors = [(u - other) / (node - other) for other in nodes[:j] + nodes[j + 1 :]]
+        row.append(math.fsum((np.asarray(weights) * math.prod(factors)).tolist()))
     return tuple(row) if len(row) > 1 else (1.0,)
 
 
