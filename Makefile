@@ -7,9 +7,9 @@ TRAIN  := $(VENV)/.train
 DEV    := $(VENV)/.dev
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests run in parallel processes: one thread each, or they fight over the cores.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test coverage lint bench clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -32,7 +32,10 @@ lint: $(DEV) ## ruff and strict type checking
 	$(BIN)/mypy
 
 test: lint ## lint, type-check and test (at most 8 minutes on two cores)
-	$(TEST_ENV) $(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(PYTEST)
+
+coverage: $(DEV) ## the tests again, and which lines they reach (at least 90 %); a minute longer
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/import_time.py

@@ -26,23 +26,28 @@ TINY = {
 }
 
 
+EVALUATIONS = 8
+"""Per image, of the bound."""
+
+
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory):
-    """Two demos in one folder, of fewer samples than `make demo` draws: one that the clock ended, and one after it."""
+    """Three small demos in one folder: one that the clock ended, another, and that one once more."""
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_run, "SAMPLES", 100)
+        patch.setattr(demo_run, "SAMPLES", 50)
         patch.setattr(demo_run, "TEACHER_STEPS", 40)
-        patch.setattr(demo_run, "train_classifier", partial(train_classifier, epochs=2))
+        patch.setattr(demo_run, "train_classifier", partial(train_classifier, epochs=1))
+        patch.setattr(demo_run, "bits_per_dim", partial(ls.bits_per_dim, evaluations_per_image=EVALUATIONS))
         ended = run_demo(out, quiet=True, max_seconds=0.01, overrides={**TINY, "steps": 1000})
         page = (out / "report.html").read_text(encoding="utf-8")
-        summary = run_demo(out, seed=3, quiet=True, overrides=TINY)
-    return out, summary, ended, page
+        summary, again = (run_demo(out, seed=3, quiet=True, overrides=TINY) for _ in range(2))
+    return out, summary, again, ended, page
 
 
 @pytest.fixture(scope="module")
 def demo(demos):
-    return demos[:2]
+    return demos[0], demos[2]
 
 
 def test_the_report_stands_alone_and_quotes_the_summary(demo):
@@ -66,7 +71,7 @@ def test_the_summary_counts_what_was_asked(demo):
         *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
         ("teacher (UniPC-3)", 40),
     ]
-    assert summary["samples_per_row"] == 100
+    assert summary["samples_per_row"] == 50
     assert summary["likelihood"]["held_out_images"] == 297
     assert summary["likelihood"]["grey_levels"] == 17
     assert summary["training"]["steps"] == 4
@@ -91,14 +96,23 @@ def test_the_bound_can_be_measured_again_from_the_saved_model(demo):
         data.test_images,
         cond={"class_labels": data.test_labels},
         generator=torch.Generator().manual_seed(3 + 1),
+        evaluations_per_image=EVALUATIONS,
         train=data.train_images,
     )
     assert again.bits_per_dim == pytest.approx(summary["likelihood"]["bits_per_dim_given_label"], abs=1e-6)
 
 
+def test_the_same_seed_gives_the_same_numbers(demos):
+    _, *both, _, _ = demos
+    for summary in (summaries := [json.loads(json.dumps(summary)) for summary in both]):
+        for clock in ("seconds", "images_per_second"):
+            del summary["training"][clock]
+    assert summaries[0] == summaries[1]
+
+
 def test_a_second_demo_replaces_the_first(demos):
     """Nothing is left of the demo before, whose seed and whose length were others."""
-    out, summary, _, first = demos
+    out, _, summary, _, first = demos
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "of 1000 steps" in first
     assert "of 1000 steps" not in page

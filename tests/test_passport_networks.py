@@ -1,12 +1,11 @@
 """Passports of trained networks: the zoo's, and two trained here; each has the findings of its fault and no others.
 
-zoo:digits has none on the digits that it was trained on (test_passport.py, which also has it on held-out ones), so
-that is where its labels are put off.  The others are judged on held-out digits.
+zoo:digits has none on the digits that it was trained on, so that is where its labels are put off.  The others are
+judged on held-out digits.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from torch import Tensor
 import logsnr as ls
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.evaluation.passport import Passport, examine, trajectories
+from logsnr.evaluation.passport import Passport, examination, examine, labels, trajectories
 from logsnr.noise import sigma_from_logsnr
 from logsnr.predictions import LABELS
 from logsnr.training import Dataset, load_data, load_recipe, train
@@ -27,11 +26,13 @@ FEW = {"images": 64, "trajectories": 2, "levels": 5}
 
 
 @pytest.fixture(autouse=True)
-def short_trajectories(monkeypatch):
-    """Findings of these faults rest on the loss; the trajectories are there to raise no other."""
+def short_examinations(monkeypatch):
+    """Findings of these faults rest on the loss; what else is measured is there to raise no other."""
     for name, value in {"TEACHER": 24, "NFES": (4, 8), "GAMMA_STEPS": 4, "DRAW_STEPS": 10}.items():
         monkeypatch.setattr(trajectories, name, value)
-    monkeypatch.setattr(importlib.import_module("logsnr.evaluation.passport.examination"), "HALF_LEVELS", 3)
+    for name, value in {"HALF_LEVELS": 3, "PROJECTION_LEVELS": 3}.items():
+        monkeypatch.setattr(examination, name, value)
+    monkeypatch.setattr(labels, "LEVELS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,22 @@ def held_out(denoiser: NetworkDenoiser, data: Dataset) -> tuple[Tensor, dict[str
 
 def kinds(passport: Passport) -> list[str]:
     return [f.kind for f in passport.troubles]
+
+
+def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels(digits, monkeypatch):
+    """The zoo's digits model saw each of 1,500 digits 200 times: right about them, too sure about others."""
+    model = ls.load("zoo:digits")
+    more = {**FEW, "images": 128}
+    x = model.encode(digits.train_images[:297])
+    assert kinds(examine(model, x, cond={"class_labels": digits.train_labels[:297]}, **more)) == []
+    monkeypatch.setattr(labels, "LEVELS", 6)
+    x, cond = held_out(model, digits)
+    passport = examine(model, x, cond=cond, **more)
+    assert kinds(passport) == ["misfit"]
+    scan = passport.labels
+    by_sigma = dict(zip(scan.sigmas, scan.per_level, strict=True))
+    assert max(by_sigma.values()) > 1.2  # where detail decides
+    assert all(abs(c - 1) < 0.05 for sigma, c in by_sigma.items() if sigma > 0.8)
 
 
 @pytest.mark.parametrize("c", [1.1, 0.9])
