@@ -13,15 +13,18 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist workst
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(TRAIN): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "logsnr needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(TRAIN): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[train]'
 	touch $@
 
-$(DEV): $(TRAIN)
+# All of the former and more, in one installation.
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
-	touch $@
+	touch $(TRAIN) $@
 
 demo: $(TRAIN) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
 	$(BIN)/logsnr demo
