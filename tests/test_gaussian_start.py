@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import logsnr as ls
-from logsnr import gaussian
+from logsnr import gaussian, zoo
+from logsnr.cli import support
 from logsnr.errors import LogsnrError
 from logsnr.exact import Gaussian, GaussianField, GaussianMixture
 from logsnr.gaussian import Residuals
 from logsnr.grids import flow_range, log_linear
 from logsnr.noise import alpha_s
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.teacher import teacher_plan
 from logsnr.solvers import ge, unipc
 
 F64 = torch.float64
@@ -351,3 +356,86 @@ def test_a_mixture_far_above_its_modes_is_a_gaussian() -> None:
     assert found == sorted(found)
     assert found[0] < 0.01
     assert found[-1] > 0.05
+
+
+def test_a_calibration_begins_where_the_start_pays_and_its_plan_says_so() -> None:
+    """A Gaussian's own start is exact: all evaluations go below it.  A wrong one is left alone."""
+    mean, matrix = randn(12, seed=3), torch.diag(torch.linspace(0.9, 0.1, 12, dtype=F64).square())
+    denoiser = narrow(Gaussian(mean, matrix), 0.002, 150.0)
+    start = GaussianStart.of(mean, gaussian.of_matrix(matrix))
+    options = {"n": 16, "seed": 2, "teacher": 32, "rollouts": 60}
+    plan, plain = ls.calibrate(denoiser, 3, start=start, **options), ls.calibrate(denoiser, 3, **options)
+    high = denoiser.sampling_range[1]
+    assert plan.sigmas[0] < 0.2 * high
+    assert plan.meta["start"] == {"fingerprint": start.fingerprint, "sigma_from": high}
+    with pytest.raises(LogsnrError, match="give start=, the GaussianStart"):
+        ls.sample(denoiser, plan, n=2, generator=generator())
+    # what it reports is what sampling gives, from the noise of a run from the top
+    noise = randn(64, 12, seed=9)
+    teacher = ls.sample(denoiser, teacher_plan(32, *denoiser.sampling_range), noise=noise)
+    ours, theirs = (
+        float((ls.sample(denoiser, p, noise=noise, start=start) - teacher).square().mean().sqrt())
+        for p in (plan, plain)
+    )
+    assert ours < 0.5 * theirs
+    assert plan.meta["report"]["rmse"] == pytest.approx(ours, rel=0.3)
+    fixed = ls.calibrate(denoiser, 3, start=start, first=4.0, **options)
+    assert (fixed.sigmas[0], fixed.meta["first"]) == (4.0, 4.0)
+    wrong = GaussianStart.of(mean + 40, gaussian.of_matrix(900 * matrix))
+    left = ls.calibrate(denoiser, 3, start=wrong, **options)
+    assert left.sigmas[0] > 0.8 * high or "start" not in left.meta
+    other = GaussianStart.of(torch.zeros(3), gaussian.of_matrix(torch.eye(3)))
+    for wanted, message in (
+        ({"start": other}, "samples of shape"),
+        ({"start": start, "method": "gits"}, "begins at the largest level"),
+        ({"first": 1e3}, r"first = 1000: 3 steps begin between"),
+    ):
+        with pytest.raises(LogsnrError, match=message):
+            ls.calibrate(denoiser, 3, **wanted, **options)
+
+
+def test_the_command_keeps_the_start_beside_the_plan_that_needs_it(run, tmp_path, monkeypatch) -> None:
+    def calibrated(denoiser, nfe, *_, start, first, **__):
+        needs = {"fingerprint": start.fingerprint, "sigma_from": denoiser.sampling_range[1]}
+        return replace(ge(flow_range(nfe, first, 0.02, "min"), 1.5), meta={"start": needs, "report": None})
+
+    monkeypatch.setattr(support, "calibrated", calibrated)
+    plan, words = tmp_path / "plan.json", ("calibrate", "zoo:digits", "--nfe", 2, "--first", 3, "--json", "--start")
+    code, out, err = run(*words, "data", "--out", plan)
+    assert code == 0, err
+    kept = GaussianStart.load(json.loads(out)["start"])
+    assert (kept.shape, Plan.load(plan).meta["start"]["fingerprint"]) == ((1, 8, 8), kept.fingerprint)
+    sample = ("sample", "zoo:digits", "--plan", plan, "-n", 2, "--out", tmp_path / "x.npy")
+    code, _, err = run(*sample)
+    assert code == 0, err
+    denoiser, noise = ls.load("zoo:digits"), torch.randn(2, 1, 8, 8, generator=generator(0))
+    cond = {"class_labels": torch.arange(2)} if denoiser.card.get("classes") else None
+    x = ls.sample(denoiser, Plan.load(plan), noise=noise, start=kept, cond=cond)
+    assert np.array_equal(denoiser.decode(x).numpy(), np.load(tmp_path / "x.npy"))
+    labels = torch.arange(40) % 10 if cond else None
+    other = GaussianStart.fit(torch.randn(40, 1, 8, 8, generator=generator(1)), labels=labels)
+    other.save(tmp_path / "other.safetensors")
+    code, _, err = run(*sample, "--start", tmp_path / "other.safetensors")
+    assert (code, "calibrated with another start" in err) == (2, True)
+    monkeypatch.setattr(support, "OWN_SAMPLES", 40)
+    code, _, err = run(*words, "model", "--out", plan)  # and so another one
+    assert (code, "another start, which other plans may need" in err) == (2, True)
+    code, _, err = run(*words, "dat", "--out", plan)
+    assert (code, "did you mean 'data'" in err) == (2, True)
+
+
+def test_a_models_folder_brings_the_start_that_its_plans_need(tmp_path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(zoo.folder("zoo:digits"), folder)
+    denoiser = ls.load(folder)
+    assert denoiser.start is None
+    cond = {"class_labels": torch.arange(60) % 10} if denoiser.card.get("classes") else {}
+    start = GaussianStart.of_model(denoiser, 60, plan=4, generator=generator(1), cond=cond)
+    start.save(folder / zoo.START)
+    needs = {"fingerprint": start.fingerprint, "sigma_from": denoiser.sampling_range[1]}
+    plan = replace(ge(flow_range(3, 10.0, 0.02, "min"), 1.5), meta={"start": needs})
+    (folder / zoo.PLANS).write_text(json.dumps({"3": plan.to_dict()}))
+    again, noise = ls.load(folder), torch.randn(2, 1, 8, 8, generator=generator(2))
+    two = {name: value[:2] for name, value in cond.items()}
+    expected = ls.sample(denoiser, plan, noise=noise, start=start, cond=two)
+    assert torch.equal(ls.sample(again, 3, noise=noise, cond=two), expected)

@@ -94,6 +94,7 @@ class Denoiser(nn.Module, ABC):
         pixels: codec between x and stored images; None for latents, points and whatever is no image.
         card: what is on record of it (network, training, step, ...): empty unless it was loaded from a file.
         plans: sampling plans that were calibrated for it, by number of evaluations.
+        start: the Gaussian start (`sampling.GaussianStart`) of those of them that need one.
     """
 
     shape: tuple[int, ...]
@@ -102,6 +103,7 @@ class Denoiser(nn.Module, ABC):
     pixels: Pixels | None = None
     card: Mapping[str, Any] = MappingProxyType({})
     plans: Mapping[int, Any] = MappingProxyType({})
+    start: Any = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._facts())})"
@@ -197,6 +199,7 @@ class Around(Denoiser):
         self.shape = tuple(denoiser.shape)
         self.sigma_data, self.trained_range = denoiser.sigma_data, denoiser.trained_range
         self.pixels, self.card, self.plans = denoiser.pixels, dict(denoiser.card), dict(denoiser.plans)
+        self.start = denoiser.start
 
     def _facts(self) -> list[str]:
         return [repr(self.denoiser)]

@@ -16,7 +16,7 @@ have none).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
@@ -148,6 +148,10 @@ class Covariance:
             out.append(parts)
         return out
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name (`from_tensors`)."""
+        return {"values": self.values, **self.basis.tensors()}
+
     def to(self, device: torch.device | str) -> Covariance:
         """The same on another device."""
         moved = {name: value.to(device) for name, value in self.basis.tensors().items()}
@@ -179,6 +183,21 @@ def eigen(covs: Tensor) -> tuple[Tensor, Tensor]:
         )
     floor = covs.shape[-1] * torch.finfo(covs.dtype).eps * values.amax(1, keepdim=True)
     return torch.where(values > floor, values, torch.zeros_like(values)).to(covs), vectors.to(covs)
+
+
+def from_tensors(kind: Kind, shape: tuple[int, ...], tensors: Mapping[str, Tensor], prefix: str) -> Covariance:
+    """What `Covariance.tensors` tells, each name behind a prefix."""
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    values = own.pop("values")
+    basis = Cosines(space=shape[1:], **own) if kind == "cosine" else Axes(**own)
+    return Covariance(kind=kind, basis=basis, values=values, dim=math.prod(shape))
+
+
+def enough(dim: int, kind: str, rank: int | None) -> int:
+    """Samples from which a class is given a covariance of its own."""
+    if rank is None and kind != "low-rank" and dim <= FULL:
+        return 4 * dim
+    return 20 * (rank or RANK)
 
 
 def of_matrix(cov: Tensor) -> Covariance:

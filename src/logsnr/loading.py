@@ -13,7 +13,7 @@ from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import CARD
-from logsnr.sampling import Plan
+from logsnr.sampling import GaussianStart, Plan
 from logsnr.sampling.plan import plans_from
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """A trained denoiser in eval mode, with `.encode`, `.decode`, its `.card` and its `.plans`.
+    """A trained denoiser in eval mode, with `.encode`, `.decode`, its `.card`, its `.plans` and the `.start` they need.
 
         denoiser = logsnr.load("runs/digits")
         denoiser = logsnr.load("owner/name", prompt="a cat", guidance=7.5)
@@ -72,6 +72,8 @@ def load(
             denoiser = loader(text, options)
             file = plans_file(text)
             denoiser.plans = plans_from(file) if file.is_file() else {}
+            beside = file.with_name(zoo.START)
+            denoiser.start = GaussianStart.load(beside) if beside.is_file() else None
             return denoiser
     if _is_component(text):
         raise LogsnrError(

@@ -37,11 +37,13 @@ STRAY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The plans that are searched: `template`'s basis and row lengths, levels within [low, high]."""
+    """The plans that are searched: `template`'s basis and row lengths, levels within [low, high], the first fixed or
+    not."""
 
     template: Plan
     low: float
     high: float
+    first: float | None = None
 
     @property
     def n(self) -> int:
@@ -60,6 +62,8 @@ class Space:
         low, high = math.log(self.low), math.log(self.high)
         if end > 0:
             low = max(low, math.log(end) + MIN_STEP)
+        if self.first is not None:
+            logs[0] = math.log(self.first)
         for i in range(n):  # from the noisy end down, leaving room below
             ceiling = high if i == 0 else logs[i - 1] - MIN_STEP
             logs[i] = max(min(logs[i], ceiling), low + (n - 1 - i) * MIN_STEP)
@@ -179,7 +183,7 @@ def descend(
 def descended(trial: Trial, first: Plan, strength: float) -> None:
     """Descend from a plan, and offer every plan on the way, until three in a row are worse on the selection noise."""
     low, high = trial.settings.sigma_range
-    space = Space(template=first, low=low, high=high)
+    space = Space(template=first, low=low, high=high, first=trial.settings.first)
     cost = space.cost() * trial.settings.n
     how = {"from": "descent", "history": max(map(len, first.rows)) - 1, "strength": strength}
     best, worse = trial.offer(first, {"from": "start"}), 0

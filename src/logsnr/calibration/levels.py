@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from logsnr.calibration.teacher import Cache
+from logsnr.noise import alpha_s
 from logsnr.sampling import grids
 from logsnr.sampling.plan import Grid
 
@@ -28,9 +29,11 @@ SPREADS = (grids.log_linear, grids.karras, grids.flow_range)
 """How the levels of a grid to try are spread."""
 LASTS = (0.05, 0.1, 0.2, 0.4)
 """Last levels above 0 of the grids to try, in units of sigma_data."""
+FIRSTS = (80.0, 40.0, 20.0, 10.0, 5.0, 2.5)
+"""First levels to try where a Gaussian start leads there, in units of sigma_data, beside the largest."""
 
 
-def tried_levels(cache: Cache, n: int, sigma_data: float, history: int) -> list[Grid]:
+def tried_levels(cache: Cache, n: int, sigma_data: float, history: int, *, first: float | None = None) -> list[Grid]:
     """Levels among the cache's that are worth a rollout, each once: those of least local error, and log-linear, Karras
     and even flow-time grids from the largest to one of `LASTS`.
 
@@ -39,15 +42,26 @@ def tried_levels(cache: Cache, n: int, sigma_data: float, history: int) -> list[
         n: number of steps.
         sigma_data: of the data.
         history: as in `best_levels`.
+        first: the first level of all of them, one of the cache's; None for one in the upper quarter of the range, the
+            teacher's for grids.
     """
-    high, low = cache.sigmas[0], cache.sigmas[-2]
-    found = [best_levels(cache, n, sigma_data, history)]
+    low, high = cache.sigmas[-2], cache.sigmas[0] if first is None else first
+    found = [best_levels(cache, n, sigma_data, history, first=first)]
     for spread in SPREADS:
         for last in LASTS:
             levels = _onto(cache, spread(n, high, min(max(last * sigma_data, low), high / 2)))
             if levels is not None and levels not in found:
                 found.append(levels)
     return found
+
+
+def first_levels(cache: Cache, n: int, sigma_data: float) -> list[Grid]:
+    """One grid, even in flow time, from each of the first levels that a start may lead to."""
+    high, low = cache.sigmas[0], cache.sigmas[-2]
+    tops = [high, *(first * sigma_data for first in FIRSTS if 4 * low < first * sigma_data < high / 1.25)]
+    lasts = [min(max(0.2 * sigma_data, low), top / 2) for top in tops]
+    found = (_onto(cache, grids.flow_range(n, top, last)) for top, last in zip(tops, lasts, strict=True))
+    return [levels for levels in found if levels is not None]
 
 
 def _onto(cache: Cache, levels: Grid) -> Grid | None:
@@ -59,7 +73,9 @@ def _onto(cache: Cache, levels: Grid) -> Grid | None:
     return (*(cache.sigmas[i] for i in at), 0.0)
 
 
-def best_levels(cache: Cache, n: int, sigma_data: float, history: int, slack: float = 0.25) -> Grid:
+def best_levels(
+    cache: Cache, n: int, sigma_data: float, history: int, slack: float = 0.25, first: float | None = None
+) -> Grid:
     """n + 1 levels among the cache's, from the first `slack` of them (in log sigma) to 0.
 
     Args:
@@ -68,11 +84,12 @@ def best_levels(cache: Cache, n: int, sigma_data: float, history: int, slack: fl
         sigma_data: of the data.
         history: 0 to combine nothing (DDIM), else the best pair of two estimates.
         slack: share of the range in which the run may start.
+        first: where it starts, one of the cache's levels; None to choose.
     """
-    cost, start = local_errors(cache, sigma_data, history), _start_errors(cache, sigma_data, slack)
+    cost, start = local_errors(cache, sigma_data, history), _start_errors(cache, sigma_data, slack, first)
     m = len(cache.sigmas) - 1
-    first = cost[torch.arange(m), torch.arange(m)]  # without a past: i = j
-    best = start[:, None] + first  # [j, k]: one step taken, from j to k
+    alone = cost[torch.arange(m), torch.arange(m)]  # without a past: i = j
+    best = start[:, None] + alone  # [j, k]: one step taken, from j to k
     back: list[Tensor] = []
     for _ in range(n - 1):
         total = best[:, :m, None] + cost  # [i, j, k]
@@ -115,14 +132,14 @@ def local_errors(cache: Cache, sigma_data: float, history: int) -> Tensor:
     return out.masked_fill((i > j) | (j >= k) | short, math.inf) / math.sqrt(e[0].numel())
 
 
-def _start_errors(cache: Cache, sigma_data: float, slack: float) -> Tensor:
-    """Error of starting at node j with the noise itself in place of the teacher's state."""
-    sigma = torch.tensor(cache.sigmas[:-1], dtype=torch.float64)
-    alpha = 1 / torch.hypot(torch.ones_like(sigma), sigma)
-    y = cache.states[:-1].flatten(1).double().cpu()
-    noise = y[0] * alpha[0]
-    error = (noise[None] / alpha[:, None] - y).square().mean(1).sqrt()
-    error = error * sigma_data / torch.hypot(torch.tensor(sigma_data), sigma)
-    logs = sigma.log()
-    allowed = logs >= logs[0] - slack * (logs[0] - logs[-1])
-    return error.masked_fill(~allowed, math.inf)
+def _start_errors(cache: Cache, sigma_data: float, slack: float, first: float | None) -> Tensor:
+    """Error of starting at node j where a plan would, with the noise itself unless told, in place of the teacher's
+    state."""
+    logs = torch.tensor(cache.sigmas[:-1], dtype=torch.float64).log()
+    error = torch.full_like(logs, math.inf)
+    upper = (logs >= logs[0] - slack * (logs[0] - logs[-1])).nonzero()[:, 0].tolist()
+    for i in upper if first is None else [cache.sigmas.index(first)]:
+        sigma = cache.sigmas[i]
+        apart = cache.noises.at(sigma).double() / alpha_s(sigma)[0] - cache.states[i].double()
+        error[i] = float(apart.square().mean().sqrt()) * sigma_data / math.hypot(sigma_data, sigma)
+    return error

@@ -31,6 +31,9 @@ from logsnr.sampling.reference import consistent
 Metric = Callable[[Tensor], Tensor]
 """Features `[B, F]` of samples `[B, *shape]`, in which errors count."""
 
+Begin = Callable[[Tensor, float, Cond], Tensor]
+"""How a noise becomes the state at a plan's first level."""
+
 TAIL = 3.0
 """From this multiple of the mean square on, a sample counts less and less."""
 
@@ -43,11 +46,13 @@ class Noises:
         noise: starting states z `[N, *shape]`.
         cond: conditions; tensors have one entry per sample.
         end: teacher's end `[N, *shape]`, or of its features `[N, F]`.
+        begin: (noise, sigma, cond) -> the state at a plan's first level; None for the noise itself.
     """
 
     noise: Tensor
     cond: Cond
     end: Tensor
+    begin: Begin | None = None
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -56,6 +61,10 @@ class Noises:
         """The noises in parts of at most `size` samples."""
         for part, cond in chunks(len(self), size, self.cond):
             yield replace(self, noise=self.noise[part], cond=cond, end=self.end[part])
+
+    def at(self, sigma: float) -> Tensor:
+        """Where a plan begins at a level `[N, *shape]`."""
+        return self.noise if self.begin is None else self.begin(self.noise, sigma, self.cond)
 
     def first(self, n: int) -> Noises:
         """The first n samples."""
@@ -73,12 +82,15 @@ class Rollout:
 
     def __init__(self, denoiser: Denoiser, basis: str, noises: Noises) -> None:
         self.denoiser, self.basis, self.cond = denoiser, basis, noises.cond
-        self.states: list[Tensor] = [noises.noise]
+        self.noises = noises
+        self.states: list[Tensor] = []
         self.values: list[Tensor] = []
         self.denoised: list[Tensor | None] = []
 
     def evaluate(self, sigma: float) -> None:
-        """Ask the denoiser at the last state."""
+        """Ask the denoiser at the last state; at the first level, which decides where it begins, in the first one."""
+        if not self.states:
+            self.states = [self.noises.at(sigma)]
         z = self.states[-1]
         estimate = consistent(self.denoiser(z, sigma, **self.cond))
         self.values.append(getattr(estimate, self.basis).to(z))
@@ -97,16 +109,16 @@ class Rollout:
     def run(self, plan: Plan) -> Tensor:
         """To the end of a plan; the steps already taken are kept."""
         steps = updates(plan)
-        for i in range(len(self.states) - 1, plan.nfe):
+        for i in range(max(len(self.states) - 1, 0), plan.nfe):
             if len(self.values) == i:
                 self.evaluate(plan.sigmas[i])
             self.advance(steps[i])
         return self.states[-1]
 
     def branch(self, step: int) -> Rollout:
-        """The same beginning up to the evaluation of `step`; -1 for nothing but the start."""
+        """The same beginning up to the evaluation of `step`; -1 for nothing."""
         twin = copy(self)
-        twin.states = self.states[: max(step, 0) + 1]
+        twin.states = self.states[: step + 1]
         twin.values, twin.denoised = self.values[: step + 1], self.denoised[: step + 1]
         return twin
 

@@ -37,6 +37,8 @@ from logsnr.calibration.trial import Progress, Trial
 from logsnr.calibration.walk import walked
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
+from logsnr.sampling.batches import in_turn
+from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.plan import Basis, Plan
 
 EFFORT = 1400
@@ -64,6 +66,8 @@ def calibrate(
     progress: Callable[[Progress], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
     method: str = "search",
+    start: GaussianStart | None = None,
+    first: float | None = None,
 ) -> Plan:
     """The plan of `nfe` evaluations whose end points lie nearest the teacher's, from the same noise.
 
@@ -92,6 +96,10 @@ def calibrate(
         method: "search" for the library's own; or a baseline on the same noises: "gits" (iPNDM-4 on levels of least
             local error), "ays" (DPM-Solver++(2M) on levels of least KL bound) or "ends" (built-in solvers, the ends of
             their grids tuned).  These have rows of their own: `history` and `basis` do not matter to them.
+        start: plans may begin below the range's largest level, where this brings the noise in closed form; the teacher
+            begins at the largest from the same noise.  The search says whether and where that pays, by the fitting and
+            the selection noise; a plan that needs the start says so in `meta["start"]`.
+        first: the plan's first level, if it is not to be searched for; from the noise itself where there is no start.
 
     Returns:
         The plan.  `meta` holds its provenance and, under `report`, the RMSE of it and of the built-in alternatives on
@@ -123,11 +131,18 @@ def calibrate(
         teacher=teacher,
         rollouts=rollouts,
         method=method,
+        first=None if first is None else float(first),
+        gaussian=None if start is None else start.fingerprint,
     )
     settings.check(denoiser)
+    if method != "search" and (start is not None or first is not None):
+        raise LogsnrError(f"method = {method!r} begins at the largest level: leave start and first out")
+    if start is not None:
+        start.check(denoiser)
+        start.classes(in_turn(cond, torch.arange(n)), n)
     chunk = chunk or max(1, min(n, 2**25 // (denoiser.dim * (7 * nfe + 4))))
     path = None if resume is None else Path(resume)
-    trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress)
+    trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress, start=start)
     report, interrupted = None, False
     try:
         with suppress(SpentError):
@@ -192,6 +207,9 @@ def finished(trial: Trial, report: dict[str, Any] | None, *, interrupted: bool) 
             "teacher_samples_times_network": trial.teacher.passes,
         },
     }
+    high = settings.sigma_range[1]
+    if trial.start is not None and plan.sigmas[0] < high:
+        meta["start"] = {"fingerprint": settings.gaussian, "sigma_from": high}
     trial.tell("done")
     return replace(plan, meta=meta)
 

@@ -18,6 +18,8 @@ from logsnr.sampling.plan import BASES, Basis
 from logsnr.sampling.start import check_start
 
 MOST_STEPS = 20
+LATER = ("first", "gaussian")
+"""Settings that the files of earlier versions do not have: written only where they are set."""
 LEADERS = 6
 """Built-in solvers that are measured on all selection noises, and reported."""
 
@@ -38,6 +40,8 @@ class Settings:
         teacher: evaluations of the teacher.
         rollouts: the budget, in rollouts of the fitting noises.
         method: "search", or the name of a baseline.
+        first: the plan's first level, where it is not searched for.
+        gaussian: fingerprint of the Gaussian start.
 
     Raises:
         LogsnrError: naming the value, what is allowed, and the fix.
@@ -54,6 +58,8 @@ class Settings:
     teacher: int
     rollouts: int
     method: str
+    first: float | None = None
+    gaussian: str | None = None
 
     def __post_init__(self) -> None:
         nfe, history, (low, high) = self.nfe, self.history, self.sigma_range
@@ -76,6 +82,13 @@ class Settings:
             raise LogsnrError(
                 f"sigma_range = ({low:.6g}, {high:.6g}) is too narrow for {nfe} steps: needs largest/smallest >= "
                 f"{math.exp(2 * nfe * MIN_STEP):.3g}, or fewer steps"
+            )
+
+        top = high if self.first is None else self.first
+        if not math.exp(2 * nfe * MIN_STEP) * low <= top <= high:
+            raise LogsnrError(
+                f"first = {top:.6g}: {nfe} steps begin between {math.exp(2 * nfe * MIN_STEP) * low:.6g} and "
+                f"{high:.6g} on this range; leave it out to have it chosen"
             )
 
     def check(self, denoiser: Denoiser) -> None:
@@ -112,7 +125,8 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         teacher = {"solver": "unipc-3", "evaluations": self.teacher, "grid": "log-linear"}
-        return {**asdict(self), "sigma_range": list(self.sigma_range), "teacher": teacher}
+        own = {name: value for name, value in asdict(self).items() if name not in LATER or value is not None}
+        return {**own, "sigma_range": list(self.sigma_range), "teacher": teacher}
 
 
 def digest(cond: Mapping[str, Any] | None) -> str | None:

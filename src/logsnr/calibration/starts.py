@@ -6,7 +6,7 @@ the best, on the selection noise as well.
 
 from __future__ import annotations
 
-from logsnr.calibration.levels import tried_levels
+from logsnr.calibration.levels import first_levels, tried_levels
 from logsnr.calibration.rows import fitted, lengthened, prior_rows
 from logsnr.calibration.teacher import Cache
 from logsnr.calibration.trial import Trial
@@ -16,6 +16,11 @@ LONGEST = 2
 """Past estimates that "auto" uses on all levels; one less and one more on the best of them."""
 FINALISTS = 4
 """Of the levels to start from, measured on the selection noise too."""
+
+
+def by_error(entry: tuple[Plan, float]) -> float:
+    """To sort by."""
+    return entry[1]
 
 
 def starts(trial: Trial, cache: Cache) -> list[Plan]:
@@ -35,17 +40,24 @@ def starts(trial: Trial, cache: Cache) -> list[Plan]:
     def measured(entries: list[tuple[Plan, float]], how: str) -> list[tuple[Plan, float]]:
         """Plans and their errors on the fitting noise, with those on both noises instead, best first."""
         both = [(plan, trial.both(plan, fit, {"from": how})) for plan, fit in entries]
-        return sorted(both, key=lambda entry: entry[1])
+        return sorted(both, key=by_error)
 
-    tried = tried_levels(cache, n, trial.teacher.sigma_data, min(1, history))
-    ranked = sorted((rows(levels, history, bases[0]) for levels in tried), key=lambda entry: entry[1])
+    unit, past = trial.teacher.sigma_data, min(1, history)
+    tried = tried_levels(cache, n, unit, past, first=settings.first)
+    if trial.start is not None and settings.first is None:
+        # where to begin on the fitting noise, by one grid from each level; then all grids from the best
+        tops = sorted((rows(levels, history, bases[0]) for levels in first_levels(cache, n, unit)), key=by_error)
+        for top, _ in tops[:1]:
+            tried += tried_levels(cache, n, unit, past, first=top.sigmas[0])
+        tried = list(dict.fromkeys(tried))
+    ranked = sorted((rows(levels, history, bases[0]) for levels in tried), key=by_error)
     best, *rest = measured(ranked[:FINALISTS], "rows")
     variants = [rows(best[0].sigmas, history, basis) for basis in bases[1:]]
     variants += [rows(best[0].sigmas, other, bases[0]) for other in sorted(others)]
-    best = min([best, *measured(variants, "rows")], key=lambda entry: entry[1])
+    best = min([best, *measured(variants, "rows")], key=by_error)
     longest = n if wanted == "auto" else wanted + 1
     fits = (plan for plan in trial.leaders.values() if plan.basis in bases and max(map(len, plan.rows)) <= longest)
     if (plan := next(fits, None)) is not None:
         plan = lengthened(plan, history)
         rest += measured([(plan, trial.tempered(trial.squares(plan, "fit")))], "built-in")
-    return [best[0], *(plan for plan, _ in sorted(rest, key=lambda entry: entry[1]))]
+    return [best[0], *(plan for plan, _ in sorted(rest, key=by_error))]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logsnr.calibration.rollout import Metric, Noises
+from logsnr.calibration.rollout import Begin, Metric, Noises
 from logsnr.denoiser import Denoiser
 from logsnr.noise import alpha_s
 from logsnr.sampling.batches import Cond
@@ -33,11 +33,13 @@ class Cache:
         sigmas: M decreasing noise levels, then 0.
         states: y = z/alpha at those M + 1 levels `[M + 1, K, *shape]`.
         eps: estimates at the M levels above 0 `[M, K, *shape]`.
+        noises: the K samples, which say where a plan begins.
     """
 
     sigmas: Grid
     states: Tensor
     eps: Tensor
+    noises: Noises
 
     def at(self, sigmas: Iterable[float]) -> list[Tensor]:
         """The teacher's canonical states z at levels of its own grid, each `[K, *shape]`."""
@@ -46,7 +48,14 @@ class Cache:
 
 
 def taught(
-    denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
+    denoiser: Denoiser,
+    plan: Plan,
+    noise: Tensor,
+    cond: Cond | None,
+    *,
+    chunk: int,
+    metric: Metric | None = None,
+    begin: Begin | None = None,
 ) -> Noises:
     """Noises with the ends of their trajectories by the teacher's plan, or their features.
 
@@ -54,11 +63,18 @@ def taught(
         LogsnrError: if an end is not finite.
     """
     ends = teacher_ends(denoiser, plan, noise, cond, chunk=chunk)
-    return _batch(plan, noise, cond, ends, chunk, metric)
+    return _batch(plan, noise, cond, ends, chunk, metric, begin)
 
 
 def remember(
-    denoiser: Denoiser, plan: Plan, noise: Tensor, cond: Cond | None, *, chunk: int, metric: Metric | None = None
+    denoiser: Denoiser,
+    plan: Plan,
+    noise: Tensor,
+    cond: Cond | None,
+    *,
+    chunk: int,
+    metric: Metric | None = None,
+    begin: Begin | None = None,
 ) -> tuple[Noises, Cache]:
     """`taught`, and the trajectories of as many samples as fit into memory.
 
@@ -75,15 +91,25 @@ def remember(
             estimates.append(consistent(step.estimate).eps[:kept].to(step.z, copy=True))
 
     ends = teacher_ends(denoiser, plan, noise, cond, chunk=chunk, callback=note)
+    noises = _batch(plan, noise, cond, ends, chunk, metric, begin)
     cache = Cache(
         sigmas=plan.sigmas,
         states=finite_ends(torch.stack(states), plan),
         eps=finite_ends(torch.stack(estimates), plan),
+        noises=noises.first(kept),
     )
-    return _batch(plan, noise, cond, ends, chunk, metric), cache
+    return noises, cache
 
 
-def _batch(plan: Plan, noise: Tensor, cond: Cond | None, ends: Tensor, chunk: int, metric: Metric | None) -> Noises:
+def _batch(
+    plan: Plan,
+    noise: Tensor,
+    cond: Cond | None,
+    ends: Tensor,
+    chunk: int,
+    metric: Metric | None,
+    begin: Begin | None,
+) -> Noises:
     if metric is not None:
         ends = finite_ends(torch.cat([metric(part) for part in torch.split(ends, chunk)]), plan)
-    return Noises(noise=noise, cond=cond or {}, end=ends)
+    return Noises(noise=noise, cond=cond or {}, end=ends, begin=begin)

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from logsnr.calibration.ledger import Ledger, fingerprint
-from logsnr.calibration.rollout import TAIL, Metric, Noises, squares, tempered
+from logsnr.calibration.rollout import TAIL, Begin, Metric, Noises, squares, tempered
 from logsnr.calibration.settings import LEADERS, Settings
 from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.sampling.batches import Cond, in_turn
 from logsnr.sampling.counted import Counted
+from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.start import start
-from logsnr.sampling.teacher import teacher_plan
+from logsnr.sampling.start import start as first_noise
+from logsnr.sampling.teacher import teacher_on, teacher_plan
 
 PURPOSES = ("fit", "select", "report")
 FEW = 4
@@ -62,6 +63,7 @@ class Trial:
 
     Attributes:
         ledger: what was measured, and what may be.
+        start: the Gaussian start, if any.
         teacher: the denoiser, counting what the teacher asks it.
         noises: those drawn so far, by purpose, with the teacher's ends.
         leaders: the best built-in solvers, by name.
@@ -79,9 +81,10 @@ class Trial:
         metric: Metric | None,
         chunk: int,
         progress: Callable[[Progress], None] | None,
+        start: GaussianStart | None = None,
     ) -> None:
         self.settings, self.cond, self.metric, self.chunk = settings, cond, metric, chunk
-        self.progress = progress
+        self.progress, self.start = progress, start
         about = {"model": fingerprint(denoiser), **settings.to_dict()}
         self.ledger = Ledger(Counted(denoiser), about, resume, settings.budget)
         self.teacher = Counted(denoiser)
@@ -90,25 +93,42 @@ class Trial:
         self.scale = math.inf
         self.best: Found | None = None
 
+    @property
+    def begin(self) -> Begin | None:
+        """Where plans begin that begin below the teacher's first level."""
+        start, high = self.start, self.settings.sigma_range[1]
+        return None if start is None else lambda noise, sigma, cond: start(noise, sigma, cond, sigma_from=high)
+
     def tell(self, stage: str) -> None:
         """Report progress."""
         if self.progress is not None:
             error = math.inf if self.best is None else math.sqrt(self.best.error)
             self.progress(Progress(stage, min(self.ledger.answers / self.settings.answers, 1.0), error))
 
+    @property
+    def teachers_plan(self) -> Plan:
+        """The teacher's, with the first level that was asked for in the place of the nearest of its own."""
+        plan, first = teacher_plan(self.settings.teacher, *self.settings.sigma_range), self.settings.first
+        if first is None or first in plan.sigmas:
+            return plan
+        nearest = min(plan.sigmas[1:-1], key=lambda s: abs(math.log(s / first)))
+        return teacher_on(tuple(first if s == nearest else s for s in plan.sigmas))
+
     def remember(self) -> Cache:
         """Let the teacher run on the noises of the search; its trajectories of those of fit."""
-        plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
+        plan = self.teachers_plan
         self.noises["fit"], cache = remember(
-            self.teacher, plan, *draw(self, "fit"), chunk=self.chunk, metric=self.metric
+            self.teacher, plan, *draw(self, "fit"), chunk=self.chunk, metric=self.metric, begin=self.begin
         )
         self.teach("select")
         return cache
 
     def teach(self, purpose: str) -> None:
         """Let the teacher run on the noise of a purpose."""
-        plan = teacher_plan(self.settings.teacher, *self.settings.sigma_range)
-        self.noises[purpose] = taught(self.teacher, plan, *draw(self, purpose), chunk=self.chunk, metric=self.metric)
+        plan = self.teachers_plan
+        self.noises[purpose] = taught(
+            self.teacher, plan, *draw(self, purpose), chunk=self.chunk, metric=self.metric, begin=self.begin
+        )
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
@@ -159,7 +179,7 @@ def draw(trial: Trial, purpose: str) -> tuple[Tensor, Cond]:
     word = hashlib.sha256(f"logsnr calibration {settings.seed} {purpose}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(word[:8], "big") >> 1)
     size = settings.n if purpose == "fit" else settings.fewer
-    noise = start(trial.teacher, None, size, generator)
+    noise = first_noise(trial.teacher, None, size, generator)
     first = PURPOSES.index(purpose) * settings.n
     return noise, in_turn(trial.cond, torch.arange(first, first + size))
 

@@ -84,6 +84,10 @@ def sample(
         float | None, typer.Option(help="Last noise level before 0 [default: the model's range].")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan file (JSON) instead of solver, nfe and gamma.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="The Gaussian start of a plan that needs one [default: start.safetensors beside the plan]."),
+    ] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="How many images.", min=1)] = 64,
     label: Annotated[int | None, typer.Option("--class", help="Class of a class-conditional model.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Of a diffusers pipeline: a text, or a class's name.")] = None,
@@ -127,9 +131,12 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = support.sampled_condition(denoiser, label, prompt, n)
-    start = time.perf_counter()
-    x = run(guided, chosen, noise=noise, generator=generator, cond=cond, chunk=chunk, progress=not json_)
-    seconds = time.perf_counter() - start
+    gaussian = support.start_of(start, plan, chosen)
+    began = time.perf_counter()
+    x = run(
+        guided, chosen, noise=noise, generator=generator, cond=cond, start=gaussian, chunk=chunk, progress=not json_
+    )
+    seconds = time.perf_counter() - began
     spent = evaluations(guided, chosen)
     support.write_images(x, denoiser, out)
     facts = {
@@ -149,7 +156,7 @@ def sample(
         print(f"{out}: {n} images, {spent} evaluations each, {seconds / n * 1e3:.1f} ms per image")
 
 
-@app.command()
+@app.command(cls=Named)
 def calibrate(
     model: Model,
     nfe: Annotated[int, typer.Option(help="Network evaluations per image, 1 to 20.")] = 6,
@@ -160,6 +167,17 @@ def calibrate(
     method: Annotated[
         str, typer.Option(help="search, or a baseline on the same noises: gits, ays, ends (see docs/calibration.md).")
     ] = "search",
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Let plans begin below the largest level, from a Gaussian of the data, of the model's own samples "
+            "(model), or not (none); it is kept as start.safetensors beside the plan that needs it."
+        ),
+    ] = "none",
+    first: Annotated[
+        float | None, typer.Option(help="First noise level of the plan [default: searched for where there is a start].")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Of --start data: {data} [default: the recipe's].")] = None,
     passport: Annotated[
         Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
     ] = None,
@@ -177,11 +195,27 @@ def calibrate(
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    plan = support.calibrated(model, nfe, n, rollouts, resume, seed, quiet=json_, sigma_range=usable, method=method)
+    denoiser = support.run_denoiser(model)
+    gaussian = support.fitted_start(denoiser, start, data, seed)
+    plan = support.calibrated(
+        denoiser,
+        nfe,
+        n,
+        rollouts,
+        resume,
+        seed,
+        quiet=json_,
+        sigma_range=usable,
+        method=method,
+        start=gaussian,
+        first=first,
+    )
+    kept = support.keep_start(gaussian, plan, out)
     plan.save(out)
     report = plan.meta["report"]
     if json_:
-        support.print_json({"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report})
+        facts = {"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report}
+        support.print_json(facts | ({"start": str(kept)} if kept else {}))
     elif report is None:
         print(f"{out}: {plan.nfe} evaluations, the best plan so far (interrupted before its report)")
     else:

@@ -20,19 +20,23 @@ from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
 from logsnr.denoiser import Denoiser, NetworkDenoiser
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, unknown
 from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
-from logsnr.sampling import Plan
+from logsnr.sampling import GaussianStart, Plan
 from logsnr.sampling.names import GRIDS, SOLVERS, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
-from logsnr.training.data import told_sources
+from logsnr.training.data import Dataset, told_sources
+from logsnr.zoo import START
 
+STARTS = ("data", "model", "none")
+OWN_SAMPLES = 2000
+"""Samples that a model draws for its own Gaussian start."""
 LARGEST_COVARIANCE = 3072
 """Dimensions of the largest Gaussian control (32 x 32 in colour): its eigenvectors take some ten seconds and 75 MB."""
 
@@ -93,8 +97,58 @@ def known_names() -> dict[str, str]:
     }
 
 
+def fitted_start(denoiser: NetworkDenoiser, kind: str, source: str | None, seed: int) -> GaussianStart | None:
+    """The Gaussian of a model's training data, or of its own samples; with a mean per class where it has classes.
+
+    Raises:
+        LogsnrError: if the kind is unknown, or there is no data.
+    """
+    if kind not in STARTS:
+        raise unknown("--start", kind, STARTS)
+    if source is not None and kind != "data":
+        raise LogsnrError(f"--data {source} is read with --start data only: leave it out")
+    if kind == "none":
+        return None
+    null = denoiser.card.get("null_class")
+    if kind == "model":
+        cond = condition(denoiser, None, OWN_SAMPLES)
+        null = null if cond else None
+        generator = torch.Generator().manual_seed(seed)
+        return GaussianStart.of_model(denoiser, OWN_SAMPLES, generator=generator, cond=cond, null=null)
+    data = data_of(denoiser, source)
+    images = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
+    labels = None
+    if denoiser.card.get("classes"):
+        if data.train_labels is None:
+            raise LogsnrError("the data has no labels, which the start of a class-conditional model needs")
+        labels = data.train_labels[:: -(-len(data.train_images) // 10_000) or 1]
+    return GaussianStart.fit(denoiser.encode(images), labels=labels, null=None if labels is None else null)
+
+
+def keep_start(start: GaussianStart | None, plan: Plan, out: Path) -> Path | None:
+    """Save the start beside a plan that needs it.
+
+    Raises:
+        LogsnrError: if another one lies there.
+    """
+    if start is None or not plan.meta.get("start"):
+        return None
+    path = out.with_name(START)
+    if path.is_file() and GaussianStart.load(path).fingerprint != start.fingerprint:
+        raise LogsnrError(f"{path} is another start, which other plans may need: give --out in another folder")
+    return start.save(path)
+
+
+def start_of(file: Path | None, plan_file: Path | None, plan: Plan) -> GaussianStart | None:
+    """The start that was given, or the one beside the plan's file where the plan needs one."""
+    if file is not None:
+        return GaussianStart.load(file)
+    beside = None if plan_file is None or not plan.meta.get("start") else plan_file.with_name(START)
+    return None if beside is None or not beside.is_file() else GaussianStart.load(beside)
+
+
 def calibrated(
-    model: str,
+    denoiser: NetworkDenoiser,
     nfe: int,
     n: int,
     rollouts: int | None,
@@ -104,9 +158,10 @@ def calibrated(
     quiet: bool,
     sigma_range: tuple[float, float] | None = None,
     method: str = "search",
+    start: GaussianStart | None = None,
+    first: float | None = None,
 ) -> Plan:
     """The calibrated plan of a run's model, with a bar on a terminal; classes are taken in turn."""
-    denoiser = run_denoiser(model)
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
     with Bar(
@@ -128,6 +183,8 @@ def calibrated(
             progress=tell,
             resume=resume,
             method=method,
+            start=start,
+            first=first,
         )
 
 
@@ -221,12 +278,12 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     replace_file(out, png(tile(pixels.display(images), columns=columns, scale=scale)))
 
 
-def held_out_images(
-    denoiser: NetworkDenoiser, source: str | None, limit: int | None
-) -> tuple[Tensor, Pixels, dict[str, Tensor] | None, Tensor | None]:
-    """Held-out images, their codec, their labels where the model is conditional, and training images for the
-    Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
+def data_of(denoiser: NetworkDenoiser, source: str | None) -> Dataset:
+    """The data that a model was trained on, or another source of the same codec.
 
+    Raises:
+        LogsnrError: if neither is known, or the codecs differ.
+    """
     trained_on = (denoiser.card.get("training") or {}).get("data")
     if source is None and trained_on is None:
         raise LogsnrError("this model does not say what it was trained on: give --data")
@@ -239,11 +296,22 @@ def held_out_images(
         raise LogsnrError(
             f"{config.source} has {pixels.grey_levels} grey levels, the model's codec is {denoiser.pixels}"
         )
+    return data
+
+
+def held_out_images(
+    denoiser: NetworkDenoiser, source: str | None, limit: int | None
+) -> tuple[Tensor, Pixels, dict[str, Tensor] | None, Tensor | None]:
+    """Held-out images, their codec, their labels where the model is conditional, and training images for the
+    Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
+
+    data = data_of(denoiser, source)
+    pixels = Pixels(data.grey_levels)
     images, labels = data.test_images[:limit], data.test_labels
     cond = None
     if denoiser.card.get("classes"):
         if labels is None:
-            raise LogsnrError(f"{config.source} has no labels, which this class-conditional model needs")
+            raise LogsnrError("the data has no labels, which this class-conditional model needs")
         cond = {"class_labels": labels[:limit]}
     train = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
     return images, pixels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None

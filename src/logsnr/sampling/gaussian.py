@@ -29,7 +29,7 @@ from logsnr import gaussian
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line, unknown
 from logsnr.files import fingerprint, replace_file
-from logsnr.gaussian import Axes, Cosines, Covariance, Kind, Residuals
+from logsnr.gaussian import Covariance, Kind, Residuals
 from logsnr.noise import Path as StatePath
 from logsnr.noise import alpha_s, path_scale
 from logsnr.sampling.batches import in_turn
@@ -130,7 +130,7 @@ class GaussianStart:
             )
         within = Residuals.of(x, at)
         if shared is None:
-            shared = int(torch.bincount(at).min()) < _enough(within.means.shape[1], kind, rank)
+            shared = int(torch.bincount(at).min()) < gaussian.enough(within.means.shape[1], kind, rank)
         if shared:
             covariances, which = [gaussian.fit(within, kind, rank)], [0] * len(told)
         else:
@@ -232,6 +232,8 @@ class GaussianStart:
         if not 0 <= sigma <= sigma_from:
             raise LogsnrError(f"sigma = {sigma}: the start leads from {sigma_from:.6g} down; give a level in between")
         at = self.classes(cond, len(noise))
+        if sigma == sigma_from and path == "vp":
+            return noise
         (a0, s0), (a1, s1) = alpha_s(sigma_from), alpha_s(sigma)
         scale = path_scale(path, a1, s1)
 
@@ -377,8 +379,8 @@ class GaussianStart:
             ) from error
         if facts.get("format") != FORMAT:
             raise LogsnrError(f"{path} is no Gaussian start of format {FORMAT}: make it with GaussianStart.save")
-        shape = tuple(facts["shape"])
-        covariances = tuple(_covariance(tensors, i, kind, shape) for i, kind in enumerate(facts["kinds"]))
+        shape, own = tuple(facts["shape"]), gaussian.from_tensors
+        covariances = tuple(own(kind, shape, tensors, f"{i}.") for i, kind in enumerate(facts["kinds"]))
         found = cls(
             shape=shape,
             means=tensors["means"],
@@ -395,18 +397,5 @@ class GaussianStart:
     def _tensors(self) -> dict[str, Tensor]:
         out = {"means": self.means}
         for i, covariance in enumerate(self.covariances):
-            out[f"{i}.values"] = covariance.values
-            out |= {f"{i}.{name}": value for name, value in covariance.basis.tensors().items()}
+            out |= {f"{i}.{name}": value for name, value in covariance.tensors().items()}
         return out
-
-
-def _covariance(tensors: Mapping[str, Tensor], i: int, kind: Kind, shape: tuple[int, ...]) -> Covariance:
-    basis = Cosines(tensors[f"{i}.mix"], shape[1:]) if kind == "cosine" else Axes(tensors[f"{i}.columns"])
-    return Covariance(kind=kind, basis=basis, values=tensors[f"{i}.values"], dim=math.prod(shape))
-
-
-def _enough(dim: int, kind: str, rank: int | None) -> int:
-    """Samples from which a class has a covariance of its own."""
-    if rank is None and kind != "low-rank" and dim <= gaussian.FULL:
-        return 4 * dim
-    return 256 if kind == "cosine" else 20 * (rank or gaussian.RANK)

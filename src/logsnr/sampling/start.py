@@ -86,6 +86,8 @@ def brought(denoiser: Denoiser, plan: Plan, z: Tensor, cond: Cond, gaussian: Gau
     """
     needs: Mapping[str, Any] | None = plan.meta.get("start")
     first = plan.sigmas[0]
+    if gaussian is None and needs and "tail" not in plan.meta:
+        gaussian = denoiser.start
     if gaussian is None:
         if needs and "tail" not in plan.meta:
             raise LogsnrError(

@@ -18,6 +18,8 @@ FOLDER = Path(__file__).parent
 PREFIX = "zoo:"
 PLANS = "plans.json"
 """File of a model's folder that holds its plans, a set keyed by evaluations."""
+START = "start.safetensors"
+"""Beside it: the Gaussian start that some of the plans begin from."""
 
 
 def names() -> list[str]:
