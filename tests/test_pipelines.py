@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import logsnr as ls
+from logsnr.adapters import GradientEstimationScheduler
 from logsnr.adapters.diffusers.pipelines import denoiser_from, networks
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s, flow_time
@@ -329,3 +330,19 @@ def test_a_guidance_embedding_of_a_text_unet(tiny):
     assert_close(ls.sample(high, plan_of(pipe, high), noise=latents), theirs, 2e-5)
     assert high.cost(1.0) == 1
     assert not torch.equal(low(latents, 1.0).x0, high(latents, 1.0).x0)
+
+
+@pytest.mark.parametrize(("family", "path"), [("stable_diffusion", "vp"), ("sd3", "flow")])
+def test_a_gaussian_start_makes_a_pipelines_latents(tiny, family, path):
+    """A plan that begins at sigma 6, in a pipeline from `start(noise, 6)`: what `sample(start=)` gives."""
+    pipe = silent(getattr(tiny, family)())
+    options = {"guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "latent"}
+    denoiser = denoiser_from(pipe, prompt=PROMPT, guidance=1.0)
+    start = ls.GaussianStart.fit(0.8 * noise(40, 4, 8, 8, seed=3) + 0.3)
+    plan = ls.solvers.ge(ls.grids.log_linear(4, 6.0, 0.1), 1.5)
+    pipe.scheduler = GradientEstimationScheduler.from_config(pipe.scheduler.config, plan=plan)
+    z = noise(2, 4, 8, 8)
+    latents = start(z, plan.sigmas[0], sigma_from=denoiser.sampling_range[1], path=path)
+    theirs = pipe(PROMPT, num_images_per_prompt=2, num_inference_steps=4, latents=latents.clone(), **options).images
+    assert_close(ls.sample(denoiser, plan, noise=z, start=start), theirs, 2e-5)
+    assert float((ls.sample(denoiser, plan, noise=z) - theirs).abs().max()) > 1e-2
