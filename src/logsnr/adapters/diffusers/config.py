@@ -61,11 +61,17 @@ def stated_prediction(name: str, config: Mapping[str, Any], *, complete: bool = 
         return None
     if "prediction_type" in keys:
         return str(config["prediction_type"])
-    betas = "beta_start" in keys
-    shifted = "shift" in keys and not betas
-    if name.startswith("FlowMatch") or (shifted and (not complete or (not named and "num_train_timesteps" in keys))):
+    if states_flow(name, config, complete=complete):
         return "flow_prediction"
-    return "epsilon" if betas or not complete else None
+    return "epsilon" if "beta_start" in keys or not complete else None
+
+
+def states_flow(name: str, config: Mapping[str, Any], *, complete: bool = True) -> bool:
+    """Whether a scheduler's levels are those of a flow, whatever its network predicts; arguments as above."""
+    shifted = "shift" in config and "beta_start" not in config
+    return name.startswith("FlowMatch") or (
+        shifted and (not complete or (not name and "num_train_timesteps" in config))
+    )
 
 
 def is_edm(config: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import diffusers
 
-from logsnr.adapters.diffusers.config import stated_prediction
+from logsnr.adapters.diffusers.config import stated_prediction, states_flow
 
 
 def converted(config: Mapping[str, Any], own: str, init: Callable[..., None]) -> dict[str, Any]:
@@ -43,4 +43,6 @@ def converted(config: Mapping[str, Any], own: str, init: Callable[..., None]) ->
             "or reversed flow, codes, ...: keep its own scheduler, or wrap its network in logsnr.NetworkDenoiser; if "
             "it is an epsilon, v, sample or flow network on ordinary levels, add prediction_type"
         )
+    if states_flow(name, values):  # also of a network that does not predict the velocity
+        values["use_flow_sigmas"] = True
     return {**values, "prediction_type": stated}
