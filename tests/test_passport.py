@@ -16,6 +16,7 @@ from logsnr.errors import LogsnrError
 from logsnr.evaluation.passport import Passport, Relabelled, examine
 from logsnr.evaluation.passport.card import LabelScan
 from logsnr.evaluation.passport.findings import label_trouble
+from logsnr.exact import Gaussian
 from logsnr.noise import alpha_s
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
@@ -285,3 +286,18 @@ def test_labels_are_wrong_only_if_most_levels_say_the_same():
     assert label_trouble(dataclasses.replace(split, per_level_stderr=(0.06,) * 4))  # nothing is known of the levels
     assert not label_trouble(dataclasses.replace(scan, factor=1.05, per_level=(1.05,) * 4))
     assert not label_trouble(dataclasses.replace(scan, stderr=0.04))
+
+
+def test_a_run_begins_where_the_data_say_not_where_our_own_cut_would_be():
+    """A mean of 36 times the variance leaves .35 nats at 160 sigma_data: the range goes on to where .02 are left."""
+    d, mean = 64, 6.0
+    model = Gaussian(mean * torch.ones(d), torch.eye(d))
+    x = mean + torch.randn(96, d, generator=torch.Generator().manual_seed(0))
+    assert model.sampling_range[1] == 160
+    passport = examine(model, x, **TINY)
+    needed = mean * math.sqrt(d / 0.04)
+    assert passport.declared_range == pytest.approx((1 / 250, needed), rel=0.01)
+    assert passport.finding("short") is None
+    cut = examine(model, x, sigma_range=(1 / 250, 160.0), **TINY).finding("short")
+    assert cut.value == pytest.approx(d * mean**2 / (2 * 160**2), rel=0.02)
+    assert "Sample from a larger sigma" in cut.text

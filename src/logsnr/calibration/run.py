@@ -40,6 +40,7 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling.batches import in_turn
 from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.plan import Basis, Plan
+from logsnr.sampling.probing import probe
 
 EFFORT = 1400
 """Evaluations of the fitting noises that a search may take, unless told."""
@@ -54,7 +55,7 @@ def calibrate(
     *,
     history: int | Literal["auto"] = "auto",
     basis: Basis | Literal["auto"] = "auto",
-    sigma_range: tuple[float, float] | None = None,
+    sigma_range: tuple[float, float] | Literal["probe"] | None = None,
     n: int = 96,
     generator: torch.Generator | None = None,
     seed: int = 0,
@@ -79,8 +80,8 @@ def calibrate(
         nfe: number of steps, 1 to 20; a guided denoiser asks its network more often.
         history: how many past estimates a row may use, 0 to 3, or "auto".
         basis: what rows combine, or "auto".
-        sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; None is the denoiser's
-            `sampling_range`.
+        sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; "probe" finds them
+            (`logsnr.probe`, with this seed); None is the denoiser's `sampling_range`.
         n: number of noises to fit to, at least 4; half as many to select by and to report on, or all of them up
             to 64.
         generator: source of the seed; or
@@ -118,6 +119,10 @@ def calibrate(
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if rollouts is None:
         rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
+    if sigma_range == "probe":
+        sigma_range = probe(denoiser, cond=cond, seed=seed, chunk=chunk).sigma_range
+    elif isinstance(sigma_range, str):
+        raise unknown("sigma_range", sigma_range, ["probe"], ", nor two levels (smallest, largest)")
     low, high = denoiser.sampling_range if sigma_range is None else sigma_range
     settings = Settings(
         nfe=nfe,

@@ -41,6 +41,13 @@ def common(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
+Range = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        help="First and last noise level: LOW,HIGH, or probe to find where the model is of use [default: all].",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from logsnr.cli.application import Json, Model, Named, Seed, app
+from logsnr.cli.application import Json, Model, Named, Range, Seed, app
 
 
 @app.command()
@@ -83,6 +83,7 @@ def sample(
     sigma_min: Annotated[
         float | None, typer.Option(help="Last noise level before 0 [default: the model's range].")
     ] = None,
+    range_: Range = None,
     plan: Annotated[Path | None, typer.Option(help="A plan file (JSON) instead of solver, nfe and gamma.")] = None,
     start: Annotated[
         Path | None,
@@ -120,6 +121,11 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
+    if range_ is not None:
+        if plan is not None or sigma_min is not None or sigma_max is not None:
+            raise LogsnrError(f"--range {range_} with --plan, --sigma-min or --sigma-max: give one of them")
+        few = support.sampled_condition(denoiser, label, prompt, 12)
+        sigma_min, sigma_max = support.asked_range(guided, range_, few, seed) or (None, None)
     # Plans were made for a model as it is: any wish about the sampler, or guidance, is another sampler.
     asked = (solver, gamma, order, grid, sigma_max, sigma_min, guidance) != UNASKED
     chosen = (
@@ -181,6 +187,7 @@ def calibrate(
     passport: Annotated[
         Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
     ] = None,
+    range_: Range = None,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -189,13 +196,18 @@ def calibrate(
     Example: logsnr calibrate runs/digits --nfe 5 --out plan.json
     """
     from logsnr.cli import support
+    from logsnr.errors import LogsnrError
 
     usable = None
+    if passport is not None and range_ is not None:
+        raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
+    denoiser = support.run_denoiser(model)
+    if range_ is not None:
+        usable = support.asked_range(denoiser, range_, support.condition(denoiser, None, 12), seed)
     if passport is not None:
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    denoiser = support.run_denoiser(model)
     gaussian = support.fitted_start(denoiser, start, data, seed)
     plan = support.calibrated(
         denoiser,

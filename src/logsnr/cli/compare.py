@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.application import Json, Model, Named, Seed, app
+from logsnr.cli.application import Json, Model, Named, Range, Seed, app
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,7 @@ def compare(
         Path | None,
         typer.Option(help="JSON of `logsnr passport`: stay in its usable range; the admissible grid of its eta joins."),
     ] = None,
+    range_: Range = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
     seed: Seed = 0,
     json_: Json = False,
@@ -93,6 +94,12 @@ def compare(
         if not eta and not json_:
             Console(stderr=True).print(about["passport"], highlight=False)
     cond = support.condition(denoiser, label, n)
+    if range_ is not None:
+        if passport is not None:
+            raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
+        few = support.condition(denoiser, label, 12)
+        guided.trained_range = support.asked_range(guided, range_, few, seed) or guided.trained_range
+        about["range"] = list(guided.trained_range)
     entries = [
         *samplers.ours(guided, budgets, **words, eta=eta),
         *(samplers.universal(guided, budgets) if not any(words.values()) else ()),

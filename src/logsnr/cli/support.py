@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
-from logsnr.sampling import GaussianStart, Plan
+from logsnr.sampling import GaussianStart, Plan, probe
 from logsnr.sampling.names import GRIDS, SOLVERS, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.training import load_data
@@ -80,6 +81,28 @@ def solver_plan(
         gamma=gamma,
         order=order,
     )
+
+
+def asked_range(denoiser: Denoiser, text: str | None, cond: dict[str, Any], seed: int) -> tuple[float, float] | None:
+    """(smallest, largest) noise level of `--range`: "probe", which finds them, or LOW,HIGH; None where it is not given.
+
+    Raises:
+        LogsnrError: if it is neither, or the levels leave what the model was trained on.
+    """
+    if text is None:
+        return None
+    if text == "probe":
+        found = probe(denoiser, cond=cond, seed=seed)
+        Console(stderr=True).print(str(found), highlight=False)
+        return found.sigma_range
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise LogsnrError(f"--range {text!r}: give probe, or two levels of sigma, e.g. --range 0.01,40") from None
+    least, most = denoiser.trained_range
+    if not (0 < low < high < math.inf and denoiser.covers(low, high)):
+        raise LogsnrError(f"--range {text}: needs 0 < smallest < largest within the model's {least:.4g} ... {most:.4g}")
+    return low, high
 
 
 def known_names() -> dict[str, str]:

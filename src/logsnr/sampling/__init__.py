@@ -5,6 +5,7 @@ from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.inversion import ddim_invert, interpolate, invert, reconstruct
 from logsnr.sampling.loop import NonFiniteError, Step, evaluations, sample
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.probing import Probe, probe
 from logsnr.sampling.recorded import Trajectory, trajectory
 from logsnr.sampling.reference import Churn, Solution, heun, solve
 from logsnr.sampling.universal import plan_for, universal_plan
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianStart",
     "NonFiniteError",
     "Plan",
+    "Probe",
     "Solution",
     "Step",
     "Trajectory",
@@ -24,6 +26,7 @@ __all__ = [
     "interpolate",
     "invert",
     "plan_for",
+    "probe",
     "reconstruct",
     "sample",
     "solve",

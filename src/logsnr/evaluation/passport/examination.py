@@ -13,9 +13,9 @@ from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.error_model import consistency, relative_error
 from logsnr.evaluation.passport.card import LabelScan, Level, Passport, Projection, Source, Start
-from logsnr.evaluation.passport.findings import LINEAR_TOLERANCE, find, label_trouble, usable_range
+from logsnr.evaluation.passport.findings import LINEAR_TOLERANCE, START_KL, find, label_trouble, usable_range
 from logsnr.evaluation.passport.labels import FACTORS, LEVELS, Relabelled, network_of, scan_labels, scan_levels
-from logsnr.evaluation.passport.levels import fit_linear, level_grid, measure_level, start_from_noise
+from logsnr.evaluation.passport.levels import fit_linear, least_start, level_grid, measure_level, start_from_noise
 from logsnr.evaluation.passport.meter import Meter, Samples
 from logsnr.evaluation.passport.pictures import PICTURES, take_pictures
 from logsnr.evaluation.passport.precision import half_precision
@@ -74,7 +74,8 @@ def examine(
         images: samples noised at every level.
         trajectories: sampling trajectories.
         levels: noise levels of the range.
-        sigma_range: the range to examine, None for `denoiser.sampling_range`.
+        sigma_range: the range to examine; None for `denoiser.sampling_range`, further up where the data need more noise
+            to be lost in and the model was trained on it.
         chunk: samples at a time.
         seed: of every draw.
         progress: called with (part, share done).
@@ -85,7 +86,6 @@ def examine(
     _check(denoiser, data, cond, images, trajectories, levels, sigma_range, chunk)
     meter = Meter(denoiser, sigma_range or denoiser.sampling_range)
     meter.tell = _teller(meter, data is not None, images, trajectories, levels, progress)
-    declared = meter.sampling_range
     generator = torch.Generator().manual_seed(seed)
     clean, given, source = _clean(meter, data, cond, images, chunk, generator)
     count = min(images, len(clean) // 2)
@@ -94,6 +94,9 @@ def examine(
     others = clean[count:]
     linear = fit_linear(others)
     mean = clean.flatten(1).double().mean(0)
+    if sigma_range is None and source == "data":
+        meter.begin_at(least_start(linear, len(others), START_KL))
+    declared = meter.sampling_range
 
     def curve(model: Denoiser, part: str) -> tuple[Level, ...]:
         meter.part = part

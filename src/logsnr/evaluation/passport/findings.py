@@ -118,7 +118,7 @@ def find(
         found += _labels(scan, source)
         found += _undertrained(bad, len(inside), source, hopeless)
         if start is not None and not (hopeless and source == "model"):
-            found += _short(start, inside, sigma_data, source)
+            found += _short(start, levels, sigma_data, source)
         found += _half(half)
     found += _usable(usable, declared)
     found += _nfe(end_points, teacher_error) if usable else []
@@ -206,6 +206,8 @@ def _undertrained(bad: Sequence[Level], total: int, source: Source, hopeless: bo
 def _short(start: Start, levels: Sequence[Level], sigma_data: float, source: Source) -> list[Finding]:
     out = []
     if start.kl > START_KL:
+        # levels begin above the range where the model was not trained on more
+        fix = "Sample from a larger sigma, it was trained on more" if levels[0].trained else "Train to a larger sigma"
         seen = ""
         if math.isfinite(start.mean_shift) and source == "data":
             seen = (
@@ -218,14 +220,14 @@ def _short(start: Start, levels: Sequence[Level], sigma_data: float, source: Sou
                 severity="error" if start.kl > STRONG_KL else "warning",
                 text=f"The range is too short for the data: at its largest sigma, {start.sigma:.3g}, {start.kl:.2g} "
                 f"nats of the data are left (mean {start.mean_leak:.2f} and variance {start.variance_leak:.1%} of the "
-                f"noise's, in their directions), and sampling starts without them.{seen} Train to a larger sigma, or "
-                "start from noised data.",
+                f"noise's, in their directions), and sampling starts without them.{seen} {fix}, or start from noised "
+                "data.",
                 value=start.kl,
                 threshold=START_KL,
                 sigmas=(start.sigma, start.sigma),
             )
         )
-    last = levels[-1] if levels else None
+    last = next((level for level in reversed(levels) if level.trained), None)
     if last is not None and math.isfinite(last.loss):
         blur = last.sigma * math.sqrt(last.loss) / sigma_data
         if blur > END_BLUR:

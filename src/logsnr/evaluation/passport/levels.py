@@ -146,11 +146,39 @@ def measure_level(
     )
 
 
-def start_from_noise(linear: Linear, count: int, sigma: float, drawn: Tensor | None) -> Start:
-    """How far pure noise is from the states of the data at the largest noise level.
+def start_kl(linear: Linear, count: int, sigma: float) -> tuple[float, float]:
+    """How far pure noise is from the states of the data at a noise level, in nats; and ||m||^2.
 
     With Gaussian moments: the states z = alpha x + s eps have mean alpha m and variances v = 1 + alpha^2 (lambda - 1);
     KL(N(alpha m, v) || N(0, 1)) = 1/2 sum (v - 1 - ln v) + 1/2 alpha^2 ||m||^2.
+    """
+    alpha, _ = alpha_s(sigma)
+    variances, times = _spectrum(linear)
+    # ||m||^2 of `count` samples is too large by the trace over count.
+    mean = max(float(linear.mean.double().square().sum()) - float((variances * times).sum()) / max(count, 1), 0.0)
+    extra = alpha * alpha * (variances - 1)
+    return 0.5 * float(((extra - extra.log1p()) * times).sum()) + 0.5 * alpha * alpha * mean, mean
+
+
+def least_start(linear: Linear, count: int, kl: float) -> float:
+    """The smallest sigma from which on pure noise is within `kl` nats of the states, to a thousandth."""
+    low, high = 1e-3, 1e6
+    while high > 1.001 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if start_kl(linear, count, middle)[0] <= kl else (middle, high)
+    return high
+
+
+def _spectrum(linear: Linear) -> tuple[Tensor, Tensor]:
+    """All variances of the linear denoiser, and how many directions have each."""
+    d, rank = linear.axes.shape
+    variances = torch.cat([linear.variances.double(), torch.tensor([linear.rest], dtype=torch.float64)])
+    times = torch.cat([torch.ones(rank, dtype=torch.float64), torch.tensor([d - rank], dtype=torch.float64)])
+    return variances, times
+
+
+def start_from_noise(linear: Linear, count: int, sigma: float, drawn: Tensor | None) -> Start:
+    """How far pure noise is from the states of the data at the largest noise level.
 
     Args:
         linear: moments of the data.
@@ -158,15 +186,8 @@ def start_from_noise(linear: Linear, count: int, sigma: float, drawn: Tensor | N
         sigma: the largest noise level.
         drawn: samples from pure noise `[K, D]`, None where there are none.
     """
-    alpha, _ = alpha_s(sigma)
-    d, rank = linear.axes.shape
-    variances = torch.cat([linear.variances.double(), torch.tensor([linear.rest], dtype=torch.float64)])
-    times = torch.cat([torch.ones(rank, dtype=torch.float64), torch.tensor([d - rank], dtype=torch.float64)])
-    total = float((variances * times).sum())
-    # ||m||^2 of `count` samples is too large by the trace over count.
-    mean = max(float(linear.mean.double().square().sum()) - total / max(count, 1), 0.0)
-    extra = alpha * alpha * (variances - 1)
-    kl = 0.5 * float(((extra - extra.log1p()) * times).sum()) + 0.5 * alpha * alpha * mean
+    kl, mean = start_kl(linear, count, sigma)
+    variances, _ = _spectrum(linear)
     shift = error = math.nan
     length = float(linear.mean.double().norm())
     if drawn is not None and len(drawn) > 1 and length > 0:

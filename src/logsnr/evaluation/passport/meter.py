@@ -36,6 +36,11 @@ class Meter(Counted):
     def sampling_range(self) -> tuple[float, float]:
         return self._declared
 
+    def begin_at(self, sigma: float) -> None:
+        """Sample from that level, or the nearest the model was trained on, if its own range ends below."""
+        low, high = self._declared
+        self._declared = low, max(high, min(sigma, self.denoiser.trained_range[1]))
+
     @torch.no_grad()
     def ask(self, denoiser: Denoiser, z: Tensor, sigma: float | Tensor, cond: Cond) -> Estimate:
         before = self.passes
