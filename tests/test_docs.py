@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import logsnr as ls
 from logsnr.adapters import export_diffusers
@@ -28,7 +29,8 @@ def given(tmp_path, monkeypatch, request):
 
     plans = {f"plan_{n}": ls.solvers.ge(ls.grids.log_linear(n, 14.0, 0.03)) for n in (6, 10)}
     plans["plan_6"].save(tmp_path / "plan.json")
-    return {"pipe": tiny.stable_diffusion(), **plans}
+    latents = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return {"pipe": tiny.stable_diffusion(), "latents": latents, **plans}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -4,10 +4,9 @@ At high noise the flow of any data is that of a Gaussian with the data's mean m 
 
     z(s1) = a1 m + ((a1^2 C + s1^2) / (a0^2 C + s0^2))^(1/2) (z(s0) - a0 m),        a, s = alpha, s of a noise level,
 
-exact for Gaussian data, from every level (pure noise too: a0 = 0, s0 = 1) to every lower one.  For others it departs
-from their flow as far down as their finer structure begins to tell, which `held_out_error` measures.  A network's
-answers are worst where it was told least, near pure noise; a run that starts below spends no evaluation there
-(Wang & Vastola, 2311.10892 and 2412.09726, call it analytical teleportation).
+exact for Gaussian data, from every level (pure noise too: a0 = 0, s0 = 1) to every lower one.  Others leave it where
+their finer structure begins to tell, which `held_out_error` measures.  A run that starts below spends no evaluation
+near pure noise, where networks answer worst (Wang & Vastola, 2311.10892: analytical teleportation).
 """
 
 from __future__ import annotations
