@@ -99,7 +99,7 @@ def compare(
             raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
         few = support.condition(denoiser, label, 12)
         guided.trained_range = support.asked_range(guided, range_, few, seed) or guided.trained_range
-        about["range"] = list(guided.trained_range)
+        about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
     entries = [
         *samplers.ours(guided, budgets, **words, eta=eta),
         *(samplers.universal(guided, budgets) if not any(words.values()) else ()),
