@@ -91,10 +91,8 @@ def test_sample_is_the_python_api(run, tiny, tmp_path):
     )
     assert code == 0
     denoiser = ls.load(tiny)
-    lo, hi = denoiser.sampling_range
     noise = torch.randn(4, *denoiser.shape, generator=torch.Generator().manual_seed(1))
-    plan = ls.solvers.ge(ls.grids.log_linear(5, hi, lo), gamma=2.0)
-    x = ls.sample(denoiser, plan, noise=noise, cond={"class_labels": torch.full((4,), 7)})
+    x = ls.sample(denoiser, 5, noise=noise, cond={"class_labels": torch.full((4,), 7)})
     assert np.abs(np.load(tmp_path / "x.npy").astype(int) - denoiser.decode(x).numpy().astype(int)).max() <= 1
 
 
@@ -123,9 +121,12 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
         return facts(*options)["plan"]
 
     assert meta("--nfe", 3) == own.meta
-    assert meta("--nfe", 4)["solver"] == "ge"  # there is no own plan of four
+    assert meta("--nfe", 3, "--guidance", 2, "--class", 1) == own.meta
+    assert meta("--nfe", 4)["solver"] == "default"  # there is no own plan of four
+    assert meta("--nfe", 6)["solver"] == "universal"
     assert meta("--nfe", 3, "--solver", "ge")["solver"] == "ge"
-    assert meta("--nfe", 3, "--sigma-max", 19)["solver"] == "ge"
+    ends = facts("--nfe", 3, "--sigma-max", 19, "--sigma-min", 0.1)
+    assert (ends["sigmas"][0], ends["plan"]["solver"]) == (19, "default")
     denoiser = ls.load(model)
     plan = ls.universal_plan(5, denoiser.sampling_range[0], 9.0, sigma_data=denoiser.sigma_data)
     told = facts("--nfe", 5, "--solver", "universal", "--sigma-max", 9)

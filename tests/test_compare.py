@@ -22,7 +22,7 @@ from logsnr.evaluation.compare import (
     peers,
     plans,
     table,
-    universal,
+    uncalibrated,
     write,
 )
 from logsnr.evaluation.compare.entries import check_words, kept, largest, read_plans
@@ -34,6 +34,7 @@ from logsnr.predictions import EDM, V
 from logsnr.sampling import grids, sample, solve, solvers
 from logsnr.sampling.batches import take
 from logsnr.sampling.counted import rmse
+from logsnr.sampling.default import default_plan
 from logsnr.sampling.names import find_solver
 from logsnr.sampling.table import table_of
 from logsnr.sampling.universal import universal_plan
@@ -459,8 +460,14 @@ def test_universal_plans_take_part_once_each(model):
         (model, [sizes[0], sizes[1], 200, 300]),
         (guided, [2 * sizes[0], 2 * sizes[1] + 1, 400]),
     ):
-        entries = universal(denoiser, budgets)
+        found = uncalibrated(denoiser, budgets)
+        entries = [entry for entry in found if entry.solver == "universal"]
         assert [entry.plan.hash for entry in entries] == list(expected)
+        others = [entry for entry in found if entry.solver == "default"]
+        assert [e.plan for e in others] == [
+            default_plan(budget // int(denoiser.cost(1.0)), low, high, sigma_data=model.sigma_data)
+            for budget in budgets
+        ]
         assert [e.evaluations for e in entries[:2]] == [n * denoiser.cost(1.0) for n in sizes[:2]]
 
 

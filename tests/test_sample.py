@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import logsnr as ls
 from logsnr import guidance
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.exact import GaussianMixture, PointCloud, Subspace
@@ -32,6 +34,7 @@ from logsnr.sampling import (
     universal_plan,
 )
 from logsnr.sampling.counted import Counted
+from logsnr.sampling.default import auto_plan, default_plan
 from logsnr.timesteps import TimestepTable
 
 F64 = torch.float64
@@ -600,25 +603,62 @@ def test_labels_are_remembered_but_never_stale() -> None:
 # what `sample` makes of a number, of progress and of conditions
 
 
-def test_a_number_is_the_own_plan_or_the_universal_one_or_ge() -> None:
+def test_a_number_is_the_own_plan_or_the_universal_one_or_the_default() -> None:
     model, noise = network(mixture(), V()), randn(3, 2)
     low, high = model.sampling_range
     own = solvers.dpmpp(grids.log_linear(5, high, low))
     expected = {
         5: own,
         6: universal_plan(6, low, high, sigma_data=model.sigma_data),
-        77: solvers.ge(grids.log_linear(77, high, low), gamma=2.0),
+        77: default_plan(77, low, high, sigma_data=model.sigma_data),
     }
     model.plans = {5: own}
     for nfe, plan in expected.items():
         assert plan_for(model, nfe) == plan
         assert torch.equal(sample(model, nfe, noise=noise), sample(model, plan, noise=noise))
-    assert [plan_for(model, nfe).meta["solver"] for nfe in expected] == ["dpmpp", "universal", "ge"]
+    assert [plan_for(model, nfe).meta["solver"] for nfe in expected] == ["dpmpp", "universal", "default"]
     assert plan_for(Counted(model), 5) is own
     assert plan_for(guidance.cfg(model, 2.0, {}), 5) is own
     for wrong in (0, -1, 2.0, True, "ge"):
         with pytest.raises(ValueError, match=r"give a Plan .*, or a number of evaluations"):
             sample(model, wrong, noise=noise)
+
+
+def test_the_default_is_gradient_estimation_on_even_times_about_four_sigma_data() -> None:
+    plan = default_plan(6, 0.01, 80.0, sigma_data=0.5)
+    assert plan == replace(solvers.ge(plan.sigmas, 1.7), meta=plan.meta)
+    times = [sigma / (sigma + 2.0) for sigma in plan.sigmas]
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([(times[-1] - times[0]) / 6] * 6)
+    assert (plan.sigmas[0], plan.sigmas[-1]) == (80.0, 0.01)
+    # in units of sigma_data it is the same plan
+    twice = default_plan(6, 0.02, 160.0, sigma_data=1.0)
+    assert twice.sigmas == pytest.approx([2 * sigma for sigma in plan.sigmas])
+    # what knows nothing at inf begins lower, the more steps the higher
+    firsts = [default_plan(n, 0.01, 80.0, sigma_data=0.5, finite_at_inf=False).sigmas[0] for n in (1, 6, 20)]
+    assert firsts == [30.0, 30.0, 80.0]
+    assert default_plan(1, 4.0, 90.0, sigma_data=0.1, finite_at_inf=False).sigmas == (8.0, 4.0)
+    for wrong, message in (
+        ((0, 0.01, 80.0), "nfe = 0"),
+        ((5, 1.0, 0.1), "range of levels"),
+        ((5, 0.1, math.inf), "range of levels"),
+    ):
+        with pytest.raises(ls.LogsnrError, match=message):
+            default_plan(*wrong)
+    with pytest.raises(ls.LogsnrError, match="sigma_data = 0"):
+        default_plan(5, 0.1, 1.0, sigma_data=0.0)
+
+
+def test_a_network_that_knows_nothing_at_inf_takes_the_default_for_longer() -> None:
+    for nfe, knows, which in (
+        (5, True, "default"),
+        (6, True, "universal"),
+        (6, False, "default"),
+        (8, False, "universal"),
+    ):
+        assert auto_plan(nfe, 0.01, 80.0, finite_at_inf=knows).meta["solver"] == which
+    eps = network(mixture(), Eps())
+    low, high = eps.sampling_range
+    assert plan_for(eps, 6) == default_plan(6, low, high, sigma_data=eps.sigma_data, finite_at_inf=False)
 
 
 @pytest.mark.parametrize("name", [name for name in solvers.__all__ if name != "custom"])

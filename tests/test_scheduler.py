@@ -58,7 +58,7 @@ def test_step_keeps_shape_and_dtype_and_answers_as_tuple_or_object(kind: str) ->
 )
 def test_the_denoised_image_of_a_step_is_ddims(limits: dict[str, Any]) -> None:
     stock = diffusers.DDIMScheduler(**SD, **{"clip_sample": False, **limits})
-    ours = Scheduler.from_config(stock.config)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
     for scheduler in (ours, stock):
         scheduler.set_timesteps(10)
     t, x = ours.timesteps[3], state()
@@ -169,7 +169,7 @@ def test_all_stock_schedulers_convert() -> None:
 def test_flows_of_other_schedulers() -> None:
     """UniPC and DPM-Solver say flow by `use_flow_sigmas` and `flow_shift` (Wan, Sana)."""
     stock = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    ours = Scheduler.from_config(stock.config)
+    ours = Scheduler.from_config(stock.config, gamma=2.0)
     ours.set_timesteps(4)
     assert ours.plan.sigmas == ls.grids.flow(4, 3.0)
 

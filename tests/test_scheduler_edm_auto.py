@@ -1,4 +1,4 @@
-"""The scheduler on EDM models, and gamma="auto": universal plans inside any pipeline."""
+"""The scheduler on EDM models, and gamma="auto": the best plans known inside any pipeline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 import logsnr as ls
 import logsnr.adapters
-from logsnr.adapters.diffusers.scheduler import plan_for as planning
 from logsnr.noise import alpha_s
 from logsnr.predictions import EDM
+from logsnr.sampling import default
+from logsnr.sampling.default import auto_plan, default_plan
 from logsnr.sampling.universal import scaled, universal_plan
 
 diffusers = pytest.importorskip("diffusers")
@@ -108,7 +109,8 @@ def test_a_spread_makes_no_model_of_another_kind(stock, tmp_path):
         assert other.model.sigma_range == plain.model.sigma_range
         other.set_timesteps(5)
         low, high = other.model.sigma_range
-        assert other.plan == universal_plan(5, max(low, 0.3 / 250), min(high, 160 * 0.3), sigma_data=0.3)
+        known = {"sigma_data": 0.3, "finite_at_inf": other.model.prediction.finite_at_inf}
+        assert other.plan == auto_plan(5, max(low, 0.3 / 250), min(high, 1000 * 0.3), **known)
     edm = Scheduler.from_config(diffusers.EDMEulerScheduler(sigma_data=0.5).config, sigma_data=0.7)
     assert edm.model.prediction == EDM(sigma_data=0.7)
     assert Scheduler(sigma_data=0.3, prediction_type="v_prediction", edm=False).model.sigma_data == 0.3
@@ -135,8 +137,9 @@ def stored(monkeypatch):
     def universal_plan(nfe, low, high, *, sigma_data=1.0):
         return scaled(RELATIVE, sigma_data, low, high)
 
-    monkeypatch.setattr(planning, "universal_sizes", lambda: (RELATIVE.nfe,))
-    monkeypatch.setattr(planning, "universal_plan", universal_plan)
+    monkeypatch.setattr(default, "universal_sizes", lambda: (RELATIVE.nfe,))
+    monkeypatch.setattr(default, "universal_plan", universal_plan)
+    monkeypatch.setattr(default, "UNIVERSAL_FROM", {True: 1, False: 1})
 
 
 SD = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -156,27 +159,67 @@ def test_auto_is_the_universal_plan_in_the_models_units(stored, stock, unit, hig
     ours = Scheduler.from_config(stock.config, gamma="auto")
     ours.set_timesteps(4)
     low = ours.model.sigma_range[0] if high < math.inf else 0.0
-    largest = min(ours.model.sigma_range[1], 160 * unit)  # what a flow calls t = .994, where its range has no end
+    largest = min(ours.model.sigma_range[1], 1000 * unit)  # what a flow calls t = .999, where its range has no end
     expected = scaled(RELATIVE, unit, low, largest)
     assert ours.plan.rows == expected.rows
     assert ours.plan.sigmas == pytest.approx(expected.sigmas, rel=1e-5)
     assert ours.plan.sigmas[0] == pytest.approx(largest)
     assert ours.plan.sigmas[1:] == pytest.approx([unit * u for u in RELATIVE.sigmas[1:]])
-    # a number that has none: gamma 2 on the config's own grid
+    # a number that has none: gradient estimation over the same range, in the same units
     ours.set_timesteps(6)
-    plain = Scheduler.from_config(stock.config)
-    plain.set_timesteps(6)
-    assert (ours.plan.sigmas, ours.plan.rows) == (plain.plan.sigmas, plain.plan.rows)
-    assert any(row[0] == 2 for row in plain.plan.rows)
+    known = ours.model.prediction.finite_at_inf
+    low, high = max(ours.model.sigma_range[0], unit / 250), largest
+    assert ours.plan == default_plan(6, low, high, sigma_data=unit, finite_at_inf=known)
 
 
 def test_auto_takes_the_plans_that_come_with_the_library():
-    ours = Scheduler.from_config(SD.config, gamma="auto")
-    low, high = ours.model.sigma_range
-    ours.set_timesteps(5)
-    assert ours.plan == universal_plan(5, max(low, 1 / 250), high)
-    ours.set_timesteps(50)
-    assert ours.plan.meta.get("solver") != "universal"
+    """The universal ones from eight evaluations on, of networks that know something at sigma inf from six."""
+    eps = Scheduler.from_config(SD.config, gamma="auto")
+    flow = Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, gamma="auto")
+    for ours, first in ((eps, 8), (flow, 6)):
+        low, high = ours.model.sigma_range
+        for n in (first, 10):
+            ours.set_timesteps(n)
+            assert ours.plan == universal_plan(n, max(low, 1 / 250), min(high, 1000))
+        for n in (4, first - 1, 50):
+            ours.set_timesteps(n)
+            assert ours.plan.meta["solver"] == "default"
+            assert ours.plan.sigmas[0] == min(high, 1000 if ours is flow else max(60, 10 * n))
+
+
+def test_who_asks_for_nothing_gets_auto(tmp_path):
+    """A pipeline's own timestep spacing is no wish; its Karras levels, or any option of ours, are."""
+    ours = Scheduler.from_config(SD.config)
+    assert ours.config.gamma == "auto"
+    ours.save_pretrained(tmp_path)
+    assert Scheduler.from_pretrained(tmp_path).config.gamma == "auto"
+    karras = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    for asked in (
+        Scheduler.from_config(karras.config),
+        Scheduler.from_config(SD.config, timestep_spacing="trailing"),
+        Scheduler.from_config(SD.config, solver="unipc"),
+        Scheduler.from_config(SD.config, grid="karras"),
+        Scheduler.from_config(Scheduler(timestep_spacing="trailing").config),
+        Scheduler(),
+    ):
+        assert asked.config.gamma is None
+
+
+def test_auto_starts_and_ends_where_it_is_told():
+    sd = Scheduler.from_config(SD.config, start=9.0, end=0.1)
+    flow = Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, start=0.9, end=0.1)
+    for ours, high, low in ((sd, 9.0, 0.1), (flow, 9.0, 1 / 9)):
+        assert ours.config.gamma == "auto"
+        for n in (5, 8):
+            ours.set_timesteps(n)
+            assert ours.plan.sigmas == pytest.approx(auto_plan(n, low, high).sigmas)
+            assert ours.plan.sigmas[0] == pytest.approx(high)
+            assert min(ours.plan.sigmas[:-1]) >= low * 0.999
+    for wrong in ({"start": 1e6}, {"end": 1e-6}, {"start": 0.1, "end": 9.0}):
+        with pytest.raises(ValueError, match=r"must be in the model's range|a run goes down"):
+            Scheduler.from_config(SD.config, **wrong)
+    with pytest.raises(ValueError, match=r"times in \(0, 1\]"):
+        Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, start=9.0)
 
 
 def test_auto_runs_as_sample_does(stored):
@@ -186,7 +229,7 @@ def test_auto_runs_as_sample_does(stored):
     assert relative(loop(ours, state()), ls.sample(denoiser(0.7), ours.plan, noise=state())) <= 1e-5
 
 
-def test_auto_is_kept_and_refuses_levels_of_others(stored, tmp_path):
+def test_auto_is_kept_and_takes_levels_of_others(stored, tmp_path):
     ours = Scheduler.from_config(SD.config, gamma="auto")
     ours.set_timesteps(4)
     ours.save_pretrained(tmp_path)
@@ -196,8 +239,10 @@ def test_auto_is_kept_and_refuses_levels_of_others(stored, tmp_path):
         other.set_timesteps(4)
         assert other.plan == ours.plan
     for levels in ({"timesteps": [900, 500, 100, 5]}, {"sigmas": [9.0, 3.0, 1.0, 0.3, 0.0]}):
-        with pytest.raises(ValueError, match="gamma='auto', which has levels of its own: call set_timesteps"):
-            ours.set_timesteps(**levels)
+        ours.set_timesteps(**levels)
+        plain = Scheduler.from_config(SD.config, gamma=default.GAMMA)
+        plain.set_timesteps(**levels)
+        assert ours.plan == plain.plan
     flow = Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, gamma="auto")
     flow.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # a pipeline's default: "your grid"
     assert flow.plan.rows == RELATIVE.rows

@@ -146,7 +146,7 @@ def test_a_scheduler_of_nobody_says_its_prediction() -> None:
     theirs = {"_class_name": "OurLabsScheduler", "num_train_timesteps": 1000, "shift": 3.0}
     with pytest.raises(ValueError, match=r"OurLabsScheduler says neither .* add prediction_type"):
         Scheduler.from_config(theirs)
-    scheduler = Scheduler.from_config(theirs, prediction_type="flow_prediction")
+    scheduler = Scheduler.from_config(theirs, prediction_type="flow_prediction", gamma=2.0)
     scheduler.set_timesteps(4)
     assert scheduler.plan.sigmas == ls.grids.flow(4, 3.0)
 

@@ -23,7 +23,7 @@ import torch
 from logsnr import zoo
 from logsnr.calibration import calibrate
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.evaluation.compare import measure, ours, plans, universal
+from logsnr.evaluation.compare import measure, ours, plans, uncalibrated
 from logsnr.evaluation.compare.result import Comparison
 from logsnr.evaluation.compare.spaces import feature_space
 from logsnr.evaluation.metrics import Estimated
@@ -126,19 +126,19 @@ def _quality(
         space = feature_space("classifier", denoiser.decode, data, source="its training data", seed=0)
     entries = [
         *ours(denoiser, NFE, **STOCK),
-        *universal(denoiser, NFE),
+        *uncalibrated(denoiser, NFE),
         *plans(denoiser, {f"calibrated {nfe}": plan for nfe, plan in found.items()}),
     ]
     return measure(denoiser, entries, n=samples, seed=10**6, cond=cond, features=space).to_dict()
 
 
 def _best(c: Comparison) -> dict[str, Any]:
-    """At each number of evaluations: the calibrated plan, the universal one, and the best stock sampler."""
+    """At each number of evaluations: the calibrated, the universal and the default plan, and the best stock sampler."""
     rows = []
     for budget in c.budgets:
         kinds: dict[str, dict[str, Any]] = {}
         for row in sorted((r for r in c.at(budget) if r.rmse is not None), key=lambda r: r.error):
-            kind = next((k for k in ("calibrated", "universal") if k in row.name.lower()), "stock")
+            kind = next((k for k in ("calibrated", "universal", "default") if k in row.name.lower()), "stock")
             assert row.rmse is not None
             kinds.setdefault(kind, {
                 "evaluations": row.evaluations,
@@ -146,7 +146,7 @@ def _best(c: Comparison) -> dict[str, Any]:
                 "rmse": row.rmse.value,
                 **_distance(row.frechet),
             })  # fmt: skip
-        rows += [kinds[kind] for kind in ("calibrated", "universal", "stock") if kind in kinds]
+        rows += [kinds[kind] for kind in ("calibrated", "universal", "default", "stock") if kind in kinds]
     teacher = {"evaluations": c.teacher.evaluations, "sampler": c.teacher.name, "rmse": 0.0}
     rows.append({**teacher, **_distance(c.teacher.frechet)})
     facts = {"samples": c.samples, "seed": c.seed, "features": c.features, "reference": c.reference}

@@ -61,8 +61,8 @@ def train(
         print(f"{folder}: {summary}")
 
 
-UNASKED = ("auto", None, None, "log-linear", None, None, 1.0)
-"""solver, gamma, order, grid, sigma_max, sigma_min and guidance of `sample` where nothing was asked for."""
+UNASKED = ("auto", None, None, "log-linear")
+"""solver, gamma, order and grid of `sample` where nothing was asked for."""
 
 
 @app.command(cls=Named)
@@ -73,7 +73,7 @@ def sample(
         str,
         typer.Option(
             help="{solvers}, or one with its options as `logsnr compare` names it, e.g. DPM++(3M) "
-            "[default: the model's own plan of that many evaluations where it has one, else ge]."
+            "[default: the model's own plan of that many evaluations, else the best known; ge where a grid is named]."
         ),
     ] = "auto",
     gamma: Annotated[float | None, typer.Option(help="Gradient estimation's gamma; 1 is DDIM [default: 2].")] = None,
@@ -115,8 +115,9 @@ def sample(
 
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
-    from logsnr.sampling import Plan, evaluations
+    from logsnr.sampling import Plan, evaluations, plan_for
     from logsnr.sampling import sample as run
+    from logsnr.sampling.default import auto_plan
 
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
@@ -126,14 +127,21 @@ def sample(
             raise LogsnrError(f"--range {range_} with --plan, --sigma-min or --sigma-max: give one of them")
         few = support.sampled_condition(denoiser, label, prompt, 12)
         sigma_min, sigma_max = support.asked_range(guided, range_, few, seed) or (None, None)
-    # Plans were made for a model as it is: any wish about the sampler, or guidance, is another sampler.
-    asked = (solver, gamma, order, grid, sigma_max, sigma_min, guidance) != UNASKED
-    chosen = (
-        Plan.load(plan)
-        if plan
-        else (None if asked else denoiser.plans.get(nfe))
-        or support.solver_plan(denoiser, nfe, grid, sigma_max, sigma_min, solver, gamma, order)
-    )
+    if plan:
+        chosen = Plan.load(plan)
+    elif (solver, gamma, order, grid) != UNASKED:
+        chosen = support.solver_plan(denoiser, nfe, grid, sigma_max, sigma_min, solver, gamma, order)
+    elif sigma_min is None and sigma_max is None:
+        chosen = plan_for(denoiser, nfe)
+    else:
+        low, high = denoiser.sampling_range
+        chosen = auto_plan(
+            nfe,
+            low if sigma_min is None else sigma_min,
+            high if sigma_max is None else sigma_max,
+            sigma_data=denoiser.sigma_data,
+            finite_at_inf=sigma_max is not None or denoiser.finite_at_inf,
+        )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = support.sampled_condition(denoiser, label, prompt, n)

@@ -102,7 +102,7 @@ def compare(
         about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
     entries = [
         *samplers.ours(guided, budgets, **words, eta=eta),
-        *(samplers.universal(guided, budgets) if not any(words.values()) else ()),
+        *(samplers.uncalibrated(guided, budgets) if not any(words.values()) else ()),
         *(theirs(guided, budgets, **words) if peers else ()),
         *samplers.plans(guided, found),
     ]

@@ -29,11 +29,11 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling.batches import ask
+from logsnr.sampling.default import plan_for
 from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.progress import step_bar
 from logsnr.sampling.start import GENERATOR, brought, check_range, check_start, conditions_of, randn
 from logsnr.sampling.start import start as first_noise
-from logsnr.sampling.universal import plan_for
 
 if TYPE_CHECKING:
     from logsnr.sampling.gaussian import GaussianStart
@@ -153,7 +153,7 @@ def sample(
     Args:
         denoiser: the model.
         plan: what to do; or a number of evaluations, for `plan_for(denoiser, plan)`: the model's own plan of that many
-            where it has one, else the universal one, else gradient estimation on log-linear levels.
+            where it has one, else the best that is known for any.
         noise: starting state z `[B, *shape]`; or
         n: how many to draw.
         chunk: samples per call of the denoiser, None for all at once.  States, noise and callbacks are those of one

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import grids, solvers
+from logsnr.sampling.default import default_plan
 from logsnr.sampling.plan import Grid, Plan
 from logsnr.sampling.reference import heun
 from logsnr.sampling.universal import universal_plan
@@ -136,6 +137,7 @@ SOLVERS: dict[str, SolverEntry] = {
     ),
     "heun": SolverEntry(family="Heun", make=heun, makes="samples", variants={"Heun": {}}),
     "universal": SolverEntry(family="universal", make=universal_plan, makes="plan"),
+    "default": SolverEntry(family="GE", make=default_plan, makes="plan"),
 }
 
 GRIDS: dict[str, GridEntry] = {

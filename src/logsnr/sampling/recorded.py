@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.sampling.default import plan_for
 from logsnr.sampling.loop import Step, sample
 from logsnr.sampling.plan import Grid, Plan
-from logsnr.sampling.universal import plan_for
 
 
 @dataclass(frozen=True, kw_only=True)

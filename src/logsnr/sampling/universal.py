@@ -20,11 +20,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
-from logsnr.sampling.grids import log_linear
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.solvers import ge
 
 FORMAT = 1
 WIDE = 40.0
@@ -53,30 +50,6 @@ def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0
         raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
     span = "wide" if high >= WIDE * sigma_data else "narrow"
     return scaled(_stored()[span][nfe], sigma_data, low, high)
-
-
-def plan_for(denoiser: Denoiser, nfe: int) -> Plan:
-    """The plan of `nfe` evaluations for a denoiser about which nothing else is said; `plan.meta["solver"]` says which.
-
-    The model's own (`denoiser.plans`, calibrated for it) where there is one of that number, else the universal one,
-    else gradient estimation (gamma 2) on log-linear levels over `sampling_range`.  Guided denoisers have the plans of
-    the model inside, made without guidance: still the better ones (zoo:fashion-mnist-classes at scale 2, RMSE to the
-    teacher at 5 and 10 evaluations: .085 and .022, of the universal plans .110 and .027).
-
-    Raises:
-        ValueError: if nfe is no positive number.
-    """
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
-        raise ValueError(
-            f"plan = {nfe!r}: give a Plan (logsnr.solvers make them), or a number of evaluations from 1 on"
-        )
-    own: Plan | None = denoiser.plans.get(nfe)
-    if own is not None:
-        return own
-    low, high = denoiser.sampling_range
-    if nfe in universal_sizes():
-        return universal_plan(nfe, low, high, sigma_data=denoiser.sigma_data)
-    return ge(log_linear(nfe, high, low), gamma=2.0)
 
 
 def universal_sizes() -> tuple[int, ...]:

@@ -4,7 +4,7 @@ comparison = compare(denoiser, [5, 8])        # or: measure(denoiser, [*ours(...
 print(markdown(comparison))
 """
 
-from logsnr.evaluation.compare.entries import Entry, ours, plans, universal
+from logsnr.evaluation.compare.entries import Entry, ours, plans, uncalibrated
 from logsnr.evaluation.compare.render import markdown, table, write
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
 from logsnr.evaluation.compare.run import compare, measure
@@ -22,6 +22,6 @@ __all__ = [
     "peers",
     "plans",
     "table",
-    "universal",
+    "uncalibrated",
     "write",
 ]

@@ -1,7 +1,7 @@
 """Entries: what takes part in a comparison, each with the network evaluations it will spend.
 
     ours             every solver of this library on every grid over the sampling range, the last step to sigma 0
-    universal        plans that need no calibration
+    uncalibrated     plans that need no calibration: the default, and the universal ones
     plans            calibrated or hand-made plans
     peers            diffusers' schedulers (schedulers.py)
 
@@ -24,12 +24,13 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import Plan, evaluations, sample
+from logsnr.sampling.default import default_plan
 from logsnr.sampling.loop import updates
 from logsnr.sampling.names import GRIDS, NEEDED, SOLVERS, find_solver, plain
 from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.start import check_start
 from logsnr.sampling.table import table_of
-from logsnr.sampling.universal import universal_plan
+from logsnr.sampling.universal import universal_plan, universal_sizes
 from logsnr.theory import EtaCurve
 
 Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor]
@@ -163,22 +164,28 @@ def compared_grids() -> list[str]:
     return [name for name, entry in GRIDS.items() if entry.compared]
 
 
-def universal(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
-    """The plans that serve most models without calibration, where there are any of so many evaluations."""
+def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
+    """The plans that serve most models without calibration: the default one, and the universal one where there is
+    any of so many evaluations."""
     low, high = denoiser.sampling_range
+    unit, known = denoiser.sigma_data, denoiser.finite_at_inf
 
-    def make(budget: int, n: int) -> Entry | None:
-        try:
-            plan = universal_plan(n, low, high, sigma_data=denoiser.sigma_data)
-        except LogsnrError:
+    def default(budget: int, n: int) -> Entry:
+        plan = default_plan(n, low, high, sigma_data=unit, finite_at_inf=known)
+        return plan_entry(denoiser, plan, "default", "its own levels", "GE", "logsnr", budget)
+
+    def universal(budget: int, n: int) -> Entry | None:
+        if n not in universal_sizes():
             return None
+        plan = universal_plan(n, low, high, sigma_data=unit)
         return plan_entry(denoiser, plan, "universal", "its own levels", "universal", "logsnr", budget)
 
     found: dict[Hashable, Entry] = {}
-    for budget in sorted(nfe):
-        entry = largest(budget, partial(make, budget))
-        if entry is not None and entry.plan is not None:
-            found.setdefault(entry.plan.hash, entry)  # beyond the largest plan a budget has none
+    for make in (default, universal):
+        for budget in sorted(nfe):
+            entry = largest(budget, partial(make, budget))
+            if entry is not None and entry.plan is not None:
+                found.setdefault(entry.plan.hash, entry)  # beyond the largest plan a budget has none
     return list(found.values())
 
 

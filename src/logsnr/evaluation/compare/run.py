@@ -17,7 +17,7 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, universal
+from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, uncalibrated
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
 from logsnr.evaluation.compare.schedulers import peers
 from logsnr.evaluation.features import FeatureSpace
@@ -57,7 +57,7 @@ def compare(
     Raises:
         LogsnrError: as `ours`, `peers`, `plans` and `measure`.
     """
-    entries = [*ours(denoiser, nfe, eta=eta), *universal(denoiser, nfe)]
+    entries = [*ours(denoiser, nfe, eta=eta), *uncalibrated(denoiser, nfe)]
     entries += [*(peers(denoiser, nfe) if with_peers else ()), *plans(denoiser, found or {})]
     return measure(denoiser, entries, **options)
 

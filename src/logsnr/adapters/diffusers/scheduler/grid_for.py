@@ -148,12 +148,32 @@ def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
     if config["time_shift_type"] not in TIME_SHIFTS:
         raise unknown("time_shift_type", config["time_shift_type"], TIME_SHIFTS)
     name = grid_name(config, model)
-    if model.flow:
+    if config["gamma"] == "auto":
+        ends(config, model)
+    elif model.flow:
         if not config["use_dynamic_shifting"]:
             shift_of(config, None)
         _flow(config, name, 2, 1.0)
     else:
         _ends(config, model, name)
+
+
+def ends(config: Mapping[str, Any], model: Noising) -> tuple[float, float]:
+    """Smallest and largest level of a run that has no grid by name: the model's, or `end` and `start`.
+
+    Raises:
+        ValueError: if one is outside the model's range, or they do not decrease.
+    """
+    low, high = model.sigma_range
+    given = {key: config[key] for key in ("start", "end")}
+    if model.flow:
+        _check_times(given)
+        given = {key: None if t is None else sigma_from_flow_time(t) for key, t in given.items()}
+    _check_levels(given, model)
+    first, last = (high if given["start"] is None else given["start"]), (low if given["end"] is None else given["end"])
+    if not last < first:
+        raise ValueError(f"start = {config['start']}, end = {config['end']}: a run goes down, give start > end")
+    return last, first
 
 
 def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, float]:
@@ -166,19 +186,28 @@ def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, 
             f"start or end with grid {name!r}, whose ends are its timesteps: use grid='log-linear', 'karras', 'beta' "
             "or 'ge-paper'"
         )
-    for key, value in given.items():
-        if value is not None and not covers((low, high), value, value):
-            raise ValueError(f"{key} = {value}: must be in the model's range of sigma, [{low:.6g}, {high:.6g}]")
+    _check_levels(given, model)
     start = given["start"] or config["sigma_max"] or high
     end = given["end"] or config["sigma_min"] or low
     return start, end
 
 
+def _check_levels(given: Mapping[str, float | None], model: Noising) -> None:
+    low, high = model.sigma_range
+    for key, value in given.items():
+        if value is not None and not covers((low, high), value, value):
+            raise ValueError(f"{key} = {value}: must be in the model's range of sigma, [{low:.6g}, {high:.6g}]")
+
+
+def _check_times(given: Mapping[str, float | None]) -> None:
+    for key, value in given.items():
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{key} = {value}: levels of a flow model are times in (0, 1]")
+
+
 def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
     """A grid in flow time: spaced, shifted once, stretched to `shift_terminal`, respaced by name."""
-    for key in ("start", "end"):
-        if config[key] is not None and not 0 < config[key] <= 1:
-            raise ValueError(f"{key} = {config[key]}: levels of a flow model are times in (0, 1]")
+    _check_times({key: config[key] for key in ("start", "end")})
     if name == "flow" and config["end"] is not None:
         raise ValueError("end with grid 'flow', which ends where its steps end: use grid='log-linear' or 'karras'")
     terminal, first = config["shift_terminal"], 1.0 if config["start"] is None else float(config["start"])

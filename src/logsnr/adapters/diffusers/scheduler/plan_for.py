@@ -1,7 +1,7 @@
 """From a scheduler's config and a `set_timesteps` call to one plan.
 
     a stored plan of n evaluations                       if the config has plans
-    the universal plan of n evaluations                  if gamma is "auto" and there is one; else gamma 2
+    the best plan known for a model that nobody asked    if gamma is "auto" (sampling/default.py), from start to end
     solver(grid of n evaluations)                        otherwise; the grid's name is the config's spacing, or `grid`
     solver(explicit timesteps or sigmas)                 used unchanged
 
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from logsnr.adapters.diffusers.config import Noising, limit
-from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, explicit, named, shift_of
+from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, ends, explicit, named, shift_of
 from logsnr.noise import covers
 from logsnr.sampling import Plan, solvers
+from logsnr.sampling.default import GAMMA, auto_plan
 from logsnr.sampling.names import SOLVERS, find_solver
 from logsnr.sampling.plan import Grid, plans_from
-from logsnr.sampling.universal import universal_plan, universal_sizes
 
 SAMPLER: dict[str, Any] = {
     "gamma": None,
@@ -41,6 +41,8 @@ SAMPLER: dict[str, Any] = {
     "end": None,
 }
 """Options that make a sampler, and their defaults: with a plan there is nothing left for them to say."""
+HIGHEST = 1000.0
+"""Where "auto" starts at most, in units of sigma_data: t = .999 of a flow, whose levels have no end."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,6 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
     """
     plans, auto = plans_from(config["plan"]), config["gamma"] == "auto"
     told = asked.timesteps is not None or asked.sigmas is not None
-    if told and auto:
-        raise ValueError(
-            "explicit timesteps or sigmas with gamma='auto', which has levels of its own: call "
-            "set_timesteps(num_inference_steps) alone, or give gamma as a number"
-        )
     if told and plans:
         raise ValueError(
             "explicit timesteps or sigmas, but this scheduler has a plan, which has its own: "
@@ -103,12 +100,12 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
         raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas: give one of them")
     else:
         shift = shift_of(config, asked.mu) if model.flow else 1.0
-        if told:
-            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
+        if auto and not told:
+            plan = automatic(config, model, asked.steps, shift)
+        elif told:
+            plan = solve(config, model, explicit(config, model, asked.timesteps, asked.sigmas, shift))
         else:
-            grid = named(config, model, asked.steps, shift)
-        own = universal(model, asked.steps, shift) if auto else None
-        plan = own or solve(config, model, grid)
+            plan = solve(config, model, named(config, model, asked.steps, shift))
     check_range(plan, model)
     return plan
 
@@ -132,17 +129,17 @@ def stored(plans: Mapping[int, Plan], n: int | None) -> Plan:
     return plans[n]
 
 
-def universal(model: Noising, n: int, shift: float) -> Plan | None:
-    """The universal plan of n evaluations within the model's range, or None if there is none of that number.
+def automatic(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Plan:
+    """The plan of n evaluations that nobody said more about, within the model's range, or from `start` to `end`.
 
     Its levels are in units of sigma_data: an EDM model's own, the config's, or 1; a flow's `shift` multiplies them as
     it does every grid.
     """
-    if n not in universal_sizes():
-        return None
     unit = model.sigma_data * shift
-    low, high = model.sigma_range
-    return universal_plan(n, max(low, unit / 250), min(high, 160 * unit), sigma_data=unit)
+    low, high = ends(config, model)
+    low, high = max(low, unit / 250), min(high, HIGHEST * unit)
+    told = config["start"] is not None  # where to start, whatever the network knows there
+    return auto_plan(n, low, high, sigma_data=unit, finite_at_inf=told or model.prediction.finite_at_inf)
 
 
 def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
@@ -158,7 +155,7 @@ def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
     own: dict[str, Any] = {"mu": config["mu"]} if "mu" in SOLVERS[name].takes else {}
     if "gamma" in SOLVERS[name].takes:
         gamma = options.pop("gamma", 2.0) if "gamma" in given else 2.0
-        own["gamma"] = gamma if config["gamma"] in (None, "auto") else config["gamma"]
+        own["gamma"] = gamma if config["gamma"] is None else GAMMA if config["gamma"] == "auto" else config["gamma"]
         if model.flow:
             options.setdefault("basis", "velocity")
     try:
@@ -190,8 +187,8 @@ def check_solver(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
             f"(plan=None, or {', '.join(f'{key}={SAMPLER[key]!r}' for key in chosen)})"
         )
     if gamma == "auto":
-        if len(chosen) > 1:
-            what = ", ".join(key for key in chosen if key != "gamma")
+        what = ", ".join(key for key in chosen if key not in ("gamma", "start", "end"))
+        if what:
             raise ValueError(f"gamma 'auto' with {what}: its plans fix that; drop it, or give gamma as a number")
     elif gamma is not None and not all(isinstance(g, Real) for g in (gamma if isinstance(gamma, list) else [gamma])):
         raise ValueError(

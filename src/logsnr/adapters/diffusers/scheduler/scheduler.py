@@ -27,6 +27,7 @@ from torch import Tensor
 from logsnr.adapters.diffusers.config import is_edm, limit, noising
 from logsnr.adapters.diffusers.scheduler.grid_for import shift_of
 from logsnr.adapters.diffusers.scheduler.plan_for import (
+    SAMPLER,
     check_config,
     gamma_to_config,
     make_plan,
@@ -40,6 +41,11 @@ from logsnr.sampling import Plan
 
 _OWN_DEFAULTS = ("clip_sample", "timestep_spacing", "set_alpha_to_one")
 """Defaults that differ among stock schedulers: converted back, these get ours."""
+_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "use_beta_sigmas", "shift_terminal")
+_ASKS = frozenset(
+    [*SAMPLER, "plan", "timestep_spacing", "final_sigmas_type", "set_alpha_to_one", "rho", "sigma_schedule", *_SPACINGS]
+) - {"start", "end"}
+"""Options that ask for a sampler or levels of one's own."""
 
 
 @dataclass
@@ -62,8 +68,9 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
 
     Args:
         gamma: a number (2 if None; 1 is DDIM, for flows Euler), or one for each step that uses it: steps
-            1 ... n - 1, without the last one if that goes to noise level 0.  "auto": the universal plan of as many
-            evaluations, levels and rows, within the model's range; 2 where there is none of that number.
+            1 ... n - 1, without the last one if that goes to noise level 0.  "auto": the best plan known for a model
+            that nobody asked, levels and rows, within the model's range (`logsnr.sampling.default`); 1.7 on timesteps
+            or sigmas that a caller gives.
         plan: a `Plan`, its JSON text, values or path, or several of them (a list, or keyed by evaluations).  Kept in
             the config, so it is saved and loaded with the pipeline.
         solver: any of `logsnr.solvers` by name (`sampling.names`), also with its options, as "DPM++(3M)".
@@ -72,7 +79,7 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         mu: noise in [0, 1), drawn from the pipeline's generator: 0 deterministic, 1/2 DDPM.
         grid: any of `sampling.names.GRIDS`, for flows those that need a range alone: "flow", "karras", "log-linear",
             "beta".  None: as the config's stock options say.
-        start, end: first and last level of a continuous grid: noise-to-signal ratios, for flows times.
+        start, end: first and last level of a continuous grid, or of "auto": noise-to-signal ratios, for flows times.
         sigma_data: standard deviation of the data, the unit of universal plans; 1 if None.
         edm: whether the network is EDM's, of that sigma_data; None: if there is a sigma_data.  `from_config` of another
             model's config says False.
@@ -160,7 +167,8 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler for the model that another scheduler's config describes.
 
-        Values that the other scheduler had by default are kept: they describe the model and its pipeline.
+        Values that the other scheduler had by default are kept: they describe the model and its pipeline.  Where
+        neither asks for a sampler or for levels, gamma is "auto".
 
         Raises:
             ValueError: if that scheduler is for another kind of model.
@@ -169,6 +177,9 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             return super().from_config(config, return_unused_kwargs, **kwargs)
         if kwargs.get("sigma_data") is not None and not is_edm(config):
             kwargs.setdefault("edm", False)  # no word about the network
+        ours = config.get("_class_name") == cls.__name__ or "gamma" in config  # one that was never saved has no name
+        if not ours and not any(config.get(key) for key in _SPACINGS) and not kwargs.keys() & _ASKS:
+            kwargs["gamma"] = "auto"
         given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
         return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
