@@ -97,7 +97,7 @@ def judge(name: str, options: argparse.Namespace) -> None:
         about={"model": name, "compiled": options.compile},
         progress=lambda done, total, what: print(f"{name}: {done} of {total}: {what}", flush=True),
     )  # fmt: skip
-    replace_file(options.out / f"foreign-{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    replace_file(options.out / f"foreign-{name}.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
 
 
 Errors = dict[str, float]
@@ -171,7 +171,8 @@ def write(out: Path) -> None:
     page = out / "foreign.md"
     old = page.read_text() if page.exists() else f"# Few steps on networks of others\n\n{MARKS[0]}\n{MARKS[1]}\n"
     before, rest = old.split(MARKS[0])
-    replace_file(page, f"{before}{MARKS[0]}\n{about}{tables(results)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    text = f"{before}{MARKS[0]}\n{about}{tables(results)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    replace_file(page, text.encode())
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import logsnr as ls
 import logsnr.adapters
+from logsnr.adapters.diffusers.scheduler.plan_for import on_table
 from logsnr.noise import alpha_s
 from logsnr.predictions import EDM
 from logsnr.sampling import default
@@ -110,7 +111,11 @@ def test_a_spread_makes_no_model_of_another_kind(stock, tmp_path):
         other.set_timesteps(5)
         low, high = other.model.sigma_range
         known = {"sigma_data": 0.3, "finite_at_inf": other.model.prediction.finite_at_inf}
-        assert other.plan == auto_plan(5, max(low, 0.3 / 250), min(high, 1000 * 0.3), **known)
+        expected = auto_plan(5, max(low, 0.3 / 250), min(high, 1000 * 0.3), **known)
+        table = other.model.table
+        if high == math.inf:
+            expected = replace(expected, sigmas=(high, *expected.sigmas[1:]))
+        assert other.plan == (expected if table is None else on_table(expected, table))
     edm = Scheduler.from_config(diffusers.EDMEulerScheduler(sigma_data=0.5).config, sigma_data=0.7)
     assert edm.model.prediction == EDM(sigma_data=0.7)
     assert Scheduler(sigma_data=0.3, prediction_type="v_prediction", edm=False).model.sigma_data == 0.3
@@ -159,17 +164,19 @@ def test_auto_is_the_universal_plan_in_the_models_units(stored, stock, unit, hig
     ours = Scheduler.from_config(stock.config, gamma="auto")
     ours.set_timesteps(4)
     low = ours.model.sigma_range[0] if high < math.inf else 0.0
-    largest = min(ours.model.sigma_range[1], 1000 * unit)  # what a flow calls t = .999, where its range has no end
-    expected = scaled(RELATIVE, unit, low, largest)
+    largest = ours.model.sigma_range[1]
+    expected = scaled(RELATIVE, unit, low, min(largest, 1000 * unit))
     assert ours.plan.rows == expected.rows
-    assert ours.plan.sigmas == pytest.approx(expected.sigmas, rel=1e-5)
+    near = 0.01 if stock is SD else 1e-5  # of a table's levels the nearest
     assert ours.plan.sigmas[0] == pytest.approx(largest)
-    assert ours.plan.sigmas[1:] == pytest.approx([unit * u for u in RELATIVE.sigmas[1:]])
+    assert ours.plan.sigmas[1:] == pytest.approx([unit * u for u in RELATIVE.sigmas[1:]], rel=near)
     # a number that has none: gradient estimation over the same range, in the same units
     ours.set_timesteps(6)
     known = ours.model.prediction.finite_at_inf
-    low, high = max(ours.model.sigma_range[0], unit / 250), largest
-    assert ours.plan == default_plan(6, low, high, sigma_data=unit, finite_at_inf=known)
+    low, high = max(ours.model.sigma_range[0], unit / 250), min(largest, 1000 * unit)
+    expected = default_plan(6, low, high, sigma_data=unit, finite_at_inf=known)
+    assert ours.plan.rows == expected.rows
+    assert ours.plan.sigmas[1:] == pytest.approx(expected.sigmas[1:], rel=near)
 
 
 def test_auto_takes_the_plans_that_come_with_the_library():
@@ -180,11 +187,32 @@ def test_auto_takes_the_plans_that_come_with_the_library():
         low, high = ours.model.sigma_range
         for n in (first, 10):
             ours.set_timesteps(n)
-            assert ours.plan == universal_plan(n, max(low, 1 / 250), min(high, 1000))
+            expected = universal_plan(n, max(low, 1 / 250), min(high, 1000))
+            assert ours.plan.rows[1:] == expected.rows[1:]
+            assert ours.plan.rows[0] == pytest.approx((1.0,), abs=1e-3)
+            assert ours.plan.sigmas[0] == high  # a flow's t = 1
+            assert ours.plan.sigmas[1:] == pytest.approx(expected.sigmas[1:], rel=0.01)  # the nearest of the table
         for n in (4, first - 1, 50):
             ours.set_timesteps(n)
             assert ours.plan.meta["solver"] == "default"
-            assert ours.plan.sigmas[0] == min(high, 1000 if ours is flow else max(60, 10 * n))
+            assert ours.plan.sigmas[0] == (high if ours is flow else min(high, max(60, 10 * n)))
+
+
+def test_auto_visits_levels_that_the_table_has():
+    """Pipelines index alphas_cumprod by the timestep: all are whole, and differ, to the last that fit."""
+    for stock in (SD, diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")):
+        ours = Scheduler.from_config(stock.config)
+        for n in (1, 4, 8, 50, 300):
+            ours.set_timesteps(n)
+            assert ours.timesteps.dtype == torch.int64
+            steps = ours.timesteps.tolist()
+            assert len(set(steps)) == n
+            assert steps == sorted(steps, reverse=True)
+            abar = ours.alphas_cumprod.double()[steps]
+            assert ours.plan.sigmas[:-1] == pytest.approx(((1 - abar) / abar).sqrt().tolist(), rel=1e-3)
+        assert ours.timesteps[0] == 999
+    ours.set_timesteps(1000)
+    assert len(ours.timesteps) == 1000  # one more than fit between the table's ends: between its levels
 
 
 def test_who_asks_for_nothing_gets_auto(tmp_path):
@@ -212,9 +240,9 @@ def test_auto_starts_and_ends_where_it_is_told():
         assert ours.config.gamma == "auto"
         for n in (5, 8):
             ours.set_timesteps(n)
-            assert ours.plan.sigmas == pytest.approx(auto_plan(n, low, high).sigmas)
-            assert ours.plan.sigmas[0] == pytest.approx(high)
-            assert min(ours.plan.sigmas[:-1]) >= low * 0.999
+            near = 0.01 if ours is sd else 1e-6  # of a table's levels the nearest
+            assert ours.plan.sigmas == pytest.approx(auto_plan(n, low, high).sigmas, rel=near)
+            assert min(ours.plan.sigmas[:-1]) >= low * 0.99
     for wrong in ({"start": 1e6}, {"end": 1e-6}, {"start": 0.1, "end": 9.0}):
         with pytest.raises(ValueError, match=r"must be in the model's range|a run goes down"):
             Scheduler.from_config(SD.config, **wrong)

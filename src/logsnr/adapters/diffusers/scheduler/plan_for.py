@@ -29,6 +29,7 @@ from logsnr.sampling import Plan, solvers
 from logsnr.sampling.default import GAMMA, auto_plan
 from logsnr.sampling.names import SOLVERS, find_solver
 from logsnr.sampling.plan import Grid, plans_from
+from logsnr.timesteps import TimestepTable
 
 SAMPLER: dict[str, Any] = {
     "gamma": None,
@@ -42,7 +43,7 @@ SAMPLER: dict[str, Any] = {
 }
 """Options that make a sampler, and their defaults: with a plan there is nothing left for them to say."""
 HIGHEST = 1000.0
-"""Where "auto" starts at most, in units of sigma_data: t = .999 of a flow, whose levels have no end."""
+"""Where the levels of "auto" are counted from at most, in units of sigma_data; a run starts at the model's largest."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,29 @@ def automatic(config: Mapping[str, Any], model: Noising, n: int, shift: float) -
     """The plan of n evaluations that nobody said more about, within the model's range, or from `start` to `end`.
 
     Its levels are in units of sigma_data: an EDM model's own, the config's, or 1; a flow's `shift` multiplies them as
-    it does every grid.
+    it does every grid.  Those of a table's model are the nearest of the table: pipelines index tables by timesteps, and
+    the network was never asked in between.
     """
     unit = model.sigma_data * shift
     low, high = ends(config, model)
     low, high = max(low, unit / 250), min(high, HIGHEST * unit)
     told = config["start"] is not None  # where to start, whatever the network knows there
-    return auto_plan(n, low, high, sigma_data=unit, finite_at_inf=told or model.prediction.finite_at_inf)
+    plan = auto_plan(n, low, high, sigma_data=unit, finite_at_inf=told or model.prediction.finite_at_inf)
+    if plan.sigmas[0] == HIGHEST * unit:
+        # the first step is that of DDIM: from sigma inf no other is defined
+        plan = replace(plan, sigmas=(ends(config, model)[1], *plan.sigmas[1:]), rows=((1.0,), *plan.rows[1:]))
+    return plan if model.table is None else on_table(plan, model.table)
+
+
+def on_table(plan: Plan, table: TimestepTable) -> Plan:
+    """The plan on the nearest levels of a table, each visited once; as it is if the table has too few."""
+    steps: list[int] = []
+    for sigma in plan.sigmas[:-1]:
+        step = round(float(table.timestep(sigma)))
+        steps.append(step if not steps else min(step, steps[-1] - 1))
+    if steps[-1] < (plan.sigmas[-1] > 0):
+        return plan
+    return replace(plan, sigmas=(*(float(table.sigma(step)) for step in steps), plan.sigmas[-1]))
 
 
 def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
