@@ -3,7 +3,7 @@
     python benchmarks/gaussian_start.py --data fashion_mnist.npz
 
 One Gaussian of the first 9,000 training images, nothing else of the data.  Two tables for each model, on 64 noises that
-nothing was fitted to, teacher: UniPC-3, 100 evaluations from the top of the sampling range:
+nothing was fitted to, teacher: UniPC-3, 100 evaluations from 160 sigma_data:
 
     how far from the teacher's state the start is, level by level (RMSE of y = z/alpha), by kind of covariance
     RMSE (median over samples) of GE(1.5) on flow_range(n, s1, low, "min") from the noise itself and from the start
@@ -45,6 +45,7 @@ def main() -> None:
 def judge(name: str, x: torch.Tensor, seed: int) -> None:
     """Both tables of a model, for samples x of its data."""
     denoiser = foreign(name)
+    denoiser.trained_range = (denoiser.trained_range[0], min(denoiser.trained_range[1], 160 * denoiser.sigma_data))
     (bottom, top), low = denoiser.sampling_range, max(0.01, denoiser.sampling_range[0])
     noise = torch.randn(64, *denoiser.shape, generator=torch.Generator().manual_seed(seed))
     starts = {

@@ -635,8 +635,9 @@ def test_the_default_is_gradient_estimation_on_even_times_about_four_sigma_data(
     assert twice.sigmas == pytest.approx([2 * sigma for sigma in plan.sigmas])
     # what knows nothing at inf begins lower, the more steps the higher
     firsts = [default_plan(n, 0.01, 80.0, sigma_data=0.5, finite_at_inf=False).sigmas[0] for n in (1, 6, 20)]
-    assert firsts == [30.0, 30.0, 80.0]
+    assert firsts == [6.0, 36.0, 80.0]
     assert default_plan(1, 4.0, 90.0, sigma_data=0.1, finite_at_inf=False).sigmas == (8.0, 4.0)
+    assert auto_plan(8, 0.01, 500.0, finite_at_inf=False).sigmas[0] == 120
     for wrong, message in (
         ((0, 0.01, 80.0), "nfe = 0"),
         ((5, 1.0, 0.1), "range of levels"),

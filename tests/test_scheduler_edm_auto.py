@@ -195,7 +195,7 @@ def test_auto_takes_the_plans_that_come_with_the_library():
         for n in (4, first - 1, 50):
             ours.set_timesteps(n)
             assert ours.plan.meta["solver"] == "default"
-            assert ours.plan.sigmas[0] == (high if ours is flow else min(high, max(60, 10 * n)))
+            assert ours.plan.sigmas[0] == (high if ours is flow else min(high, max(min(12 * n, 80), 8 * n)))
 
 
 def test_auto_visits_levels_that_the_table_has():

@@ -4,8 +4,8 @@
 
 Half of the levels lie above 4 sigma_data and half below, where an image takes shape.  The first level is the model's
 largest, where pure noise is a state of the model.  An eps or score network knows least there: an estimate off by .03 at
-sigma 158 is an x0 off by 5.  Its plan starts at 60 sigma_data at most, or at 10 n: of few steps none is spent where
-nothing is learned, and more of them can afford a first state nearer to pure noise.
+sigma 158 is an x0 off by 5.  Its plan starts at max(min(12 n, 80), 8 n) sigma_data at most: of few steps none is spent
+where nothing is learned, and more of them can afford a first state nearer to pure noise.
 
 From `UNIVERSAL_FROM` evaluations on, the universal plan of that number is better (sampling/universal.py).  All of this
 was chosen on networks that others trained, each left out in turn (docs/few-steps.md).
@@ -26,8 +26,8 @@ from logsnr.sampling.universal import universal_plan, universal_sizes
 GAMMA = 1.7
 MIDDLE = 4.0
 """The level in the middle of the times, in units of sigma_data."""
-FIRST = (60.0, 10.0)
-"""Of a network that knows nothing at sigma inf: its first level at most, in units of sigma_data; and per evaluation."""
+HIGHEST = 120.0
+"""Of a network that knows nothing at sigma inf: the first level of universal plans at most, in units of sigma_data."""
 UNIVERSAL_FROM = {True: 6, False: 8}
 """The number of evaluations from which universal plans win, by whether the network knows anything at sigma inf."""
 
@@ -53,7 +53,7 @@ def default_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, 
     if not 0 < sigma_data < math.inf:
         raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
     if not finite_at_inf:
-        high = min(high, max(max(FIRST[0], FIRST[1] * nfe) * sigma_data, 2 * low))
+        high = min(high, max(max(min(12.0 * nfe, 80.0), 8.0 * nfe) * sigma_data, 2 * low))
     plan = ge(flow_range(nfe, high, low, last="min", shift=MIDDLE * sigma_data), GAMMA)
     return replace(plan, meta={**plan.meta, "solver": "default", "gamma": GAMMA, "sigma_data": sigma_data})
 
@@ -64,6 +64,7 @@ def auto_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, fin
     Arguments and errors are those of `default_plan`; `plan.meta["solver"]` says which of the two it is.
     """
     if nfe in universal_sizes() and nfe >= UNIVERSAL_FROM[finite_at_inf]:
+        high = high if finite_at_inf else min(high, max(HIGHEST * sigma_data, 2 * low))
         return universal_plan(nfe, low, high, sigma_data=sigma_data)
     return default_plan(nfe, low, high, sigma_data=sigma_data, finite_at_inf=finite_at_inf)
 
