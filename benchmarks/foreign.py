@@ -14,7 +14,8 @@ geometric levels from the model's largest level).  Judged are
 
 The *best single peer* is the scheduler and spacing of least geometric mean over all other models (leave one out), at
 each number of evaluations; the *best in hindsight* is the best of all on this very model.  A choice among candidates is
-made by leave-one-out too.  Results go to foreign-MODEL.json in --out and, as tables, between the marks of foreign.md.
+made by leave-one-out too.  What is measured is kept in --work, one file a model; all errors go to foreign.json in --out
+and, as tables, between the marks of foreign.md.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def judge(name: str, options: argparse.Namespace) -> None:
         about={"model": name, "compiled": options.compile},
         progress=lambda done, total, what: print(f"{name}: {done} of {total}: {what}", flush=True),
     )  # fmt: skip
-    replace_file(options.out / f"foreign-{name}.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    replace_file(options.work / f"{name}.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
 
 
 Errors = dict[str, float]
@@ -161,13 +162,21 @@ def told(name: str, found: Errors) -> str:
     return f"{found[name]:.4f} ({name.removeprefix('diffusers ')})"
 
 
-def write(out: Path) -> None:
-    """The page: what stands around the marks stays."""
-    found = {name: out / f"foreign-{name}.json" for name in NAMES}
+def write(work: Path, out: Path) -> None:
+    """All errors, and the page: what stands around its marks stays."""
+    found = {name: work / f"{name}.json" for name in NAMES}
     results = {name: Comparison.from_dict(json.loads(f.read_text())) for name, f in found.items() if f.exists()}
     one = next(iter(results.values()))
     about = f"\n{len(results)} models, {one.samples} noises each (seed {one.seed}), {one.machine}. "
     about += f"Teacher: {one.teacher.name}.\n"
+    rows = {
+        name: {f"{row.name}, {row.budget}": [float(f"{v:.4g}") for v in (row.error, row.rmse.stderr)]
+               for row in result.rows if row.rmse is not None and math.isfinite(row.error)}
+        for name, result in results.items()
+    }  # fmt: skip
+    kept = {"noises": one.samples, "seed": one.seed, "machine": one.machine, "teacher": one.teacher.name, "rmse": rows}
+    text = json.dumps(kept).replace("], ", "],\n").replace("}, ", "},\n")
+    replace_file(out / "foreign.json", (text + "\n").encode())
     page = out / "foreign.md"
     old = page.read_text() if page.exists() else f"# Few steps on networks of others\n\n{MARKS[0]}\n{MARKS[1]}\n"
     before, rest = old.split(MARKS[0])
@@ -184,13 +193,15 @@ def main() -> None:
     parser.add_argument("--grids", type=lambda v: v.split(","), default=[], help="their spacings that start so")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile the networks (twice as fast on a CPU)")
+    parser.add_argument("--work", type=Path, default=Path("runs/foreign"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--table", action="store_true", help="only write the page")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in (options.work, options.out):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in options.models or ([] if options.table else NAMES):
         judge(name, options)
-    write(options.out)
+    write(options.work, options.out)
 
 
 if __name__ == "__main__":
