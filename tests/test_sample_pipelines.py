@@ -50,11 +50,6 @@ def conditional(tmp_path_factory):
     return folder
 
 
-def of_plan(denoiser, n: int) -> ls.Plan:
-    low, high = denoiser.sampling_range
-    return ls.solvers.ge(ls.grids.log_linear(n, high, low), gamma=2.0)
-
-
 def noise(denoiser, n: int, seed: int) -> torch.Tensor:
     return torch.randn(n, *denoiser.shape, generator=torch.Generator().manual_seed(seed))
 
@@ -75,13 +70,13 @@ def test_a_prompt_is_the_python_api(run, sd, tmp_path, options, loading, evaluat
     facts = json.loads(text)
     assert (facts["nfe"], facts["evaluations"]) == (3, evaluations)
     denoiser = ls.load(sd, prompt=PROMPT, **loading)
-    x = ls.sample(denoiser, of_plan(denoiser, 3), noise=noise(denoiser, 2, 5))
+    x = ls.sample(denoiser, 3, noise=noise(denoiser, 2, 5))
     expected = denoiser.decode(x).numpy().astype(int)
     found = np.load(out).astype(int)
     assert found.std() > 1
     assert np.abs(found - expected).max() <= 1
     other = ls.load(sd, prompt="a blue bird", **loading)
-    y = ls.sample(other, of_plan(other, 3), noise=noise(other, 2, 5))
+    y = ls.sample(other, 3, noise=noise(other, 2, 5))
     assert float((x - y).abs().max()) > 1e-3  # the prompt counts
 
 
@@ -100,7 +95,7 @@ def test_guidance_of_a_run(run, conditional, tmp_path):
         guided = ls.guidance.cfg(denoiser, guidance, {"class_labels": 3})
         x = ls.sample(
             guided,
-            of_plan(denoiser, 4),
+            4,
             noise=noise(denoiser, 5, 1),
             cond={"class_labels": torch.full((5,), 2)},
         )

@@ -231,6 +231,10 @@ def test_who_asks_for_nothing_gets_auto(tmp_path):
         Scheduler(),
     ):
         assert asked.config.gamma is None
+    # what was not asked for gives way to a wish
+    plan = ls.solvers.ge((9.0, 1.0, 0.0))
+    for wish in ({"plan": plan}, {"grid": "karras"}, {"solver": "unipc"}, {"timestep_spacing": "trailing"}):
+        assert Scheduler.from_config(ours.config, **wish).config.gamma is None
 
 
 def test_auto_starts_and_ends_where_it_is_told():

@@ -174,5 +174,5 @@ except ValueError as error:
     assert done.stdout.count("\n") == 1
     assert "pip install 'logsnr[diffusers]'" in done.stdout
     monkeypatch.setattr(diffusers, "__version__", "0.20.0")
-    with pytest.raises(ls.LogsnrError, match=r"needs diffusers 0.33 or later, found 0.20.0"):
+    with pytest.raises(ls.LogsnrError, match=r"needs diffusers 0.37 or later, found 0.20.0"):
         logsnr.adapters.GradientEstimationScheduler  # noqa: B018

@@ -9,7 +9,7 @@ from torch import Tensor
 import logsnr as ls
 from logsnr.adapters import GradientEstimationScheduler, from_callable
 
-diffusers = pytest.importorskip("diffusers", minversion="0.33")
+diffusers = pytest.importorskip("diffusers", minversion="0.37")
 
 STEPS = 5
 TEXT = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from logsnr.adapters.kdiffusion import as_kdiffusion as as_kdiffusion
     from logsnr.adapters.kdiffusion import sample_gradient_estimation as sample_gradient_estimation
 
-OLDEST_DIFFUSERS = (0, 33)
+OLDEST_DIFFUSERS = (0, 37)
 
 _LATER = {
     "GradientEstimationScheduler": "scheduler",  # the module that saved pipelines name: diffusers asks for it imported

@@ -180,6 +180,8 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         ours = config.get("_class_name") == cls.__name__ or "gamma" in config  # one that was never saved has no name
         if not ours and not any(config.get(key) for key in _SPACINGS) and not kwargs.keys() & _ASKS:
             kwargs["gamma"] = "auto"
+        elif config.get("gamma") == "auto" and kwargs.keys() & _ASKS:
+            kwargs.setdefault("gamma", None)  # a wish ends it
         given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
         return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
