@@ -1,4 +1,4 @@
-"""Few steps on networks that others trained: the default, automatic plans and diffusers' own schedulers.
+"""Few steps on networks trained the way others train: the default, automatic plans and diffusers' own schedulers.
 
     python benchmarks/foreign.py                                all models of tests/models, all peers
     python benchmarks/foreign.py flow-logit --noises 32         this model, on so many noises
@@ -166,6 +166,8 @@ def write(work: Path, out: Path) -> None:
     """All errors, and the page: what stands around its marks stays."""
     found = {name: work / f"{name}.json" for name in NAMES}
     results = {name: Comparison.from_dict(json.loads(f.read_text())) for name, f in found.items() if f.exists()}
+    if not results:
+        raise SystemExit(f"{work} holds no model that was judged: run without --table first")
     one = next(iter(results.values()))
     about = f"\n{len(results)} models, {one.samples} noises each (seed {one.seed}), {one.machine}. "
     about += f"Teacher: {one.teacher.name}.\n"
@@ -178,7 +180,8 @@ def write(work: Path, out: Path) -> None:
     text = json.dumps(kept).replace("], ", "],\n").replace("}, ", "},\n")
     replace_file(out / "foreign.json", (text + "\n").encode())
     page = out / "foreign.md"
-    old = page.read_text() if page.exists() else f"# Few steps on networks of others\n\n{MARKS[0]}\n{MARKS[1]}\n"
+    title = "# Few steps on networks of other conventions"
+    old = page.read_text() if page.exists() else f"{title}\n\n{MARKS[0]}\n{MARKS[1]}\n"
     before, rest = old.split(MARKS[0])
     text = f"{before}{MARKS[0]}\n{about}{tables(results)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
     replace_file(page, text.encode())

@@ -7,8 +7,8 @@ largest, where pure noise is a state of the model.  An eps or score network know
 sigma 158 is an x0 off by 5.  Its plan starts at max(min(12 n, 80), 8 n) sigma_data at most: of few steps none is spent
 where nothing is learned, and more of them can afford a first state nearer to pure noise.
 
-From `UNIVERSAL_FROM` evaluations on, the universal plan of that number is better (sampling/universal.py).  All of this
-was chosen on networks that others trained, each left out in turn (docs/few-steps.md).
+From `UNIVERSAL_FROM` evaluations on, the universal plan of that number is better (sampling/universal.py).  All
+numbers here were chosen on the very networks that docs/few-steps.md judges, trained for this in the ways of others.
 """
 
 from __future__ import annotations
