@@ -1,0 +1,228 @@
+"""The sections of a recipe: data, prediction, objective, optimizer, average and pictures.
+
+Each refuses unknown keys, and values that no training could do with.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from logsnr.errors import unknown
+from logsnr.predictions import LABELS, PREDICTIONS
+from logsnr.sampling.names import SOLVERS, find_solver, named_plan
+from logsnr.sampling.plan import Plan
+
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Part = str | dict[str, Any]
+"""A name, or a mapping of `name` and the parameters of that class."""
+
+
+class Section(BaseModel):
+    """A part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Images to train on (data.py lists the formats).
+
+    Args:
+        source: "digits", an .npz or .npy file, or a folder of images; paths are relative to the working directory.
+        grey_levels: per channel (digits have 17, whatever is said here); recipes of before say `levels`.
+        size: for folders: crop to the central square and resize to this side.
+        channels: for folders: 1 for grey, 3 for colour (the default).
+        holdout: fraction of the images held out, where the source has no held-out part of its own.
+        split_seed: seed of that split; the held-out part stays the same for every training seed.
+        flip: mirror each image left to right with probability 1/2.
+    """
+
+    source: str = "digits"
+    grey_levels: Annotated[int, Field(ge=2, le=256, validation_alias=AliasChoices("grey_levels", "levels"))] = 256
+    size: Annotated[int, Field(ge=2, le=4096)] | None = None
+    channels: Literal[1, 3] | None = None
+    holdout: Probability = 0.1
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class PredictionConfig(Section):
+    """What the network's output means (predictions.py).
+
+    Args:
+        name: a name of `PREDICTIONS`.
+        label: how the network is told the noise level; "flow" (1000 t) suits the U-Net.
+        path: "vp", "ve" or "flow", the scaling of the network's input; the prediction's own by default.
+    """
+
+    name: str = "edm"
+    label: str = "flow"
+    path: Literal["vp", "ve", "flow"] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> PredictionConfig:
+        for key, value, known in (("name", self.name, PREDICTIONS), ("label", self.label, LABELS)):
+            if value not in known:
+                raise unknown(key, value, known)
+        if self.name == "edm" and self.path is not None:
+            raise ValueError(f"path = {self.path!r}: EDM prediction scales its own input; leave path out")
+        return self
+
+
+class AdaptiveConfig(Section):
+    """How the density of noise levels is learned (schedules/adaptive.py).
+
+    Args:
+        importance: p ~ w times "error" or "gradient"; "auto" takes the gradient for the ELBO, where the error
+            stays large at levels that teach little, and the error otherwise.
+        bins: bins of log-SNR.
+        decay: memory per draw.
+        floor: share of uniform draws.
+        true_every: for the gradient, steps between measurements of true gradient norms over all parameters, which
+            mend the last layer's (0 = never).
+        true_samples: draws in each, per process.
+    """
+
+    importance: Literal["auto", "error", "gradient"] = "auto"
+    bins: Count = 100
+    decay: Probability = 0.999
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    true_every: Annotated[int, Field(ge=0)] = 50
+    true_samples: Count = 8
+
+    @field_validator("importance", mode="before")
+    @classmethod
+    def _gone(cls, value: Any) -> Any:
+        if value == "rms":
+            raise ValueError("'rms' never did better than 'error' and is no more: give error or gradient")
+        return value
+
+
+class ObjectiveConfig(Section):
+    """What is minimised (objectives.py): a preset by name, or a weighting and a schedule.
+
+    Args:
+        preset: a name of `objectives`, e.g. "vdm++/sigmoid".
+        weighting: name, or {name: sigmoid, bias: 2.0}; with `schedule`, in place of a preset.
+        schedule: name, or {name: cosine, shift: 0}: the density of noise levels in training.
+        logsnr: (lo, hi) to which noise levels are truncated.
+        adaptive: true, or {importance: gradient, ...}: learn the density during training.  It starts from `schedule`
+            where one is named, else from what an untrained network is good for.
+        uncertainty: divide by a learned e^u, as EDM2 does (uncertainty.py): trains w e^-u = 2 p/E[error] instead of w.
+    """
+
+    preset: str | None = None
+    weighting: Part | None = None
+    schedule: Part | None = None
+    logsnr: tuple[Finite, Finite] | None = None
+    adaptive: AdaptiveConfig | None = None
+    uncertainty: bool = False
+
+    @field_validator("adaptive", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if value is not None and not isinstance(value, (dict, AdaptiveConfig)):
+            raise ValueError(f"{value!r}: give true, false or a mapping, e.g. {{importance: gradient}}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ObjectiveConfig:
+        if self.preset is None and self.weighting is not None and self.schedule is None and self.adaptive:
+            if self.logsnr is None:
+                raise ValueError("an adaptive density without a schedule needs its range: set logsnr: [lo, hi]")
+        elif self.preset is None and (self.weighting is None or self.schedule is None):
+            raise ValueError("give a preset, or both a weighting and a schedule")
+        if self.preset is not None and self.weighting is not None:
+            raise ValueError(f"preset = {self.preset!r} brings its own weighting: give a preset or a weighting")
+        if self.uncertainty and self.adaptive:
+            raise ValueError(
+                "uncertainty weights by p over the error, and an adaptive p is w times the error: together w again; "
+                "leave one of them out"
+            )
+        if self.logsnr is not None and not self.logsnr[0] < self.logsnr[1]:
+            raise ValueError(f"logsnr = {list(self.logsnr)}: give [lo, hi] with lo < hi")
+        return self
+
+    def describe(self) -> str:
+        """The objective in a few words, e.g. "sigmoid(bias=2) on [-10, 10], adaptive from cosine"."""
+        name = self.preset or _words(self.weighting)
+        where = "" if self.logsnr is None else f" on [{self.logsnr[0]:g}, {self.logsnr[1]:g}]"
+        drawn = _words(self.schedule) if self.schedule is not None else "the preset's schedule"
+        if self.adaptive:
+            by = "" if self.adaptive.importance == "auto" else f" by {self.adaptive.importance}"
+            start = "" if self.schedule is None else f" from {drawn}"
+            return f"{name}{where}, adaptive{by}{start}"
+        over = " over its learned uncertainty" if self.uncertainty else ""
+        return f"{name}{over}{where}" if self.schedule is None else f"{name}{over}{where}, drawn by {drawn}"
+
+
+def _words(part: Part | None) -> str:
+    if part is None or isinstance(part, str):
+        return part or ""
+    parameters = ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in part.items()
+        if key != "name"
+    )
+    return f"{part.get('name')}({parameters})" if parameters else str(part.get("name"))
+
+
+class OptimizerConfig(Section):
+    """AdamW.
+
+    Args:
+        lr: learning rate after warm-up.
+        betas: decay of the two moments.
+        weight_decay: decoupled weight decay.
+        warmup: steps over which the learning rate rises linearly.
+        decay: "constant" afterwards, or "linear" to zero at the recipe's last step.
+        clip: largest gradient norm of the loss *divided by the objective's scale*; null for no clipping.
+    """
+
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 100
+    decay: Literal["constant", "linear"] = "constant"
+    clip: PositiveFloat | None = 1.0
+
+
+class EMAConfig(Section):
+    """Exponential moving average of the weights; `ramp` starts it short: min(decay, (1 + n) / (10 + n)) at update n."""
+
+    decay: Probability = 0.999
+    ramp: bool = True
+
+
+class SamplesConfig(Section):
+    """Pictures of samples: every `every` steps (0 = never), `count` images from fixed noise.
+
+    Args:
+        every: steps between pictures.
+        count: images in one.
+        solver: a name of `sampling.names`, e.g. "ge" or "DPM++(3M)".
+        steps: network evaluations per image.
+        gamma: gradient estimation's extrapolation; 2 where nothing is said.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1000
+    count: Count = 64
+    solver: str = "ge"
+    steps: Count = 20
+    gamma: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _a_plan(self) -> SamplesConfig:
+        self.plan(0.01, 100.0, 1.0)
+        return self
+
+    def plan(self, low: float, high: float, sigma_data: float) -> Plan:
+        """The sampler of a model with this range of noise levels."""
+        gamma = self.gamma if "gamma" in SOLVERS[find_solver(self.solver, "rows", "plan")[0]].takes else None
+        return named_plan(self.solver, self.steps, low, high, sigma_data=sigma_data, gamma=gamma)
