@@ -37,7 +37,7 @@ from torch import Tensor
 
 from logsnr import guidance
 from logsnr.calibration import calibrate
-from logsnr.calibration.baselines import STOCK_GRIDS, aligned, searched, tuned_ends
+from logsnr.calibration.baselines import aligned, searched, tuned_ends
 from logsnr.calibration.ledger import fingerprint
 from logsnr.calibration.rollout import Noises, squares
 from logsnr.calibration.teacher import remember, taught
@@ -50,7 +50,7 @@ from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
 from logsnr.sampling.batches import Cond, in_turn
-from logsnr.sampling.names import find_grid
+from logsnr.sampling.names import compared_grids, compared_solvers, find_grid, find_solver
 from logsnr.sampling.plan import Grid
 from logsnr.sampling.start import start
 from logsnr.sampling.table import table_of
@@ -58,21 +58,16 @@ from logsnr.sampling.teacher import teacher_plan
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
-GRIDS = {name: find_grid(name)[1] for name in STOCK_GRIDS}
+GRIDS = {name: find_grid(name)[1] for name in compared_grids("range")}
 SOLVERS: dict[str, Callable[[Grid], Plan]] = {
-    "DDIM": solvers.ddim,
-    **{f"GE({g})": partial(solvers.ge, gamma=g) for g in (1.5, 2.0)},
+    **{name: find_solver(name)[1] for name in compared_solvers("rows")},
     **{f"GE({g}) {b}": partial(solvers.ge, gamma=g, basis=b) for g in (1.5, 2.0) for b in ("x0", "velocity")},
-    **{f"AB-{p}": partial(solvers.adams_bashforth, order=p) for p in (2, 3, 4)},
-    **{f"iPNDM-{p}": partial(solvers.ipndm, order=p) for p in (3, 4)},
-    **{f"DEIS-{p}": partial(solvers.deis, order=p) for p in (2, 3, 4)},
-    "DPM++(2M)": solvers.dpmpp,
+    **{f"{name}-4": partial(make, order=4) for name, make in (("AB", solvers.adams_bashforth), ("DEIS", solvers.deis))},
     "DPM++(2M) ramp": partial(solvers.dpmpp, final="ramp"),
-    "DPM++(3M)": partial(solvers.dpmpp, order=3),
-    "DPM++(3M) ramp": partial(solvers.dpmpp, order=3, final="ramp"),
-    **{f"UniPC-{p}": partial(solvers.unipc, order=p) for p in (1, 2, 3)},
-    **{f"UniPC-{p} ramp": partial(solvers.unipc, order=p, final="ramp") for p in (2, 3)},
+    "UniPC-1": partial(solvers.unipc, order=1),
+    "UniPC-2 ramp": partial(solvers.unipc, final="ramp"),
 }
+"""All that are compared everywhere, and some that seldom win."""
 MODELS = ("mixture", "zoo:digits", "zoo:fashion-mnist", "zoo:fashion-mnist-classes@2")
 PEER_SETTINGS = ("seed", "report", "teacher", "tune", "screen")
 Training = tuple[Callable[[Tensor], Tensor], dict[str, Any]]

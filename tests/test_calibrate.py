@@ -347,7 +347,7 @@ def test_beats_every_stock_solver_on_fresh_noise(n: int) -> None:
 @pytest.mark.parametrize("method", ["search", "gits", "ays", "ends"])
 @pytest.mark.parametrize("n", [1, 4, 10])
 def test_the_smallest_budget_allowed_ends_in_a_reported_plan(n: int, method: str) -> None:
-    plan = calibrate(MIXTURE, n, n=4, rollouts=40, teacher=20, method=method)
+    plan = calibrate(MIXTURE, n, n=6, rollouts=40, teacher=20, method=method)
     assert plan.nfe == n
     assert plan.meta["evaluations"]["rollouts"] <= 40
     assert plan.meta["report"]["rmse"] > 0
@@ -406,7 +406,7 @@ def test_meta_holds_provenance_and_errors() -> None:
     assert (meta["seed"], meta["n"], meta["nfe"], meta["interrupted"]) == (3, 24, 4, False)
     lo, hi = MIXTURE.sampling_range
     report = taught(MIXTURE, teacher_plan(32, lo, hi), *dict(events)["report"], chunk=24)
-    everyone = alternatives(4, lo, hi)
+    everyone = alternatives(MIXTURE, 4, lo, hi)
     assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
     assert len(meta["report"]["alternatives"]) == LEADERS
     assert meta["selection"]["best_alternative"] in meta["report"]["alternatives"]
@@ -490,7 +490,7 @@ def test_an_alternative_that_wins_is_returned(monkeypatch: pytest.MonkeyPatch) -
     plan = calibrate(MIXTURE, 4, seed=3, **SMALL)
     assert plan.meta["found"]["from"] == "alternative"
     assert plan.meta["solver"] == plan.meta["selection"]["best_alternative"]
-    assert plan == alternatives(4, *MIXTURE.sampling_range)[plan.meta["solver"]]
+    assert plan == alternatives(MIXTURE, 4, *MIXTURE.sampling_range)[plan.meta["solver"]]
     assert plan.meta["report"]["rmse"] == plan.meta["report"]["alternatives"][plan.meta["solver"]]
 
 
@@ -545,7 +545,7 @@ def test_errors_count_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.meta["metric"] == "first_coordinate"
     # on 512 other noises: half the coordinate's error of any built-in, and the whole state given away for it
     seen = replace(fresh(), end=first_coordinate(fresh().end))
-    others = alternatives(4, lo, hi)
+    others = alternatives(MIXTURE, 4, lo, hi)
     of_coordinate = partial(mean_square, MIXTURE, noises=seen, chunk=512, metric=first_coordinate)
     assert of_coordinate(plan) < 0.25 * min(of_coordinate(others[name]) for name in plan.meta["report"]["alternatives"])
     whole = partial(mean_square, MIXTURE, noises=fresh(), chunk=512, metric=None)
@@ -610,7 +610,7 @@ class Broken(Counting):
         ({"nfe": 21}, "built-in solver"),
         ({"nfe": 4, "history": 4}, "history = 4: must be 0, 1, 2, 3 or 'auto'"),
         ({"nfe": 4, "basis": "score"}, "basis 'score' is not one of"),
-        ({"nfe": 4, "n": 3}, r"n = 3: must be in \[4"),
+        ({"nfe": 4, "n": 5}, r"n = 5: must be in \[6"),
         ({"nfe": 4, "method": "lhs"}, "method 'lhs' is not one of search, gits, ays, ends"),
         ({"nfe": 4, "rollouts": 201}, r"rollouts = 201: must be in \[40, 200\]"),
         ({"nfe": 10, "teacher": 18}, r"teacher = 18: must be in \[20"),

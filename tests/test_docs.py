@@ -18,7 +18,7 @@ PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if "```python" in p
 def given(tmp_path, monkeypatch, request):
     """What a page takes for granted: a pipeline in hand, a folder that its commands made, minutes to calibrate."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ls, "calibrate", partial(ls.calibrate, n=4, rollouts=40, teacher=16))
+    monkeypatch.setattr(ls, "calibrate", partial(ls.calibrate, n=6, rollouts=40, teacher=16))
     page = request.node.callspec.params["page"].stem
     if page == "pipelines":
         export_diffusers(ls.load("zoo:digits"), tmp_path / "pipelines" / "digits", keep_classes=True)

@@ -174,7 +174,8 @@ def test_a_solver_and_a_grid_are_found_by_sampling_and_comparing(run, trained):
     code, out, _ = run("sample", "--help")
     assert "toy" in out
     assert "root" in out
-    (entry,) = ours(denoiser, [4], solvers=["toy"], grids=["root"])
+    entry, to_min = ours(denoiser, [4], solvers=["toy"], grids=["root"])
+    assert to_min.plan == toy_solver(toy_grid(4, high, low, "min"), 1.5)
     assert (entry.name, entry.family, entry.plan) == ("TOY(1.5), root", "Toy", toy_solver(toy_grid(4, high, low), 1.5))
     code, out, err = run(
         "compare", trained, "--nfe", 3, "--solvers", "toy", "--grids", "root,kar", "-n", 8, "--teacher-steps", 16,
@@ -182,7 +183,9 @@ def test_a_solver_and_a_grid_are_found_by_sampling_and_comparing(run, trained):
     )  # fmt: skip
     assert code == 0, err
     told = json.loads(out)
-    assert [row["name"] for row in told["rows"]] == ["TOY(1.5), karras", "TOY(1.5), root"]
+    assert [row["name"] for row in told["rows"]] == [
+        f"TOY(1.5), {grid}{end}" for end in ("", ", min") for grid in ("karras", "root")
+    ]
     assert told["features"] == "toy"
     code, out, _ = run("compare", "--help")
     for name in ("TOY(1.5)", "root", "pixels, toy"):

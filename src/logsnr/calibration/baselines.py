@@ -1,6 +1,6 @@
 """Baselines: what a calibrated plan has to beat, stock solvers, also with levels chosen for the model.
 
-alternatives  stock solvers on stock grids
+alternatives  what nobody calibrates for: automatic plans, and all compared solvers on all compared grids
 tuned_ends    the two ends of a grid, by coordinate search on measured errors
 searched      iPNDM on the levels of least summed local error (GITS, 2405.11326): no evaluation
 aligned       DPM-Solver++(2M) on the levels of least KL bound (Align Your Steps, 2404.14507): no evaluation
@@ -28,26 +28,25 @@ from torch import Tensor
 from logsnr.calibration.levels import best_levels
 from logsnr.calibration.teacher import Cache
 from logsnr.calibration.trial import Trial
+from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.sampling import solvers
-from logsnr.sampling.names import find_grid, find_solver
+from logsnr.sampling.default import auto_plan
+from logsnr.sampling.names import compared_grids, compared_solvers, find_grid, find_solver
 from logsnr.sampling.plan import Grid, Plan
-
-STOCK = ("DDIM", "GE(2)", "GE(1.5)", "iPNDM-3", "iPNDM-4", "DEIS-3", "DPM++(2M)", "UniPC-2", "UniPC-3 ramp")
-STOCK_GRIDS = ("log-linear", "karras", "log-linear, min", "karras, min", "flow", "flow, min")
-"""Ended by a plain denoise, or at the smallest level itself (one step of the grid more, and its noise stays)."""
+from logsnr.sampling.table import table_of
 
 
-def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
-    """Every stock solver on every stock grid from `high` to `low`, and 0, named "solver, grid"; plans that coincide
-    appear once."""
-    levels = {grid: find_grid(grid)[1](n, high, low) for grid in STOCK_GRIDS}
-    found: dict[str, Plan] = {}
-    for solver in STOCK:
-        make = find_solver(solver)[1]
-        for grid in STOCK_GRIDS:
-            # a grid of one level is that of its first, whatever its spacing
-            plan = make(levels[grid])
+def alternatives(denoiser: Denoiser, n: int, low: float, high: float) -> dict[str, Plan]:
+    """What a model is sampled with unasked ("automatic"), and every solver that is compared on every grid from `high`
+    to `low`, named "solver, grid"; plans that coincide appear once."""
+    known = denoiser.finite_at_inf
+    found = {"automatic": auto_plan(n, low, high, sigma_data=denoiser.sigma_data, finite_at_inf=known)}
+    table = table_of(denoiser, (low, high))
+    for grid in compared_grids("range", *(("table",) if n <= len(table) else ())):
+        levels = find_grid(grid)[1](n, high, low, table=table)
+        for solver in compared_solvers("rows"):
+            plan = find_solver(solver)[1](levels)
             if all(plan != other for other in found.values()):
                 found[f"{solver}, {grid}"] = plan
     return found
@@ -56,10 +55,11 @@ def alternatives(n: int, low: float, high: float) -> dict[str, Plan]:
 def ends(trial: Trial, cache: Cache) -> None:
     """The leading built-in solvers with tuned ends; untuned they stand beside."""
     for name in trial.leaders:
-        solver, grid = name.split(", ", 1)
-        error = partial(trial.offer, how={"from": "ends", "name": f"{name}, tuned ends"})
-        low, high = trial.settings.sigma_range
-        tuned_ends(find_solver(solver)[1], find_grid(grid)[1], trial.settings.nfe, low, high, error)
+        solver, _, grid = name.partition(", ")
+        if grid in compared_grids("range"):
+            error = partial(trial.offer, how={"from": "ends", "name": f"{name}, tuned ends"})
+            low, high = trial.settings.sigma_range
+            tuned_ends(find_solver(solver)[1], find_grid(grid)[1], trial.settings.nfe, low, high, error)
 
 
 def gits(trial: Trial, cache: Cache) -> None:

@@ -70,7 +70,7 @@ class Settings:
         if self.basis not in ("auto", *BASES):
             raise unknown("basis", self.basis, ["auto", *BASES])
         for name, value, least, most in (
-            ("n", self.n, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
+            ("n", self.n, 6, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
             ("teacher", self.teacher, max(16, 2 * nfe), 1000),
             ("rollouts", self.rollouts, 40, 200),
         ):

@@ -30,7 +30,7 @@ from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.teacher import teacher_on, teacher_plan
 
 PURPOSES = ("fit", "select", "report")
-FEW = 4
+FEW = 8
 """All built-in solvers are ranked on one selection noise of so many."""
 
 

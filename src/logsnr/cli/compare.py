@@ -76,14 +76,12 @@ def compare(
     from logsnr.evaluation.compare import peers as theirs
     from logsnr.evaluation.compare.schedulers import ALL, SCHEDULERS
     from logsnr.evaluation.passport import Passport
-    from logsnr.sampling.names import SOLVERS
+    from logsnr.sampling.names import SOLVERS, compared_grids, compared_solvers
 
     budgets = _numbers(nfe)
     words = {"solvers": _words(solvers), "grids": _words(grids)}
-    samplers.check_words(
-        "solver", words["solvers"], [*samplers.compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS
-    )
-    samplers.check_words("grid", words["grids"], [*samplers.compared_grids(), *(ALL if peers else ())])
+    samplers.check_words("solver", words["solvers"], [*compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS)
+    samplers.check_words("grid", words["grids"], [*compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None)
     about, eta = _about(model, denoiser, guidance, label), None

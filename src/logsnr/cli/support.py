@@ -28,7 +28,7 @@ from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
 from logsnr.sampling import GaussianStart, Plan, probe
-from logsnr.sampling.names import GRIDS, SOLVERS, find_grid, named_plan
+from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
@@ -107,7 +107,6 @@ def asked_range(denoiser: Denoiser, text: str | None, cond: dict[str, Any], seed
 
 def known_names() -> dict[str, str]:
     """What help texts name: members of the registries."""
-    from logsnr.evaluation.compare.entries import compared_grids, compared_solvers
     from logsnr.evaluation.compare.spaces import SPACES
 
     return {

@@ -206,6 +206,17 @@ def named_plan(
     return plan
 
 
+def compared_solvers(*makes: Makes) -> list[str]:
+    """The solvers that take part wherever solvers are compared, of those that make one of `makes`; of all without."""
+    return [name for entry in SOLVERS.values() if not makes or entry.makes in makes for name in entry.variants]
+
+
+def compared_grids(*needs: Needs) -> list[str]:
+    """The grids that do, ended by a plain denoise and, as "karras, min", at the smallest level itself."""
+    names = [name for name, entry in GRIDS.items() if entry.compared and (not needs or entry.needs in needs)]
+    return [*names, *(f"{name}, min" for name in names if GRIDS[name].needs == "range")]
+
+
 def find_solver(name: str, *makes: Makes) -> tuple[str, partial[Any]]:
     """The key in `SOLVERS` of a solver by any of its names, and its maker with the options that the name stands for.
 

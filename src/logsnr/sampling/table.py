@@ -22,9 +22,12 @@ LEVELS = 2520
 VP = VPLinear(0.1, 20.0)
 
 
-def table_of(denoiser: Denoiser) -> TimestepTable:
-    """The model's own table, or a fine one over its sampling range; the top is always finite."""
-    low, high = denoiser.sampling_range
+def table_of(denoiser: Denoiser, sigma_range: tuple[float, float] | None = None) -> TimestepTable:
+    """The model's own table within (smallest, largest), or a fine one between them; the top is always finite.
+
+    Without a range it is the model's sampling range.
+    """
+    low, high = sigma_range or denoiser.sampling_range
     for module in denoiser.modules():  # a guided denoiser holds the one that it guides
         if isinstance(module, NetworkDenoiser):
             label = module.prediction.label

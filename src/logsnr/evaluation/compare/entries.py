@@ -1,6 +1,6 @@
 """Entries: what takes part in a comparison, each with the network evaluations it will spend.
 
-    ours             every solver of this library on every grid over the sampling range, the last step to sigma 0
+    ours             every solver of this library on every grid over the sampling range, and on those ended at its min
     uncalibrated     plans that need no calibration: the default, and the universal ones
     plans            calibrated or hand-made plans
     peers            diffusers' schedulers (schedulers.py)
@@ -26,7 +26,17 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import Plan, evaluations, sample
 from logsnr.sampling.default import default_plan
 from logsnr.sampling.loop import updates
-from logsnr.sampling.names import GRIDS, NEEDED, SOLVERS, find_solver, plain
+from logsnr.sampling.names import (
+    GRIDS,
+    NEEDED,
+    SOLVERS,
+    Makes,
+    compared_grids,
+    compared_solvers,
+    find_grid,
+    find_solver,
+    plain,
+)
 from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.start import check_start
 from logsnr.sampling.table import table_of
@@ -35,6 +45,10 @@ from logsnr.theory import EtaCurve
 
 Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor]
 """(denoiser, starting states z, conditions, source of noise) -> samples."""
+
+
+STEPS: tuple[Makes, ...] = ("rows", "samples")
+"""What a solver on any grid makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +103,7 @@ def ours(
     Raises:
         LogsnrError: if "admissible" is asked for by name and there is no curve.
     """
-    known = [grid for grid in compared_grids() if GRIDS[grid].needs != "eta" or not _empty(eta)]
+    known = compared_grids(*("range", "table", "nothing"), *(() if _empty(eta) else ("eta",)))
     for word in grids:
         if not kept(known, [word]) and kept(compared_grids(), [word]):
             raise LogsnrError(f"grid {word!r} needs {NEEDED['eta']}")
@@ -101,7 +115,7 @@ def ours(
     out: list[Entry] = []
     for budget in nfe:
         seen: set[Hashable] = set()
-        for solver in compared_solvers(solvers):
+        for solver in (one for one in compared_solvers() if kept([one, find_solver(one, *STEPS)[0]], solvers)):
             for grid in kept(known, grids):
                 entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
                 if entry is None:
@@ -123,7 +137,7 @@ def _ours(
     levels = levels_of(grid, n)
     if levels is None:
         return None
-    name, make = find_solver(solver, "rows", "samples")
+    name, make = find_solver(solver, *STEPS)
     about = SOLVERS[name]
     if about.makes == "rows":
         return plan_entry(denoiser, make(levels), solver, grid, about.family, "logsnr", budget)
@@ -149,19 +163,10 @@ def _levels(denoiser: Denoiser, grid: str, n: int, eta: EtaCurve | None = None) 
     """n evaluations on a grid by name; None where it has not so many levels."""
     low, high = denoiser.sampling_range
     table = table_of(denoiser)
-    if GRIDS[grid].needs == "table" and n > len(table):
+    name, make = find_grid(grid)
+    if GRIDS[name].needs == "table" and n > len(table):
         return None
-    return GRIDS[grid](n, high, low, table=table, eta=eta)
-
-
-def compared_solvers(wanted: Sequence[str] = ()) -> list[str]:
-    """Our solvers, as a comparison names them, of which a name or the solver's own starts with a word wanted."""
-    return [variant for name, entry in SOLVERS.items() for variant in entry.variants if kept([variant, name], wanted)]
-
-
-def compared_grids() -> list[str]:
-    """Our grids that take part; all end at sigma 0."""
-    return [name for name, entry in GRIDS.items() if entry.compared]
+    return make(n, high, low, table=table, eta=eta)
 
 
 def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
