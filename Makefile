@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test coverage lint bench clean
+.PHONY: help demo test coverage lint bench faults clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -45,6 +45,10 @@ bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/trainer_overhead.py
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/scheduler_overhead.py
+
+# KINDS="..." runs some of them.
+faults: $(DEV) ## kill, fill, damage and interrupt things; writes the table of docs/reliability.md (minutes)
+	PYTHONPATH=tests $(BIN)/python -m faults $(KINDS)
 
 clean: ## forget the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage*
