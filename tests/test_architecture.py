@@ -10,9 +10,9 @@ import logsnr
 
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
-    ["errors", "noise", "pixels", "images", "theory", "projection"],
-    ["files", "gaussian", "timesteps", "zoo"],
-    ["predictions", "schedules"],
+    ["errors", "noise", "pixels", "images", "terminal", "theory", "projection"],
+    ["reading", "gaussian", "timesteps", "zoo"],
+    ["files", "predictions", "schedules"],
     ["weightings", "denoiser"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],
     ["grids", "solvers", "models", "likelihood", "report"],

@@ -477,7 +477,7 @@ def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tm
     with pytest.raises(LogsnrError, match=r"another calibration \(different: seed"):
         calibrate(model, 4, seed=5, resume=path, **SMALL)
     path.write_text("{}")
-    with pytest.raises(LogsnrError, match="not the file of a calibration"):
+    with pytest.raises(LogsnrError, match="cannot be read as the file of a calibration"):
         calibrate(MIXTURE, 4, seed=3, resume=path, **SMALL)
     with pytest.raises(LogsnrError, match="cannot write"):
         calibrate(MIXTURE, 4, seed=3, resume=tmp_path / "absent" / "ledger.json", **SMALL)

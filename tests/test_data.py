@@ -142,7 +142,7 @@ def test_everything_held_out(tmp_path):
 def test_a_truncated_npz(tmp_path, cut):
     path = npz(tmp_path, images=pictures())
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(LogsnrError, match=r"images.npz cannot be read \(.*truncated or not a NumPy file"):
+    with pytest.raises(LogsnrError, match=r"images.npz cannot be read as a NumPy file .*truncated or not a NumPy file"):
         load(path)
 
 
@@ -150,7 +150,7 @@ def test_a_truncated_npy(tmp_path):
     np.save(tmp_path / "x.npy", pictures())
     data = (tmp_path / "x.npy").read_bytes()
     (tmp_path / "x.npy").write_bytes(data[:-10])
-    with pytest.raises(LogsnrError, match=r"x.npy cannot be read \(.*truncated"):
+    with pytest.raises(LogsnrError, match=r"x.npy.* more than the file holds"):
         load(tmp_path / "x.npy")
 
 
@@ -217,7 +217,7 @@ def test_crop_and_resize(tmp_path, axis):
 
 
 def test_folders_that_are_wrong(tmp_path):
-    with pytest.raises(LogsnrError, match=r"holds no images \(.png, .apng, .jpg.*check the path"):
+    with pytest.raises(LogsnrError, match=r"holds no images \(.png, .jpg.*check the path"):
         load(tmp_path)
     write_images(tmp_path, pictures(2))
     (tmp_path / "zz.png").write_bytes(b"not a picture")

@@ -283,7 +283,7 @@ def test_an_objective_of_ones_own():
         (["--do_edm_style_training", "--prediction_type", "sample"], "epsilon or v_prediction"),
         (["--scale_v_pred_loss_like_noise_pred"], "needs --v_parameterization"),
         (["--min_timestep", "900", "--max_timestep", "100"], "min_timestep < max_timestep"),
-        (["missing.json"], "cannot be read"),
+        (["missing.json"], "does not exist"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, message):

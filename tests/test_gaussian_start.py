@@ -251,7 +251,7 @@ def test_a_start_is_kept_whole(tmp_path, kind) -> None:
     path.write_bytes(data[:90])
     with pytest.raises(LogsnrError, match="cannot be read as a Gaussian start"):
         GaussianStart.load(path)
-    with pytest.raises(LogsnrError, match="cannot be read"):
+    with pytest.raises(LogsnrError, match="does not exist"):
         GaussianStart.load(tmp_path / "none.safetensors")
 
 

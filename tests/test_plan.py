@@ -115,8 +115,8 @@ def test_bad_fields_are_named(kwargs, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "plan version 2: this logsnr reads version 1"),
-        ({"version": None}, "plan version None"),
+        ({"version": 2}, "the plan has format 2, of a newer logsnr"),
+        ({"version": None}, "the plan has format None, this version reads format 1"),
         ({"gamma": 2}, r"unknown keys \['gamma'\]"),
         ({"rows": "1"}, "rows = '1': give a list"),
         ({"rows": [["1"]]}, r"rows\[0\] holds '1'"),
@@ -135,7 +135,7 @@ def test_missing_keys_and_other_files_are_named(tmp_path) -> None:
         Plan.from_dict({"version": 1, "sigmas": [1.0, 0.0]})
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text("[1]")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match=r"a.json cannot be read as a plan"):
         Plan.load(tmp_path / "a.json")
     with pytest.raises(ValueError, match="holds a list"):
         Plan.load(tmp_path / "b.json")

@@ -153,7 +153,10 @@ def test_the_checkpoint_of_another_network_is_refused_by_name(tmp_path):
         LogsnrError, match=r"another network .*conv_in.weight has shape \(8, 3, 3, 3\) instead of \(16, 3, 3, 3\)"
     ):
         load_denoiser(tmp_path)
-    edit_card(tmp_path, network={"channels": [8], "layers_per_block": 2, "mid_attention": False, "norm_groups": 4})
+    edit_card(
+        tmp_path,
+        network={"channels": [8], "classes": 3, "layers_per_block": 2, "mid_attention": False, "norm_groups": 4},
+    )
     with pytest.raises(LogsnrError, match=r"is missing;.* and \d+ more; restore the matching pair"):
         load_denoiser(tmp_path)
 
@@ -161,17 +164,21 @@ def test_the_checkpoint_of_another_network_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99}, "has format 99, this version reads format 1: load it with the version"),
+        ({"format": 99}, r"has format 99, of a newer logsnr \(this one reads 1\): pip install"),
+        ({"format": 0}, "has format 0, this version reads format 1: restore it"),
         ({"kind": "state"}, "is not the card of a denoiser"),
         ({"weights": {"file": "x"}}, "names no weight file"),
         ({"weights": {"file": "../x", "sha256": "", "bytes": 0}}, "must lie in the card's own folder"),
-        ({"network": {"chanels": [8]}}, "does not describe a denoiser .*chanels"),
+        ({"network": {"chanels": [8]}}, "card.json cannot be read as the description of a denoiser .*chanels"),
         ({"prediction": {"name": "epsilon"}}, "prediction 'epsilon' is not one of eps, x0"),
         (
             {"prediction": {"name": "v", "sigma_dat": 1}},
             "field of prediction v 'sigma_dat' is not one of label, path",
         ),
-        ({"shape": None}, "does not describe a denoiser"),
+        ({"shape": None}, "cannot be read as the description of a denoiser"),
+        ({"classes": "3"}, "classes = '3', the network's is 3"),
+        ({"training": "digits"}, "training = 'digits' is no mapping"),
+        ({"sigma_data": -1}, "sigma_data -1.0 is none"),
     ],
 )
 def test_cards_that_are_wrong(tmp_path, changes, message):
@@ -185,9 +192,12 @@ def test_cards_that_are_not_cards(tmp_path):
     with pytest.raises(LogsnrError, match=r"card.json does not exist: give the folder of a run"):
         load_denoiser(tmp_path)
     (tmp_path / "card.json").write_text('{"format": 1, ')
-    with pytest.raises(LogsnrError, match="not a readable JSON card"):
+    with pytest.raises(LogsnrError, match="cannot be read as a JSON card"):
         load_denoiser(tmp_path)
     (tmp_path / "card.json").write_text("[1]")
+    with pytest.raises(LogsnrError, match=r"card.json holds a list, no mapping"):
+        load_denoiser(tmp_path)
+    (tmp_path / "card.json").write_text("{}")
     with pytest.raises(LogsnrError, match="not a card of this library"):
         load_denoiser(tmp_path)
 

@@ -150,7 +150,7 @@ def test_files_that_are_not_recipes(tmp_path):
     with pytest.raises(LogsnrError, match=r"missing.yaml cannot be read \(No such file.*there are .*digits.yaml"):
         load_recipe(tmp_path / "missing.yaml")
     (tmp_path / "bad.yaml").write_text("steps: [1, ")
-    with pytest.raises(LogsnrError, match="is not valid YAML"):
+    with pytest.raises(LogsnrError, match="not valid YAML"):
         load_recipe(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(LogsnrError, match="holds a list: a recipe is a mapping"):
@@ -161,7 +161,7 @@ def test_files_that_are_not_recipes(tmp_path):
 
 def test_yaml_runs_no_code(tmp_path):
     (tmp_path / "evil.yaml").write_text("steps: !!python/object/apply:os.getcwd []")
-    with pytest.raises(LogsnrError, match="is not valid YAML"):
+    with pytest.raises(LogsnrError, match="not valid YAML"):
         load_recipe(tmp_path / "evil.yaml")
 
 

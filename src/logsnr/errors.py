@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 2000
+"""Characters of the longest message that is printed."""
 LISTED = 20
 """Names that an error lists beside the one that was meant."""
 
@@ -47,8 +49,20 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of any exception on one line, for quoting inside ours."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of any exception on one printable line, for quoting inside ours; the middle of a long one is cut."""
+    text = printable(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """The text with its control characters and broken code points written out: it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """The repr of what somebody wrote, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def nearest(value: object, known: Iterable[object]) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, one_line
+from logsnr.reading import check_format, read_json, read_tensors
 
 FORMAT = 1
 """Version of the cards written here; a reader refuses any other."""
@@ -75,7 +75,9 @@ def read_pair(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor
     entry = card["weights"]
     path = folder / str(entry["file"])
     try:
-        weights = path.read_bytes()
+        size = path.stat().st_size
+        # Its size is compared first: a link may lead to what never ends.
+        weights = path.read_bytes() if size == entry["bytes"] and path.is_file() else b""
     except OSError as error:
         raise LogsnrError(
             f"{folder / name}.json names {path.name}, which cannot be read ({error.strerror}): "
@@ -83,7 +85,7 @@ def read_pair(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor
         ) from error
     if len(weights) != entry["bytes"]:
         raise LogsnrError(
-            f"{path} has {len(weights)} bytes, its card says {entry['bytes']}: the file is truncated or incomplete; "
+            f"{path} has {size} bytes, its card says {entry['bytes']}: the file is truncated or incomplete; "
             "copy it again or go back to another checkpoint"
         )
     digest = hashlib.sha256(weights).hexdigest()
@@ -92,7 +94,7 @@ def read_pair(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor
             f"{path} has SHA-256 {digest[:12]}..., its card says {str(entry['sha256'])[:12]}...: the file was altered "
             "(a flipped bit, or another run's weights); copy it again or go back to another checkpoint"
         )
-    return card, tensors_from_bytes(weights)
+    return card, read_tensors(weights, path, "restore the file or train again")
 
 
 def read_card(folder: Path, name: str) -> dict[str, Any]:
@@ -102,25 +104,15 @@ def read_card(folder: Path, name: str) -> dict[str, Any]:
         LogsnrError: if it is missing, not a card, or of another format version.
     """
     path = folder / f"{name}.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LogsnrError(f"{path} does not exist: give the folder of a run, which holds {name}.json") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LogsnrError(
-            f"{path} is not a readable JSON card ({one_line(error)}): restore it or train again"
-        ) from error
-    if not isinstance(card, dict) or "format" not in card:
+    card = read_json(path, f"give the folder of a run, which holds {name}.json, or restore it", "a JSON card")
+    if "format" not in card:
         raise LogsnrError(f"{path} is not a card of this library (no format version): give the folder of a run")
-    if card["format"] != FORMAT:
-        raise LogsnrError(
-            f"{path} has format {card['format']!r}, this version reads format {FORMAT}: "
-            "load it with the version of logsnr that wrote it, or train again"
-        )
+    check_format(card["format"], FORMAT, str(path), "restore it or train again")
     entry = card.get("weights")
     if not isinstance(entry, dict) or not {"file", "sha256", "bytes"} <= entry.keys():
         raise LogsnrError(f"{path} names no weight file (file, sha256, bytes): restore the card or train again")
-    if Path(str(entry["file"])).name != entry["file"]:
+    file = entry["file"]
+    if not isinstance(file, str) or not file.isprintable() or Path(file).name != file:
         raise LogsnrError(f"{path} names the weight file {entry['file']!r}: it must lie in the card's own folder")
     return card
 

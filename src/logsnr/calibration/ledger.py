@@ -7,6 +7,7 @@ the same plan, to the last bit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from logsnr import files
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.files import replace_file
+from logsnr.reading import check_format, read_json, reading
 from logsnr.sampling.counted import Counted
 
-FORMAT = 4
+FORMAT = 5
+"""Version of the file; 3 and 4 had no checksum."""
+_FIX = "delete it to start again, or give resume= another path"
 
 
 class SpentError(Exception):
@@ -106,6 +110,7 @@ class Ledger:
         if self.path is None:
             return
         data = {"format": FORMAT, "settings": self.settings, "plan_hash": self.plan_hash, "known": self.known}
+        data["sha256"] = _checksum(data)
         try:
             replace_file(self.path, json.dumps(data).encode())
         except OSError as error:
@@ -115,25 +120,27 @@ class Ledger:
             ) from error
 
     def _read(self, path: Path) -> None:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            form, settings, known = data["format"], data["settings"], data["known"]
+        data = read_json(path, _FIX, "the file of a calibration")
+        with reading(path, _FIX, "the file of a calibration"):
+            form, settings, known = data["format"], dict(data["settings"]), data["known"]
             self.known = {name: (value, int(answers), int(passes)) for name, (value, answers, passes) in known.items()}
             self.plan_hash = data["plan_hash"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if form in (3, 4):  # what is n now
+            settings |= {"n": settings.pop("batch")} if form == 3 and "batch" in settings else {}
+        else:
+            check_format(form, FORMAT, str(path), _FIX)
+            if data.pop("sha256", None) != _checksum(data):
+                raise LogsnrError(f"{path} was altered (its measurements are not those of its checksum): {_FIX}")
+        if settings != self.settings:
+            differ = [key for key, value in self.settings.items() if settings.get(key) != value]
             raise LogsnrError(
-                f"{path} is not the file of a calibration ({one_line(error)}): delete it to start again, or give "
-                "resume= another path"
-            ) from error
-        if form == 3 and isinstance(settings, dict) and "batch" in settings:  # what is n now
-            form, settings["n"] = FORMAT, settings.pop("batch")
-        if form != FORMAT or settings != self.settings:
-            theirs = settings if isinstance(settings, dict) else {}
-            differ = [key for key, value in self.settings.items() if theirs.get(key) != value]
-            raise LogsnrError(
-                f"{path} is of another calibration (different: {', '.join(differ) or 'format'}): give resume= another "
-                "path, or the settings it was started with"
+                f"{path} is of another calibration (different: {', '.join(differ)}): give resume= another path, or the "
+                "settings it was started with"
             )
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(denoiser: Denoiser) -> str:

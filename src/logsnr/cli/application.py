@@ -1,23 +1,25 @@
 """The application: what every command shares, and the entry point.
 
-Bad input ends with one clear line on stderr and exit code 2; `--json` puts one JSON object on stdout for machines.
+Bad input ends with one clear line on stderr and exit code 2 (guard.py); `--json` puts one JSON object on stdout for
+machines; `--quiet` leaves out what nobody asked for.
 """
 
 from __future__ import annotations
 
 import sys
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 import logsnr
-from logsnr.errors import one_line
+from logsnr.cli.guard import guarded
+from logsnr.terminal import console
 
 app = typer.Typer(
     help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -35,8 +37,26 @@ def common(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars and no notes: the result alone.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """What stands before any command."""
+    """What stands before any command, or anywhere in its line (`main` moves it here)."""
+    _QUIET.set(quiet)
+
+
+ANYWHERE = ("--quiet", "--debug")
+"""Options of every command."""
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+def hushed(json_: bool) -> bool:
+    """Whether bars and notes are left out: with `--quiet`, and with `--json`."""
+    return json_ or _QUIET.get()
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on stderr."""
+    console(stderr=True, quiet=_QUIET.get()).print(text)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -67,9 +87,9 @@ class Named(TyperCommand):
 
 
 def main() -> None:
-    """Entry point of the `logsnr` command: bad input is one line and exit code 2."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        print(f"logsnr: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point of the `logsnr` command."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    own, rest = sys.argv[1:end], sys.argv[end:]
+    first = [word for word in ANYWHERE if word in own]
+    args = [*first, *(word for word in own if word not in ANYWHERE), *rest]
+    sys.exit(guarded(lambda: app(args, prog_name="logsnr", standalone_mode=False), debug="--debug" in first))

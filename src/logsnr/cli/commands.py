@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app
+from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed
+from logsnr.terminal import console
 
 
 @app.command()
@@ -27,7 +27,7 @@ def demo(
     from logsnr.cli import support
     from logsnr.demo import run_demo
 
-    summary = run_demo(out, seed=seed, max_seconds=max_seconds, quiet=json_)
+    summary = run_demo(out, seed=seed, max_seconds=max_seconds, quiet=hushed(json_))
     if json_:
         support.print_json(summary)
 
@@ -54,7 +54,7 @@ def train(
 
     config = load_recipe(recipe, set_ or [])
     folder = out or Path("runs") / Path(recipe).stem
-    summary = run(config, folder, resume=resume, progress=not json_)
+    summary = run(config, folder, resume=resume, progress=not hushed(json_))
     if json_:
         support.print_json({"folder": str(folder), **summary.to_dict()})
     else:
@@ -148,7 +148,14 @@ def sample(
     gaussian = support.start_of(start, plan, chosen)
     began = time.perf_counter()
     x = run(
-        guided, chosen, noise=noise, generator=generator, cond=cond, start=gaussian, chunk=chunk, progress=not json_
+        guided,
+        chosen,
+        noise=noise,
+        generator=generator,
+        cond=cond,
+        start=gaussian,
+        chunk=chunk,
+        progress=not hushed(json_),
     )
     seconds = time.perf_counter() - began
     spent = evaluations(guided, chosen)
@@ -224,7 +231,7 @@ def calibrate(
         rollouts,
         resume,
         seed,
-        quiet=json_,
+        quiet=hushed(json_),
         sigma_range=usable,
         method=method,
         start=gaussian,
@@ -303,7 +310,7 @@ def evaluate(
     table.add_column("error of eps per dimension", justify="right")
     for centre, error in zip(*(t.tolist() for t in result.loss_curve), strict=True):
         table.add_row(f"{centre:.2f}", f"{error:.4f}")
-    Console().print(table)
+    console().print(table)
     spent = f"{result.evaluations} evaluations and {result.pilot_evaluations} of the pilot"
     print(f"{result}; {spent}, seed {seed}")
 
@@ -375,7 +382,7 @@ def objective(
         table.add_column(name, justify="right")
     for level, w, p, below in report.rows():
         table.add_row(f"{level:g}", f"{w:.4g}", "-" if p != p else f"{p:.4g}", f"{below:.1%}")
-    Console().print(table)
+    console().print(table)
     print(f"drawn: {report.drawn}\n{report.verdict()}")
     print("nearest presets: " + ", ".join(f"{name} {distance:.3f}" for name, distance in report.presets[:4]))
     for note in report.notes:

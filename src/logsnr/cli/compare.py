@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app
+from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed, note
+from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +68,6 @@ def compare(
 
     Example: logsnr compare runs/digits --nfe 5,8 --plan plan.json --out comparison
     """
-    from rich.console import Console
-
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.compare import entries as samplers
@@ -90,7 +89,7 @@ def compare(
         guided.trained_range, eta = known.sampling_range, known.eta_curve
         about["passport"] = passport.name if eta else f"{passport.name}, made without data: no admissible grid"
         if not eta and not json_:
-            Console(stderr=True).print(about["passport"], highlight=False)
+            note(about["passport"])
     cond = support.condition(denoiser, label, n)
     if range_ is not None:
         if passport is not None:
@@ -108,7 +107,7 @@ def compare(
         raise LogsnrError(
             f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
         )
-    with _bar(quiet=json_) as tell:
+    with _bar(quiet=hushed(json_)) as tell:
         tell(0, len(entries), "features")
         space = _space(denoiser, data, features, label, seed)
         result = measure(
@@ -119,7 +118,7 @@ def compare(
     if json_:
         support.print_json({**result.to_dict(), "files": [str(file) for file in files]})
         return
-    Console().print(table(result, everything=everything))
+    console().print(table(result, everything=everything))
     if files:
         print(f"{out}: {', '.join(file.name for file in files)}")
 
@@ -195,11 +194,10 @@ def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> 
 @contextmanager
 def _bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     """A bar of samplers, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+    shown = console(stderr=True)
+    columns = (description(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=shown, disable=quiet or not shown.is_terminal, transient=True) as bar:
         task = bar.add_task("features", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.application import Json, Named, Seed, app
+from logsnr.cli.application import Json, Named, Seed, app, hushed, note
+from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,7 @@ def passport(
 
     Example: logsnr passport runs/digits --out passport.html
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
@@ -50,18 +50,18 @@ def passport(
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
     page = page.with_suffix(".html")
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
-    x, cond, note = _samples(denoiser, data, prompt)
+    x, cond, remark = _samples(denoiser, data, prompt)
     low, high = denoiser.sampling_range
     own = sigma_min is None and sigma_max is None
-    console = Console(stderr=True)
-    if note:
-        console.print(note, highlight=False)
+    shown = console(stderr=True)
+    if remark:
+        note(remark)
     with Progress(
-        TextColumn("{task.description}"),
+        description(),
         BarColumn(),
         TimeElapsedColumn(),
-        console=console,
-        disable=json_ or not console.is_terminal,
+        console=shown,
+        disable=hushed(json_) or not shown.is_terminal,
     ) as bar:
         task = bar.add_task("passport", total=1.0)
         found = examine(

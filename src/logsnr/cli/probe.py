@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from logsnr.cli.application import Json, Model, Seed, app
+from logsnr.terminal import console
 
 
 @app.command()
@@ -25,7 +26,6 @@ def probe(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
     from logsnr.cli import support
@@ -43,7 +43,7 @@ def probe(
     for level in found.evidence:
         limit = HIGH_LIMIT if level.end == "high" else LOW_LIMIT
         table.add_row(f"{level.sigma:.4g}", f"{level.error:.3g}", f"{limit:g}", "" if level.good else "out")
-    Console().print(table)
+    console().print(table)
     low, high = found.sigma_range
     print(f"of use from sigma {low:.4g} to {high:.4g}: --range {low:.4g},{high:.4g} of sample, calibrate and compare")
     print(f"{found.evaluations} network evaluations, seed {seed}")

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
 from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
+from logsnr.cli.application import note
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError, unknown
 from logsnr.files import replace_file
@@ -30,6 +30,7 @@ from logsnr.pixels import Pixels
 from logsnr.sampling import GaussianStart, Plan, probe
 from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
+from logsnr.terminal import console, description
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Dataset, told_sources
@@ -93,7 +94,7 @@ def asked_range(denoiser: Denoiser, text: str | None, cond: dict[str, Any], seed
         return None
     if text == "probe":
         found = probe(denoiser, cond=cond, seed=seed)
-        Console(stderr=True).print(str(found), highlight=False)
+        note(str(found))
         return found.sigma_range
     try:
         low, high = (float(part) for part in text.split(","))
@@ -184,10 +185,9 @@ def calibrated(
     first: float | None = None,
 ) -> Plan:
     """The calibrated plan of a run's model, with a bar on a terminal; classes are taken in turn."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and not quiet
+    shown = console(stderr=True)
     with Bar(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, disable=not shown
+        description(), BarColumn(), TimeElapsedColumn(), console=shown, disable=quiet or not shown.is_terminal
     ) as bar:
         task = bar.add_task("teacher", total=1.0)
 
@@ -240,7 +240,7 @@ def sampled_model(
         raise LogsnrError(f"--negative-prompt {negative_prompt!r} without guidance does nothing: give --guidance too")
     if is_pipeline(model):
         require_diffusers("a diffusers pipeline")
-        if not Console(stderr=True).is_terminal:
+        if not console(stderr=True).is_terminal:
             for library in ("diffusers", "transformers"):  # their "Loading ..." bars, on stderr
                 if find_spec(library) is not None:
                     import_module(f"{library}.utils.logging").disable_progress_bar()

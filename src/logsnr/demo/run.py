@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from logsnr.loading import load_plans
 from logsnr.pixels import Pixels
 from logsnr.report.page import write_page
 from logsnr.sampling import Plan, grids, solvers
+from logsnr.terminal import console
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.metrics import METRICS
 
@@ -53,11 +53,11 @@ def run_demo(
         quiet: print nothing.
         overrides: values of the digits recipe to change, by dotted path.
     """
-    console = Console(quiet=quiet)
+    terminal = console(quiet=quiet)
     changes = {"seed": seed, "max_seconds": max_seconds, "samples.every": 0, **(overrides or {})}
     recipe = load_recipe("digits", changes)
     data = load_data(recipe.data)
-    console.print(f"[bold]1/5[/] training on {len(data.train_images)} real digits, at most {max_seconds:.0f} s")
+    terminal.print(f"1/5 training on {len(data.train_images)} real digits, at most {max_seconds:.0f} s")
     summary = train(recipe, out, progress=not quiet, data=data, overwrite=True)
     denoiser = summary.denoiser
     training = Training(
@@ -70,18 +70,18 @@ def run_demo(
         images_per_second=summary.images_per_second,
         **_curve(out),
     )
-    console.print(
+    terminal.print(
         f"    {training.steps} steps in {training.seconds:.0f} s, {training.images_per_second:,.0f} images/s; "
         f"{training.parameters / 1e6:.2f} M parameters"
     )
     if training.warning:
-        console.print(f"    [yellow]{training.warning}[/]")
-    console.print("[bold]2/5[/] variational bound of the held-out digits")
+        terminal.print(f"    {training.warning}", style="yellow")
+    terminal.print("2/5 variational bound of the held-out digits")
     likelihood, given_label = _bounds(denoiser, data, seed)
-    console.print(f"    {likelihood}; {given_label.bits_per_dim:.4f} +- {given_label.stderr:.4f} given the label")
-    console.print("[bold]3/5[/] a classifier to judge samples by")
+    terminal.print(f"    {likelihood}; {given_label.bits_per_dim:.4f} +- {given_label.stderr:.4f} given the label")
+    terminal.print("3/5 a classifier to judge samples by")
     classifier, space, recognise = _judge(data, seed)
-    console.print(f"[bold]4/5[/] sampling {SAMPLES} digits from the same noise, sampler by sampler")
+    terminal.print(f"4/5 sampling {SAMPLES} digits from the same noise, sampler by sampler")
     teacher, rows = _samplers(denoiser, classifier, space, data.classes, seed)
     result = DemoResult(
         seed=seed,
@@ -97,13 +97,13 @@ def run_demo(
         held_out=Pixels(data.grey_levels).display(data.test_images),
         strip=_strip(denoiser, data, seed),
     )
-    console.print("[bold]5/5[/] report")
+    terminal.print("5/5 report")
     replace_file(out / "report.json", (json.dumps(result.summary(), indent=2) + "\n").encode())
     replace_file(out / "digits.png", png(_poster(result)))
     page = write_page(out / "report.html", "A diffusion model of handwritten digits", demo_page(result))
-    console.print(_table(result))
+    terminal.print(_table(result))
     seen = result.recognised
-    console.print(
+    terminal.print(
         f"recognised with confidence >= .9: {seen.samples:.1%} of samples (20 evaluations), "
         f"{seen.held_out:.1%} of held-out real digits\n"
         f"distance to the nearest training image (median): {seen.samples_nearest[1]:.3f} for samples, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,8 +10,9 @@ from pathlib import Path
 from logsnr.describe.configs import from_config
 from logsnr.describe.scripts import from_flags
 from logsnr.describe.training import Trained, trained_by
-from logsnr.errors import LogsnrError, one_line, unknown
+from logsnr.errors import LogsnrError, unknown
 from logsnr.objectives import WeightedELBO, objectives
+from logsnr.reading import read_json, reading
 from logsnr.training.config import load_recipe
 from logsnr.training.objectives import build_objective
 from logsnr.weightings import WEIGHTINGS, Weighting
@@ -104,15 +104,6 @@ def _recipe(name: str) -> Trained:
 
 
 def _configuration(path: Path) -> Trained:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LogsnrError(f"configuration {path} cannot be read: {one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise LogsnrError(f"configuration {path} holds a {type(values).__name__}: it must be a mapping")
-    try:
-        return from_config(values, path.name)
-    except LogsnrError:
-        raise
-    except (TypeError, KeyError) as error:
-        raise LogsnrError(f"configuration {path}: a value is missing or no number ({one_line(error)})") from error
+    fix = "give EDM's training_options.json, or k-diffusion's configuration"
+    with reading(path, fix, "a configuration"):
+        return from_config(read_json(path, fix, "a configuration"), path.name)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError, one_line, unknown
+from logsnr.errors import LogsnrError, shown, unknown
 from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
-from logsnr.models.base import Network
+from logsnr.models.base import Network, NetworkConfig
 from logsnr.models.networks import build_network, network_config
 from logsnr.pixels import Pixels
 from logsnr.predictions import LABELS, PREDICTIONS, Prediction
+from logsnr.reading import reading
 from logsnr.timesteps import TimestepTable
 
 
@@ -89,21 +89,17 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     card, tensors = read_pair(path, CARD)
     if "levels" in card:  # what version 0.1 called them
         card["grey_levels"] = card.pop("levels")
-    try:
+    with reading(path / f"{CARD}.json", "restore the card or train again", "the description of a denoiser"):
         config = network_config(card["network"])
         prediction = prediction_from_json(card["prediction"])
         shape = tuple(int(n) for n in card["shape"])
         lo, hi = (float(v) for v in card["trained_range"])
         pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
         sigma_data = float(card["sigma_data"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise LogsnrError(
-            f"{path / CARD}.json does not describe a denoiser ({type(error).__name__}: {one_line(error)}): "
-            "restore the card or train again"
-        ) from error
-    # The weights come from the file; those drawn while building must not move the caller's random state.
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(config, shape)
+        _check(card, config, (lo, hi), sigma_data)
+        # The weights come from the file; those drawn while building must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(config, shape)
     check_tensors(
         tensors,
         network.state_dict(),
@@ -119,6 +115,22 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     denoiser.card = card
     denoiser.requires_grad_(False)
     return denoiser.eval()
+
+
+def _check(card: dict[str, Any], config: NetworkConfig, levels: tuple[float, float], sigma_data: float) -> None:
+    """What commands read of a card as it stands.
+
+    Raises:
+        ValueError: if it does not fit the network, or is none.
+    """
+    for key, wanted in (("classes", config.classes), ("null_class", config.null_class)):
+        if card.get(key, wanted) != wanted:
+            raise ValueError(f"{key} = {shown(card[key])}, the network's is {wanted}")
+    for key in ("training", "measured"):
+        if not isinstance(card.get(key) or {}, dict):
+            raise ValueError(f"{key} = {shown(card[key])} is no mapping")
+    if not 0 <= levels[0] < levels[1] or not 0 < sigma_data < math.inf:
+        raise ValueError(f"trained_range {levels} or sigma_data {sigma_data} is none")
 
 
 def prediction_to_json(prediction: Prediction) -> dict[str, Any]:

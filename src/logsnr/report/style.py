@@ -19,6 +19,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of files and classes are no formulas
     "svg.hashsalt": "logsnr",
     "svg.fonttype": "none",
 }

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from logsnr.files import fingerprint, replace_file
 from logsnr.gaussian import Covariance, Kind, Residuals
 from logsnr.noise import Path as StatePath
 from logsnr.noise import alpha_s, path_scale
+from logsnr.reading import check_format, mapping, open_tensors, parse_json, reading
 from logsnr.sampling.batches import in_turn
 from logsnr.sampling.loop import Step, sample
 from logsnr.sampling.plan import Plan
@@ -367,30 +367,24 @@ class GaussianStart:
         Raises:
             LogsnrError: if it is missing, damaged, or another file.
         """
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get("logsnr_start", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise LogsnrError(
-                f"{path} cannot be read as a Gaussian start ({one_line(error)}): give the file that "
-                "GaussianStart.save or logsnr calibrate --start wrote"
-            ) from error
-        if facts.get("format") != FORMAT:
-            raise LogsnrError(f"{path} is no Gaussian start of format {FORMAT}: make it with GaussianStart.save")
-        shape, own = tuple(facts["shape"]), gaussian.from_tensors
-        covariances = tuple(own(kind, shape, tensors, f"{i}.") for i, kind in enumerate(facts["kinds"]))
-        found = cls(
-            shape=shape,
-            means=tensors["means"],
-            covariances=covariances,
-            which=tuple(facts["which"]),
-            labels=None if facts["labels"] is None else tuple(facts["labels"]),
-            condition=facts["condition"],
-            made=facts["made"],
-        )
-        if found.fingerprint != facts["fingerprint"]:
-            raise LogsnrError(f"{path} was altered (its numbers are not those that its header names): copy it again")
+        fix = "give the file that GaussianStart.save or logsnr calibrate --start wrote"
+        with reading(path, fix, "a Gaussian start"):
+            header, tensors = open_tensors(path)
+            facts = mapping(parse_json(header.get("logsnr_start", "{}")), "its header", fix)
+            check_format(facts.get("format"), FORMAT, "the start", fix)
+            shape, own = tuple(facts["shape"]), gaussian.from_tensors
+            covariances = tuple(own(kind, shape, tensors, f"{i}.") for i, kind in enumerate(facts["kinds"]))
+            found = cls(
+                shape=shape,
+                means=tensors["means"],
+                covariances=covariances,
+                which=tuple(facts["which"]),
+                labels=None if facts["labels"] is None else tuple(facts["labels"]),
+                condition=facts["condition"],
+                made=facts["made"],
+            )
+            if found.fingerprint != facts["fingerprint"]:
+                raise LogsnrError("it was altered (its numbers are not those that its header names): copy it again")
         return found
 
     def _tensors(self) -> dict[str, Tensor]:

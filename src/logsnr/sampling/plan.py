@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from logsnr.errors import unknown
+from logsnr.errors import LogsnrError, one_line, shown, unknown
 from logsnr.files import replace_file
+from logsnr.reading import check_format, mapping, parse_json, read_text, reading
 
 Basis = Literal["eps", "x0", "velocity"]
 BASES: tuple[str, ...] = get_args(Basis)
@@ -29,6 +30,7 @@ Grid = tuple[float, ...]
 
 VERSION = 1
 _KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "meta")
+_FIX = "give a file written by Plan.save or logsnr calibrate"
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,21 @@ class Plan:
         Raises:
             ValueError: if the version is another, a key is missing or unknown, or a field does not fit.
         """
-        if values.get("version") != VERSION:
-            raise ValueError(f"plan version {values.get('version')!r}: this logsnr reads version {VERSION}")
-        unknown, missing = sorted(set(values) - set(_KEYS)), sorted({"sigmas", "rows", "basis"} - set(values))
+        check_format(values.get("version"), VERSION, "the plan", _FIX)
+        unknown, missing = sorted(map(str, set(values) - set(_KEYS))), sorted({"sigmas", "rows", "basis"} - set(values))
         if unknown or missing:
-            raise ValueError(f"plan has unknown keys {unknown} and lacks {missing}: the keys are {', '.join(_KEYS)}")
-        down = values.get("sigma_down")
+            raise ValueError(
+                f"plan has unknown keys {shown(unknown)} and lacks {missing}: the keys are {', '.join(_KEYS)}"
+            )
+        down, meta = values.get("sigma_down"), values.get("meta") or {}
+        if not isinstance(meta, Mapping):
+            raise ValueError(f"meta = {shown(meta)}: give a mapping")
         return cls(
             sigmas=_numbers(values["sigmas"], "sigmas"),
             rows=tuple(_numbers(row, f"rows[{i}]") for i, row in enumerate(_list(values["rows"], "rows"))),
             basis=values["basis"],
             sigma_down=None if down is None else _numbers(down, "sigma_down"),
-            meta=values.get("meta") or {},
+            meta=meta,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -164,38 +169,41 @@ class Plan:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if the file is not JSON or no plan of this version.
+            LogsnrError: if the file is missing, or no plan of this version.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}): give a file written by Plan.save") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}: give a file written by Plan.save")
-        return cls.from_dict(values)
+        with reading(path, _FIX, "a plan"):
+            return cls.from_dict(mapping(parse_json(read_text(path)), "the file", _FIX))
 
 
-def plans_from(source: Any) -> dict[int, Plan]:
+def plans_from(source: Any, *, paths: bool = True) -> dict[int, Plan]:
     """Plans by their number of evaluations.
 
     Args:
         source: None; a `Plan`; its JSON text, values or path; a list of these, or a mapping from evaluations to them.
+        paths: whether a string may name a file.  Within a file it never does, and in a config that came with a
+            pipeline: whoever wrote it would choose what is read here.
 
     Raises:
+        LogsnrError: if a file is missing or damaged.
         ValueError: if it is none of these, a key is not its plan's number of evaluations, or two plans have the same.
     """
     if source is None:
         return {}
-    if isinstance(source, str | os.PathLike) and str(source).lstrip().startswith(("{", "[")):
+    if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
         try:
-            source = json.loads(str(source))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"plan is not JSON ({error}): give Plan.to_dict() as JSON, or a path") from error
+            source, paths = parse_json(source), False
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"plan is not JSON ({one_line(error)}): give Plan.to_dict() as JSON, or a path") from error
     if isinstance(source, str | os.PathLike):
+        if not paths:
+            raise LogsnrError(
+                "the plan holds a text where its numbers should be, and no file is opened for it: give its path"
+            )
         path = Path(source).expanduser()
         if not path.is_file():
-            raise ValueError(f"plan {str(source)!r} is no file: give the path of a saved plan, or its JSON text")
-        return plans_from(path.read_text(encoding="utf-8"))
+            raise LogsnrError(f"plan {shown(str(source))} is no file: give the path of a saved plan, or its JSON text")
+        with reading(path, _FIX, "a plan"):
+            return plans_from(parse_json(read_text(path)), paths=False)
     if isinstance(source, Plan):
         return {source.nfe: source}
     if isinstance(source, Mapping):
@@ -204,7 +212,7 @@ def plans_from(source: Any) -> dict[int, Plan]:
             return {plan.nfe: plan}
         out: dict[int, Plan] = {}
         for key, value in source.items():
-            for nfe, plan in plans_from(value).items():
+            for nfe, plan in plans_from(value, paths=paths).items():
                 if str(nfe) != str(key):
                     raise ValueError(f"plan {key!r} has {nfe} evaluations: key each plan by its number of evaluations")
                 out[nfe] = plan
@@ -212,7 +220,7 @@ def plans_from(source: Any) -> dict[int, Plan]:
     if isinstance(source, Sequence):
         merged: dict[int, Plan] = {}
         for value in source:
-            for nfe, plan in plans_from(value).items():
+            for nfe, plan in plans_from(value, paths=paths).items():
                 if nfe in merged:
                     raise ValueError(f"two plans have {nfe} evaluations: keep one of them")
                 merged[nfe] = plan
@@ -247,7 +255,7 @@ def check_sigmas(sigmas: Sequence[float]) -> Grid:
 
 def _list(values: Any, name: str) -> list[Any]:
     if not isinstance(values, list | tuple):
-        raise ValueError(f"{name} = {values!r}: give a list")
+        raise ValueError(f"{name} = {shown(values)}: give a list")
     return list(values)
 
 
@@ -255,6 +263,9 @@ def _numbers(values: Any, name: str) -> tuple[float, ...]:
     out = []
     for value in _list(values, name):
         if value != "inf" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{name} holds {value!r}: give numbers, or the string 'inf'")
-        out.append(float(value))
+            raise ValueError(f"{name} holds {shown(value)}: give numbers, or the string 'inf'")
+        try:
+            out.append(float(value))
+        except OverflowError:
+            raise ValueError(f"{name} holds a number of {len(str(value))} digits: give floats") from None
     return tuple(out)

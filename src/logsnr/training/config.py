@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from logsnr.errors import LogsnrError, one_line, unknown
+from logsnr.errors import LogsnrError, one_line, shown, unknown
 from logsnr.models.base import NetworkConfig
 from logsnr.models.networks import NETWORKS, AnyNetworkConfig
 from logsnr.models.unet import UNetConfig
+from logsnr.reading import LARGEST_YAML, check_format, parse_yaml, read_text
 from logsnr.training.sections import (
     AdaptiveConfig,
     Count,
@@ -52,6 +52,8 @@ __all__ = [
 _PACKAGE = Path(__file__).resolve().parent.parent
 RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")
 """Where bundled recipes lie: in an installed package, and in a checkout."""
+FORMAT = 1
+"""Version of recipes; one may say which it is of, as `format: 1`."""
 
 
 class Recipe(Section):
@@ -118,18 +120,19 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     """
     path = _bundled(str(path)) or Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(path, largest=LARGEST_YAML))
     except OSError as error:
         beside = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        bundled = sorted({p.stem for folder in RECIPES for p in folder.glob("*.yaml")})
-        hint = f"there are {', '.join([*beside, *bundled])}" if beside or bundled else "check the path"
+        hint = f"there are {', '.join([*beside, *recipe_names()])}"
         raise LogsnrError(f"recipe {path} cannot be read ({error.strerror}): {hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LogsnrError(f"recipe {path} is not valid YAML: {one_line(error)}") from error
+    except ValueError as error:
+        why = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else one_line(error)
+        raise LogsnrError(f"recipe {path} cannot be read: {why}") from error
     if values is None:
         values = {}
-    if not isinstance(values, dict):
-        raise LogsnrError(f"recipe {path} holds a {type(values).__name__}: a recipe is a mapping of sections")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise LogsnrError(f"recipe {path} holds a {type(values).__name__}: a recipe is a mapping of named sections")
+    check_format(values.pop("format", FORMAT), FORMAT, f"recipe {path}", f"write format: {FORMAT}, or leave it out")
     for key, value in _pairs(overrides):
         _assign(values, key, value)
     return recipe_from(values, name=str(path))
@@ -145,6 +148,11 @@ def recipe_from(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise LogsnrError(f"{name}: " + "; ".join(_explain(dict(item), values) for item in error.errors())) from error
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the library."""
+    return sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
 
 
 def _bundled(name: str) -> Path | None:
@@ -163,9 +171,9 @@ def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]
         if not equals or not key:
             raise LogsnrError(f"override {text!r} has no value: write it as optimizer.lr=1e-3")
         try:
-            pairs.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise LogsnrError(f"override {text!r} is not valid YAML: {one_line(error)}") from error
+            pairs.append((key.strip(), parse_yaml(value)))
+        except LogsnrError as error:
+            raise LogsnrError(f"override {shown(text)} is {error}") from error
     return pairs
 
 
@@ -194,7 +202,7 @@ def _explain(error: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"{path}: {message}" if location else message
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         return str(unknown(path, error["input"], re.findall(r"'(.*?)'", error["ctx"]["expected"])))
-    return f"{path} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{path} = {shown(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _section(location: Sequence[str], values: Mapping[str, Any]) -> type[BaseModel]:

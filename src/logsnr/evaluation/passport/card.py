@@ -17,8 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from logsnr.errors import LogsnrError, one_line
+from logsnr.errors import LogsnrError
 from logsnr.files import replace_file
+from logsnr.reading import check_format, read_json, reading
 
 VERSION = 1
 Kind = Literal["usable", "nfe", "labels", "misfit", "undertrained", "short", "half", "non_finite"]
@@ -322,22 +323,15 @@ class Passport:
         Raises:
             LogsnrError: if the file is missing, damaged, or no passport of this version.
         """
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise LogsnrError(
-                f"{path} is not a readable passport ({one_line(error)}): give the .json file of `logsnr passport`"
-            ) from error
-        if not isinstance(found, dict) or found.get("kind") != "passport" or found.get("version") != VERSION:
-            raise LogsnrError(f"{path} is no passport of version {VERSION}: make it again with `logsnr passport MODEL`")
-        try:
+        found = read_json(path, "give the .json file of `logsnr passport`", "a passport")
+        fix = "make it again with `logsnr passport MODEL`"
+        if found.get("kind") != "passport":
+            raise LogsnrError(f"{path} is no passport: {fix}")
+        check_format(found.get("version"), VERSION, str(path), fix)
+        with reading(path, fix, "a passport"):
             passport = _value(cls, {k: v for k, v in found.items() if k not in ("version", "kind")})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LogsnrError(
-                f"{path} is damaged ({one_line(error)}): make it again with `logsnr passport MODEL`"
-            ) from error
-        assert isinstance(passport, cls)
-        return passport
+            assert isinstance(passport, cls)
+            return passport
 
 
 def _plain(value: Any) -> Any:

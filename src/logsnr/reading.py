@@ -1,0 +1,266 @@
+"""Files from elsewhere, read within bounds: whatever is wrong with one is an error that names it and the fix.
+
+A file may be cut, altered, of another kind, or made to harm.  Of every kind the reader takes no more than this:
+
+    text      so many bytes, even of a device that never ends          LARGEST
+    JSON      so many levels, so many values                           DEEPEST, MOST
+    YAML      the same, its aliases written out; as few of these       ALIASES
+    arrays    no more than an .npy's own size, than the machine's memory, than honest images shrink to
+    tensors   what safetensors' own header allows
+
+Contents are never quoted where a file is not what it should be: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import yaml
+from numpy.lib import format as npy
+from safetensors import safe_open
+from safetensors.torch import load as tensors_from_bytes
+from torch import Tensor
+
+from logsnr.errors import LogsnrError, one_line
+
+LARGEST = 2**26
+"""Bytes of the largest JSON file; a plan has a few thousand."""
+LARGEST_YAML = 2**18
+"""Bytes of the largest recipe: YAML is slow to read, and a recipe has one or two thousand."""
+DEEPEST = 32
+MOST = 10_000_000
+ALIASES = 20
+"""Aliases of a YAML file: of n, nested, e^(n/e) values can be made."""
+SHRUNK = 200
+"""An archive's part above 64 MiB that is so many times its size in the file is no data: images shrink to a tenth."""
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], fix: str, what: str = "") -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the file at `path`, and becomes one line that says so.
+
+    Decoders and constructors meet damaged values with errors of every kind; here they have one meaning.
+
+    Args:
+        path: the file that the error names.
+        fix: what to do, the end of the sentence.
+        what: what the file should be, e.g. "a plan".
+
+    Raises:
+        LogsnrError: in place of any other exception.
+    """
+    named = f" as {what}" if what else ""
+    try:
+        yield
+    except LogsnrError as error:
+        if str(path) in str(error):
+            raise
+        raise LogsnrError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise LogsnrError(f"{path} does not exist: {fix}") from error
+    except OSError as error:
+        raise LogsnrError(f"{path} cannot be read{named} ({error.strerror or one_line(error)}): {fix}") from error
+    except UnicodeDecodeError as error:
+        raise LogsnrError(f"{path} cannot be read{named} (it is not UTF-8 text): {fix}") from error
+    except (RecursionError, MemoryError) as error:
+        small = "it is nested too deeply" if isinstance(error, RecursionError) else "it does not fit into memory"
+        raise LogsnrError(f"{path} cannot be read{named} ({small}): {fix}") from error
+    except Exception as error:
+        raise LogsnrError(f"{path} cannot be read{named} ({_kind(error)}): {fix}") from error
+
+
+def _kind(error: Exception) -> str:
+    """An error of a decoder in words: its message, after its type where that is no sentence."""
+    text = one_line(error)
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def read_text(path: str | os.PathLike[str], *, largest: int = LARGEST) -> str:
+    """A whole UTF-8 file.
+
+    Raises:
+        LogsnrError: if it has more bytes than that.
+        OSError: from the file system.
+        UnicodeDecodeError: if it is no such text.
+    """
+    with open(path, "rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise LogsnrError(f"{path} has more than {largest:,} bytes: this is no file of that kind")
+    return data.decode("utf-8")
+
+
+def read_json(path: str | os.PathLike[str], fix: str, what: str = "JSON") -> dict[str, Any]:
+    """The mapping that a JSON file holds.
+
+    Raises:
+        LogsnrError: if it cannot be read, is no JSON, too deep, or no mapping; `fix` ends the sentence.
+    """
+    with reading(path, fix, what):
+        return mapping(parse_json(read_text(path)), str(path), fix)
+
+
+def mapping(values: Any, name: str, fix: str) -> dict[str, Any]:
+    """The values, if they are a mapping.
+
+    Raises:
+        LogsnrError: naming what they are.
+    """
+    if not isinstance(values, dict):
+        raise LogsnrError(f"{name} holds a {type(values).__name__}, no mapping of names: {fix}")
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """The values of a JSON text, at most DEEPEST levels of them.
+
+    Raises:
+        LogsnrError: if they are deeper, or more than MOST.
+        ValueError, RecursionError: if it is no JSON.
+    """
+    return _bounded(json.loads(text))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, with few aliases."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > ALIASES:
+                raise LogsnrError(f"more than {ALIASES} aliases (*name): write the values out")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The values of a YAML text of plain values, within the bounds of JSON's.
+
+    Raises:
+        LogsnrError: if it is no YAML, or beyond the bounds; the text is not quoted.
+    """
+    try:
+        return _bounded(yaml.load(text, _Loader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        why = str(error.problem or error.context or "it cannot be parsed").partition("'")[0].rstrip(" ,")
+        raise LogsnrError(f"not valid YAML ({why}{where})") from error
+    except RecursionError as error:
+        raise LogsnrError("not valid YAML (it is nested too deeply)") from error
+    except LogsnrError:
+        raise
+    except Exception as error:  # the constructors of dates, numbers and bytes raise whatever they meet
+        raise LogsnrError(f"not valid YAML ({type(error).__name__} in a value)") from error
+
+
+def _bounded(values: Any) -> Any:
+    """The values, after a walk through them, level by level: values that repeat count as often as they stand there."""
+    level, count = [values], 0
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict | list):
+                below += value.values() if isinstance(value, dict) else value
+                if count + len(below) > MOST:
+                    raise LogsnrError(f"more than {MOST:,} values: this is no file of that kind")
+        if not below:
+            return values
+        level, count = below, count + len(below)
+    raise LogsnrError(f"nested more than {DEEPEST} levels deep: this is no file of that kind")
+
+
+def read_tensors(data: bytes, path: Path, fix: str) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file at `path`.
+
+    Raises:
+        LogsnrError: if they are none.
+    """
+    with reading(path, fix, "safetensors"):
+        return tensors_from_bytes(data)
+
+
+def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's facts, and the tensors, of a safetensors file; call it within `reading`."""
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_arrays(path: Path, fix: str) -> Arrays:
+    """The arrays of an .npz file by name; of an .npy file one, "images".
+
+    Nothing is unpickled, and nothing is allocated before the headers agree with the file.
+
+    Raises:
+        LogsnrError: if the file is missing, damaged, holds Python objects, or more than it may.
+    """
+    with reading(path, fix, "a NumPy file"), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            return {"images": _array(file, path.stat().st_size)}
+        arrays: Arrays = {}
+        with zipfile.ZipFile(file) as archive:
+            parts = [part for part in archive.infolist() if part.filename.endswith(".npy")]
+            if (total := sum(part.file_size for part in parts)) > memory():
+                raise LogsnrError(f"holds {gigabytes(total)} of arrays, this machine {gigabytes(memory())}: {fix}")
+            for part in parts:
+                if part.file_size > max(2**26, SHRUNK * part.compress_size):
+                    raise LogsnrError(
+                        f"{part.filename} would grow {part.file_size // max(part.compress_size, 1)} times: this is no "
+                        "data; if it is, save it with numpy.savez, uncompressed"
+                    )
+                with archive.open(part) as member:
+                    arrays[part.filename.removesuffix(".npy")] = _array(member, part.file_size)
+        return arrays
+
+
+def _array(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
+    """The array of `size` bytes, header included, at the file's beginning."""
+    file.seek(0)
+    version = npy.read_magic(file)
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = header(file)
+    if dtype.hasobject:
+        raise LogsnrError("holds Python objects, which are never unpickled: save plain uint8 arrays")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise LogsnrError(f"has a header of shape {shape}, more than the file holds: copy it again")
+    file.seek(0)
+    found: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False)
+    return found
+
+
+def memory() -> int:
+    """Bytes of this machine's memory; an exabyte where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 2**60
+
+
+def gigabytes(n: float) -> str:
+    """A number of bytes for a person."""
+    return f"{n / 1e9:.3g} GB"
+
+
+def check_format(found: object, known: int, name: str, fix: str) -> None:
+    """Compare the version of a file with the one that is read here.
+
+    Raises:
+        LogsnrError: that says whether a newer library wrote it.
+    """
+    if isinstance(found, int) and not isinstance(found, bool) and found > known:
+        raise LogsnrError(
+            f"{name} has format {found}, of a newer logsnr (this one reads {known}): pip install --upgrade logsnr"
+        )
+    if found != known or isinstance(found, bool):
+        raise LogsnrError(f"{name} has format {found!r}, this version reads format {known}: {fix}")
