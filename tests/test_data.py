@@ -217,7 +217,7 @@ def test_crop_and_resize(tmp_path, axis):
 
 
 def test_folders_that_are_wrong(tmp_path):
-    with pytest.raises(LogsnrError, match=r"holds no images \(.png, .jpg.*check the path"):
+    with pytest.raises(LogsnrError, match=r"holds no images \(.png, .apng, .jpg.*check the path"):
         load(tmp_path)
     write_images(tmp_path, pictures(2))
     (tmp_path / "zz.png").write_bytes(b"not a picture")

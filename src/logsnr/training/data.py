@@ -2,34 +2,37 @@
 
     "digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
     images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4
-    a folder            image files, directly or in one sub-folder per class (classes in alphabetical order)
+    a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
 
-An .npz holds its images under one of `IMAGE_KEYS` and, optionally, integer labels under one of `LABEL_KEYS`, and a
-held-out part under `test_images` / `x_test` and `test_labels` / `y_test`.  Nothing is ever unpickled.
+An .npz holds its images under one of `IMAGE_KEYS` and, optionally, integer labels under one of `LABEL_KEYS`, their
+classes' names under one of `NAME_KEYS`, and a held-out part under `test_images` / `x_test` and `test_labels` /
+`y_test`.  Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from logsnr.errors import LogsnrError, nearest, one_line, require
+from logsnr.errors import LogsnrError, nearest, require
 from logsnr.pixels import Pixels
 from logsnr.reading import read_arrays
-from logsnr.training.config import DataConfig
+from logsnr.terminal import console
+from logsnr.training.folders import Tell, read_folder
+from logsnr.training.processes import first_process, progress_bar
+from logsnr.training.sections import DataConfig
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "arr_0")
 LABEL_KEYS = ("labels", "train_labels", "y_train", "y", "arr_1")
 TEST_IMAGE_KEYS = ("test_images", "x_test")
 TEST_LABEL_KEYS = ("test_labels", "y_test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+NAME_KEYS = ("class_names", "label_names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class Dataset:
         test_labels: its labels.
         grey_levels: per channel.
         classes: number of classes, 0 without labels.
+        class_names: of the classes, where they have any.
+        source: what it was read from.
+        said: what was read, converted and left out, in a phrase each.
     """
 
     train_images: Tensor
@@ -51,6 +57,30 @@ class Dataset:
     test_labels: Tensor | None
     grey_levels: int
     classes: int
+    class_names: tuple[str, ...] = ()
+    source: str = "data"
+    said: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """What was read: images, sizes, classes, what was converted and left out."""
+        train, test = len(self.train_images), len(self.test_images)
+        c, h, w = self.shape
+        kind = {1: "in grey", 3: "in colour"}.get(c, f"with {c} channels")
+        levels = "" if self.grey_levels == 256 else f", {self.grey_levels} grey levels"
+        held = f" ({test:,} held out)" if test else ""
+        facts = [f"{train + test:,} images{held}, {h} x {w} {kind}{levels}", *self._classes(), *self.said]
+        return f"{Path(self.source).name or self.source}: {'; '.join(facts)}"
+
+    def _classes(self) -> Iterator[str]:
+        if self.train_labels is None:
+            return
+        labels = [self.train_labels] if self.test_labels is None else [self.train_labels, self.test_labels]
+        counts = torch.bincount(torch.cat(labels), minlength=self.classes).tolist()
+        each = [f"{name} {n:,}" for name, n in zip(self.class_names or range(self.classes), counts, strict=True)]
+        listed = ", ".join(each if len(each) <= 12 else [*each[:3], "...", each[-1]])
+        yield f"{self.classes:,} class{'es' if self.classes > 1 else ''}: {listed}"
+        if empty := counts.count(0):
+            yield f"{empty:,} of the classes have no images"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,7 +95,7 @@ class Dataset:
         Raises:
             LogsnrError: if it is 0.
         """
-        counts = torch.bincount(self.train_images.flatten().long(), minlength=self.grey_levels).to(torch.float64)
+        counts = torch.bincount(self.train_images.flatten(), minlength=self.grey_levels).to(torch.float64)
         cells = Pixels(self.grey_levels).centres.to(torch.float64)
         mean = (counts * cells).sum() / counts.sum()
         spread = float(((counts * (cells - mean) ** 2).sum() / counts.sum()).sqrt())
@@ -79,18 +109,22 @@ class Source:
     """A kind of data that `data.source` can name.
 
     Args:
-        load: config -> Dataset.
+        load: config, and whom to tell how far it is -> Dataset.
         told: what messages call it.
         recognised: whether a source is of this kind; None for one that goes by its name in `DATASETS`.
     """
 
-    load: Callable[[DataConfig], Dataset]
+    load: Callable[[DataConfig, Tell | None], Dataset]
     told: str
     recognised: Callable[[str], bool] | None = None
 
 
-def load_data(config: DataConfig) -> Dataset:
+def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
     """Read, check and split the images of `config`.
+
+    Args:
+        config: the recipe's section.
+        progress: show a bar on a terminal, and say on stderr what was read.
 
     Raises:
         LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
@@ -98,7 +132,12 @@ def load_data(config: DataConfig) -> Dataset:
     text = config.source
     for name, source in DATASETS.items():
         if text == name if source.recognised is None else source.recognised(text):
-            return source.load(config)
+            with progress_bar(progress and first_process(), "reading images") as show:
+                tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
+                data = source.load(config, tell)
+            if progress and first_process():
+                console(stderr=True).print(data.describe(), soft_wrap=True)
+            return data
     near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
     what = "is of no kind that is read" if Path(text).expanduser().exists() else "does not exist"
     hint = f"did you mean {near!r}? " if near else ""
@@ -119,7 +158,7 @@ def _is_folder(source: str) -> bool:
     return Path(source).expanduser().is_dir()
 
 
-def _digits(config: DataConfig) -> Dataset:
+def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
     datasets = require("sklearn.datasets", extra="train", purpose="data.source = 'digits'")
     digits = datasets.load_digits()
     images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
@@ -133,24 +172,31 @@ def _digits(config: DataConfig) -> Dataset:
         test_labels=labels[:297].contiguous(),
         grey_levels=17,
         classes=10,
+        class_names=tuple("0123456789"),
+        source="digits",
     )
 
 
-def _array_file(config: DataConfig) -> Dataset:
+def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
     path = Path(config.source).expanduser()
     if config.size is not None or config.channels is not None:
         raise LogsnrError(f"data.size and data.channels apply to folders of images: remove them to read {path}")
+    if config.background != "white" or config.broken != "stop":
+        raise LogsnrError(f"data.background and data.broken apply to folders of images: remove them to read {path}")
     arrays = _arrays(path)
     stored, test = _pick(arrays, IMAGE_KEYS), _pick(arrays, TEST_IMAGE_KEYS)
     if stored is None:
         raise LogsnrError(f"{path} has no images: its keys are {_names(arrays)}; use one of {', '.join(IMAGE_KEYS)}")
-    images = _images(stored, str(path))
+    images, order = _images(stored, config.layout, str(path))
     labels = _labels(_pick(arrays, LABEL_KEYS), len(stored), str(path))
+    names = _class_names(_pick(arrays, NAME_KEYS), labels, str(path))
+    said = (f"stored as {order}",)
     if test is None:
-        return _split(images, labels, None, None, config, str(path))
+        return _split(images, labels, None, None, config, str(path), names, said)
     where = f"the held-out part of {path}"
     test_labels = _labels(_pick(arrays, TEST_LABEL_KEYS), len(test), where)
-    return _split(images, labels, _images(test, where), test_labels, config, str(path))
+    test_images, _ = _images(test, config.layout or order, where)
+    return _split(images, labels, test_images, test_labels, config, str(path), names, said)
 
 
 def _split(
@@ -160,6 +206,8 @@ def _split(
     test_labels: Tensor | None,
     config: DataConfig,
     source: str,
+    class_names: tuple[str, ...],
+    said: tuple[str, ...],
 ) -> Dataset:
     """Check grey levels and, where the source has no held-out part, take one with a fixed seed."""
     largest = int(images.max())
@@ -168,7 +216,8 @@ def _split(
             f"{source} has pixel value {largest} with data.grey_levels = {config.grey_levels}: values must be in "
             f"0 ... {config.grey_levels - 1}; raise data.grey_levels"
         )
-    classes = 0 if labels is None else int(labels.max()) + 1
+    known = [part for part in (labels, test_labels) if part is not None]
+    classes = 0 if labels is None else max(len(class_names), *(int(part.max()) + 1 for part in known))
     if test_images is None:
         held_out = round(config.holdout * len(images))
         if held_out >= len(images):
@@ -197,6 +246,9 @@ def _split(
         test_labels=test_labels,
         grey_levels=config.grey_levels,
         classes=classes,
+        class_names=class_names,
+        source=source,
+        said=said,
     )
 
 
@@ -206,8 +258,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return read_arrays(path, "it is truncated or not a NumPy file; copy or save it again")
 
 
-def _images(array: np.ndarray[Any, Any], source: str) -> Tensor:
-    """uint8 [N, C, H, W] of NHW, NHWC or NCHW images."""
+def _images(array: np.ndarray[Any, Any], layout: str | None, source: str) -> tuple[Tensor, str]:
+    """uint8 [N, C, H, W] of images, and how they were stored: "NHW", "NHWC" or "NCHW"."""
     if np.issubdtype(array.dtype, np.floating):
         bad = int((~np.isfinite(array)).sum())
         also = f", {bad} of them NaN or infinite" if bad else ""
@@ -216,20 +268,38 @@ def _images(array: np.ndarray[Any, Any], source: str) -> Tensor:
             "0 ... 255 (for floats in [0, 1]: (255 * images).round().astype('uint8'))"
         )
     if array.dtype != np.uint8:
-        raise LogsnrError(
-            f"{source} has {array.dtype} images: give stored grey levels as uint8 in 0 ... 255 (astype('uint8'))"
-        )
+        how = "(images // 257).astype('uint8')" if array.dtype == np.uint16 else "astype('uint8') if none is above 255"
+        raise LogsnrError(f"{source} has {array.dtype} images: give stored grey levels as uint8 in 0 ... 255 ({how})")
     wanted = "give [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4"
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise LogsnrError(f"{source} has images of shape {array.shape}: {wanted}")
     images = torch.from_numpy(np.ascontiguousarray(array))
     if images.ndim == 3:
-        return images[:, None]
-    if images.shape[1] in (1, 3, 4):
-        return images
-    if images.shape[3] in (1, 3, 4):
-        return images.permute(0, 3, 1, 2)
-    raise LogsnrError(f"{source} has images of shape {array.shape}: {wanted}")
+        return images[:, None], "NHW"
+    first, last = (array.shape[axis] in (1, 3, 4) for axis in (1, 3))
+    if not first and not last:
+        raise LogsnrError(f"{source} has images of shape {array.shape}: {wanted}")
+    order = layout or (_order(array.shape) if first and last else "NCHW" if first else "NHWC")
+    if not (first if order == "NCHW" else last):
+        raise LogsnrError(f"{source} has images of shape {array.shape}, data.layout says {order}: {wanted}")
+    return images if order == "NCHW" else images.permute(0, 3, 1, 2), order
+
+
+def _order(shape: tuple[int, ...]) -> str:
+    """The order of axes of which two may be channels: the one in which images are square, else NumPy's usual one."""
+    _, first, middle, last = shape
+    return "NCHW" if middle == last and first != middle else "NHWC"
+
+
+def _class_names(array: np.ndarray[Any, Any] | None, labels: Tensor | None, source: str) -> tuple[str, ...]:
+    if array is None or labels is None:
+        return ()
+    if array.ndim != 1 or array.dtype.kind not in "US" or len(array) <= int(labels.max()):
+        raise LogsnrError(
+            f"{source} has class names of shape {array.shape}, {array.dtype}: give one text per class, of labels up to "
+            f"{int(labels.max())}"
+        )
+    return tuple(str(name) for name in array.astype(np.str_))
 
 
 def _labels(array: np.ndarray[Any, Any] | None, n: int, source: str) -> Tensor | None:
@@ -246,50 +316,12 @@ def _labels(array: np.ndarray[Any, Any] | None, n: int, source: str) -> Tensor |
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _folder(config: DataConfig) -> Dataset:
-    """Images of a folder, in the order of their names; sub-folders are classes."""
+def _folder(config: DataConfig, tell: Tell | None) -> Dataset:
+    if config.layout is not None:
+        raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
     path = Path(config.source).expanduser()
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise LogsnrError(f"{path} holds no images ({', '.join(SUFFIXES)}): check the path")
-    parents = [file.relative_to(path).parts[:-1] for file in files]
-    names = sorted({parts[0] for parts in parents if parts})
-    loose = next((file for file, parts in zip(files, parents, strict=True) if not parts), None)
-    if names and loose is not None:
-        raise LogsnrError(
-            f"{path} holds the class folder {names[0]!r} and, beside it, the image {loose.name!r}: "
-            "put every image into a class folder, or none"
-        )
-    images = [_read_image(file, config) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            raise LogsnrError(
-                f"{file} is {_size(image)}, {files[0].name} is {_size(images[0])}: set data.size to crop and resize "
-                "all images to one size"
-            )
-    labels = torch.tensor([names.index(parts[0]) for parts in parents]) if names else None
-    stored = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return _split(stored, labels, None, None, config, str(path))
-
-
-def _read_image(file: Path, config: DataConfig) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, C] of one file: centre crop to a square and resize where `size` is set."""
-    mode = {1: "L", 3: "RGB", None: "RGB"}[config.channels]
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert(mode)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise LogsnrError(f"{file} cannot be read as an image ({one_line(error)}): repair or remove it") from error
-    if config.size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((config.size, config.size), Image.Resampling.LANCZOS)
-    return np.atleast_3d(np.asarray(image, dtype=np.uint8))
-
-
-def _size(image: np.ndarray[Any, Any]) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
+    found = read_folder(path, config, tell)
+    return _split(found.images, found.labels, None, None, config, str(path), found.classes, found.said)
 
 
 def _pick(arrays: dict[str, np.ndarray[Any, Any]], keys: tuple[str, ...]) -> np.ndarray[Any, Any] | None:

@@ -134,7 +134,7 @@ def train(
         raise LogsnrError(f"{out} already holds a run: resume it (resume=True, --resume) or choose another folder")
     if resume and not has_state(out):
         raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
-    data = load_data(recipe.data) if data is None else data
+    data = load_data(recipe.data, progress=progress) if data is None else data
     with own_random_state(), own_accelerator():
         run = Run(recipe, data)
         run.metrics.begin(load_state(run, out) if resume else 0.0)

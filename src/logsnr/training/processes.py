@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,14 +80,19 @@ def own_random_state() -> Iterator[None]:
         yield
 
 
+def first_process() -> bool:
+    """Whether this is the only process or, before accelerate has counted them, the first that was launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
-def progress_bar(wanted: bool) -> Iterator[Callable[[float, str], None] | None]:
-    """A progress bar that is gone when training ends; None where no terminal shows it."""
+def progress_bar(wanted: bool, what: str = "training") -> Iterator[Callable[[float, str], None] | None]:
+    """A progress bar that is gone when its work ends; None where no terminal shows it."""
     console = Console(stderr=True)
     if not wanted or not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=1.0)

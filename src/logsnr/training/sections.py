@@ -13,6 +13,7 @@ from logsnr.errors import unknown
 from logsnr.predictions import LABELS, PREDICTIONS
 from logsnr.sampling.names import SOLVERS, find_solver, named_plan
 from logsnr.sampling.plan import Plan
+from logsnr.training.images import REFUSE, colour
 
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -36,6 +37,9 @@ class DataConfig(Section):
         grey_levels: per channel (digits have 17, whatever is said here); recipes of before say `levels`.
         size: for folders: crop to the central square and resize to this side.
         channels: for folders: 1 for grey, 3 for colour (the default).
+        background: for folders: colour under transparent parts, by name or as "#rrggbb"; "refuse" for an error instead.
+        broken: for folders: "stop" at a file that cannot be read, or "skip" and report it.
+        layout: for arrays: "NHWC" or "NCHW", where the shape leaves it open.
         holdout: fraction of the images held out, where the source has no held-out part of its own.
         split_seed: seed of that split; the held-out part stays the same for every training seed.
         flip: mirror each image left to right with probability 1/2.
@@ -45,9 +49,19 @@ class DataConfig(Section):
     grey_levels: Annotated[int, Field(ge=2, le=256, validation_alias=AliasChoices("grey_levels", "levels"))] = 256
     size: Annotated[int, Field(ge=2, le=4096)] | None = None
     channels: Literal[1, 3] | None = None
+    background: str = "white"
+    broken: Literal["stop", "skip"] = "stop"
+    layout: Literal["NHWC", "NCHW"] | None = None
     holdout: Probability = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        if value != REFUSE:
+            colour(value)
+        return value
 
 
 class PredictionConfig(Section):

@@ -1,0 +1,117 @@
+"""Images as they lie about: each is read as a person sees it, or refused in one line; nothing happens in silence."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import odd_images
+import pytest
+import torch
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+from logsnr.errors import LogsnrError
+from logsnr.training import Dataset, folders, load_data, recipe_from
+from logsnr.training.config import DataConfig
+from logsnr.training.images import read_image, suffixes
+
+
+@pytest.mark.parametrize("case", odd_images.CASES, ids=lambda case: case.name)
+def test_odd_images(case, tmp_path):
+    assert odd_images.judged(case, tmp_path) == ("refused" if case.right is None else "right")
+
+
+def test_one_file_is_one_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(odd_images.ALPHA).save(tmp_path / "a.png", exif=exif)
+    found = read_image(tmp_path / "a.png", background="black")
+    assert found.size == (odd_images.H, odd_images.W)  # as seen: on its side
+    assert found.mode == "RGBA"
+    assert found.said == ("turned as their EXIF says", "transparent, laid on black")
+    assert np.array_equal(found.pixels, np.rot90(odd_images.OVER["black"], -1).transpose(2, 0, 1))
+
+
+def test_what_was_read_is_said_in_a_line(tmp_path, capsys):
+    for name in ("cats/0.png", "cats/1.png", "dogs/0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L" if name.startswith("dogs") else "RGB", (6, 9), "red" if "cats" in name else 9).save(
+            tmp_path / name
+        )
+    (tmp_path / "dogs" / "1.png").write_bytes(b"")
+    (tmp_path / "cats" / ".0.png").write_bytes(b"")
+    data = load_data(DataConfig(source=str(tmp_path), size=8, broken="skip", holdout=0.3), progress=True)
+    said = capsys.readouterr().err
+    assert said == data.describe() + "\n"
+    assert said.startswith(f"{tmp_path.name}: 3 images (1 held out), 8 x 8 in colour; 2 classes: cats 2, dogs 1; ")
+    for words in (
+        "6 x 9 pixels, 2 RGB, 1 L",
+        "all cropped to their central square",
+        "all enlarged to 8 x 8",
+        "left out as broken: 1 (dogs/1.png)",
+        "not read: 1 hidden",
+    ):
+        assert words in said
+    assert data.class_names == ("cats", "dogs")
+    load_data(DataConfig(source=str(tmp_path), size=8, broken="skip"))
+    assert capsys.readouterr().err == ""
+
+
+def test_many_classes_are_not_all_listed():
+    labels = torch.arange(1000)
+    images = torch.zeros(1000, 1, 2, 2, dtype=torch.uint8)
+    data = Dataset(
+        train_images=images, train_labels=labels, test_images=images[:0], test_labels=labels[:0],
+        grey_levels=256, classes=1000, class_names=tuple(f"n{i:03d}" for i in range(1000)),
+    )  # fmt: skip
+    assert "1,000 classes: n000 1, n001 1, n002 1, ..., n999 1" in data.describe()
+
+
+def test_decoding_uses_threads_and_keeps_the_order(tmp_path, monkeypatch):
+    for i in range(40):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i:02d}.png")
+    seen = set()
+
+    def read(file, **options):
+        seen.add(threading.get_ident())
+        return read_image(file, **options)
+
+    monkeypatch.setattr(folders, "read_image", read)
+    monkeypatch.setattr(folders, "_WINDOW", 16)
+    told = []
+    found = folders.read_folder(tmp_path, DataConfig(source=str(tmp_path), channels=1), lambda *at: told.append(at))
+    assert threading.get_ident() not in seen
+    assert found.images[:, 0, 0, 0].tolist() == list(range(40))
+    assert told == [(16, 40), (32, 40), (40, 40)]
+
+
+def test_the_spread_of_the_data_makes_no_copy_of_it(monkeypatch):
+    images = torch.randint(0, 256, (64, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = Dataset(
+        train_images=images, train_labels=None, test_images=images[:0], test_labels=None, grey_levels=256, classes=0
+    )
+    largest, own = 0, images.untyped_storage().data_ptr()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != own:
+                largest = max(largest, out.nbytes)
+            return out
+
+    with Watch():
+        spread = data.sigma_data
+    assert largest <= 256 * 8  # counts of grey levels
+    assert spread == pytest.approx(float((2 * (images.double() + 0.5) / 256 - 1).std(correction=0)), rel=1e-12)
+
+
+def test_backgrounds_that_are_none():
+    with pytest.raises(LogsnrError, match=r"data.background: 'whit' is no colour: give a name such as white"):
+        recipe_from({"steps": 1, "data": {"background": "whit"}})
+
+
+def test_suffixes_are_those_that_pillow_opens():
+    Image.init()
+    assert {".png", ".jpg", ".jfif", ".ppm", ".tga"} <= set(suffixes()) <= set(Image.registered_extensions())
