@@ -90,7 +90,9 @@ def sample(
         typer.Option(help="The Gaussian start of a plan that needs one [default: start.safetensors beside the plan]."),
     ] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="How many images.", min=1)] = 64,
-    label: Annotated[int | None, typer.Option("--class", help="Class of a class-conditional model.")] = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Class of a class-conditional model: its name or number.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Of a diffusers pipeline: a text, or a class's name.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     guidance: Annotated[
@@ -122,6 +124,7 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
+    label = support.class_of(denoiser, class_)
     if range_ is not None:
         if plan is not None or sigma_min is not None or sigma_max is not None:
             raise LogsnrError(f"--range {range_} with --plan, --sigma-min or --sigma-max: give one of them")
@@ -223,7 +226,7 @@ def calibrate(
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    gaussian = support.fitted_start(denoiser, start, data, seed)
+    gaussian = support.fitted_start(denoiser, start, data, seed, quiet=hushed(json_))
     plan = support.calibrated(
         denoiser,
         nfe,
@@ -270,10 +273,11 @@ def evaluate(
     import torch
 
     from logsnr.cli import support
+    from logsnr.cli.data import held_out_images
     from logsnr.likelihood import bits_per_dim, default_logsnr_range
 
     denoiser = support.run_denoiser(model)
-    images, pixels, cond, train = support.held_out_images(denoiser, data, limit)
+    images, pixels, cond, train = held_out_images(denoiser, data, limit, quiet=hushed(json_))
     lo, hi = default_logsnr_range(pixels)
     result = bits_per_dim(
         denoiser,
@@ -320,8 +324,8 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pipeline; must not exist, or be empty.")],
     to: Annotated[str, typer.Option(help="What to write: diffusers.")] = "diffusers",
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class that the pipeline draws [default: the null condition].")
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Class that the pipeline draws [default: the null condition].")
     ] = None,
     keep_classes: Annotated[
         bool, typer.Option("--keep-classes", help="Leave the class to whoever calls the pipeline.")
@@ -339,6 +343,7 @@ def export(
     if to != "diffusers":
         raise LogsnrError(f"--to {to!r}: the one format is diffusers")
     denoiser = support.run_denoiser(model)
+    label = support.class_of(denoiser, class_)
     folder = export_diffusers(denoiser, out, class_label=label, keep_classes=keep_classes)
     pipeline, scheduler = pipeline_for(denoiser), type(scheduler_for(denoiser)).__name__
     if json_:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from logsnr.evaluation.features import FeatureSpace
     from logsnr.loading import Loaded
+    from logsnr.training import Dataset
 
 
 @app.command(cls=Named)
@@ -40,8 +41,8 @@ def compare(
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 is none, else two evaluations a step.")
     ] = 1.0,
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class of a conditional model [default: all in turn].")
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Class of a conditional model, name or number [default: all in turn].")
     ] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="Images per sampler.", min=2)] = 512,
     chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
@@ -83,6 +84,7 @@ def compare(
     samplers.check_words("grid", words["grids"], [*compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None)
+    label = support.class_of(denoiser, class_)
     about, eta = _about(model, denoiser, guidance, label), None
     if passport is not None:
         known = Passport.load(passport)
@@ -107,9 +109,10 @@ def compare(
         raise LogsnrError(
             f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
         )
+    images = _data(denoiser, data, features, quiet=hushed(json_))
     with _bar(quiet=hushed(json_)) as tell:
         tell(0, len(entries), "features")
-        space = _space(denoiser, data, features, label, seed)
+        space = None if images is None else _space(denoiser, images, features, label, seed)
         result = measure(
             guided, entries, n=n, seed=seed, cond=cond, teacher_steps=teacher_steps, chunk=chunk, features=space,
             replicates=bootstrap, about=about, progress=tell,
@@ -137,31 +140,38 @@ def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | None, seed: int) -> FeatureSpace | None:
+def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool) -> Dataset | None:
+    """The data behind FD and KID; None for neither."""
+    from logsnr.cli.data import data_config, image_shape
+    from logsnr.errors import LogsnrError
+    from logsnr.training import load_data
+
+    if source is not None and name == "none":
+        raise LogsnrError(f"--data {source} is read for features, which --features none leaves out: drop one of them")
+    config = data_config(denoiser, source)
+    if name == "none" or (name is None and config is None):
+        return None
+    if config is None:
+        raise LogsnrError(f"--features {name}: this model does not say what it was trained on: give --data")
+    try:
+        data = load_data(config, progress=not quiet)
+    except LogsnrError as error:
+        if name is not None or source is not None:
+            raise LogsnrError(f"{error}; or --features none") from error
+        if not quiet:  # the run may have moved away from its data
+            note(f"no FD and KID: {error}; or give --data")
+        return None
+    if data.shape != image_shape(denoiser):
+        raise LogsnrError(f"{config.source} holds images of {data.shape}, the model makes {image_shape(denoiser)}")
+    return data
+
+
+def _space(denoiser: Loaded, data: Dataset, name: str | None, label: int | None, seed: int) -> FeatureSpace:
     """The feature space asked for; without a wish, what the data allow."""
     from logsnr.denoiser import NetworkDenoiser
-    from logsnr.errors import LogsnrError
     from logsnr.evaluation.compare.spaces import feature_space
     from logsnr.pixels import Pixels
-    from logsnr.training import load_data
-    from logsnr.training.config import DataConfig
 
-    trained_on = (denoiser.card.get("training") or {}).get("data")
-    if name == "none" or (name is None and source is None and trained_on is None):
-        return None
-    if source is None and trained_on is None:
-        raise LogsnrError(f"--features {name}: this model does not say what it was trained on: give --data")
-    config = DataConfig(**trained_on) if trained_on else DataConfig()
-    if source is not None:
-        config = config.model_copy(update={"source": source})
-    try:
-        data = load_data(config)
-    except LogsnrError as error:
-        if name is None and source is None:  # the run may have moved away from its data
-            return None
-        raise LogsnrError(f"{error}; or --features none") from error
-    if data.shape != _image_shape(denoiser):
-        raise LogsnrError(f"{config.source} holds images of {data.shape}, the model makes {_image_shape(denoiser)}")
     chosen = name or ("classifier" if data.train_labels is not None else "pixels")
 
     def decode(x: Tensor) -> Tensor:
@@ -171,16 +181,9 @@ def _space(denoiser: Loaded, source: str | None, name: str | None, label: int | 
         return Pixels(data.grey_levels).decode(denoiser.decode_float(x))
 
     return feature_space(
-        chosen, decode, data, source=Path(config.source).stem, seed=seed,
+        chosen, decode, data, source=Path(data.source).stem, seed=seed,
         label=None if label == denoiser.card.get("null_class") else label,
     )  # fmt: skip
-
-
-def _image_shape(denoiser: Loaded) -> tuple[int, ...]:
-    import torch
-
-    with torch.no_grad():
-        return tuple(denoiser.decode(torch.zeros(1, *denoiser.shape)).shape[1:])
 
 
 def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def passport(
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
     page = page.with_suffix(".html")
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
-    x, cond, remark = _samples(denoiser, data, prompt)
+    x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
     low, high = denoiser.sampling_range
     own = sigma_min is None and sigma_max is None
     shown = console(stderr=True)
@@ -89,24 +89,24 @@ def passport(
 
 
 def _samples(
-    denoiser: Loaded, data: str | None, prompt: str | None
+    denoiser: Loaded, data: str | None, prompt: str | None, *, quiet: bool
 ) -> tuple[Tensor | None, dict[str, Tensor] | None, str]:
     """Clean samples in the model's units, their conditions, and what to tell if the model has to draw them."""
     import torch
 
     from logsnr.cli import support
+    from logsnr.cli.data import data_config, held_out_images, image_shape
     from logsnr.denoiser import NetworkDenoiser
     from logsnr.errors import LogsnrError
     from logsnr.pixels import Pixels
     from logsnr.training import load_data
-    from logsnr.training.config import DataConfig
 
     drawn = support.sampled_condition(denoiser, None, prompt, 256) or None
     if isinstance(denoiser, NetworkDenoiser):
         if data == "none":
             return None, drawn, ""
         try:
-            images, _, cond, _ = support.held_out_images(denoiser, data, None)
+            images, _, cond, _ = held_out_images(denoiser, data, None, quiet=quiet)
         except LogsnrError as error:
             if data is not None:
                 raise
@@ -114,11 +114,11 @@ def _samples(
         return denoiser.encode(images), cond, ""
     if data is None or data == "none":
         return None, drawn, ""
-    scale = 1 if denoiser.vae is None else getattr(denoiser.pipeline, "vae_scale_factor", 8)
-    side = denoiser.shape[-1] * scale
-    folder = Path(data).expanduser().is_dir()
-    config = DataConfig(source=data, size=side, channels=3) if folder else DataConfig(source=data)
-    loaded = load_data(config)
+    config = data_config(denoiser, data)
+    assert config is not None
+    loaded = load_data(config, progress=not quiet)
+    if loaded.shape != image_shape(denoiser):
+        raise LogsnrError(f"{data} holds images of {loaded.shape}, the model makes {image_shape(denoiser)}")
     images = torch.cat([loaded.test_images, loaded.train_images])[:2048]
     if drawn is not None and loaded.train_labels is None:
         raise LogsnrError(f"{data} has no labels, which this class-conditional model needs: give --prompt CLASS")

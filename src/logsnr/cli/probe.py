@@ -13,8 +13,8 @@ from logsnr.terminal import console
 @app.command()
 def probe(
     model: Model,
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class of a conditional model [default: all in turn].")
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Class of a conditional model, name or number [default: all in turn].")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Of a diffusers pipeline: a text, or a class's name.")] = None,
     seed: Seed = 0,
@@ -33,6 +33,7 @@ def probe(
     from logsnr.sampling.probing import HIGH_LIMIT, LOW_LIMIT
 
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
+    label = support.class_of(denoiser, class_)
     found = run(denoiser, cond=support.sampled_condition(denoiser, label, prompt, 12), seed=seed)
     if json_:
         support.print_json(asdict(found))

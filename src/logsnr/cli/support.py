@@ -20,6 +20,7 @@ from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
 from logsnr.cli.application import note
+from logsnr.cli.data import data_of
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError, unknown
 from logsnr.files import replace_file
@@ -31,16 +32,12 @@ from logsnr.sampling import GaussianStart, Plan, probe
 from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.terminal import console, description
-from logsnr.training import load_data
-from logsnr.training.config import DataConfig
-from logsnr.training.data import Dataset, told_sources
+from logsnr.training.data import told_sources
 from logsnr.zoo import START
 
 STARTS = ("data", "model", "none")
 OWN_SAMPLES = 2000
 """Samples that a model draws for its own Gaussian start."""
-LARGEST_COVARIANCE = 3072
-"""Dimensions of the largest Gaussian control (32 x 32 in colour): its eigenvectors take some ten seconds and 75 MB."""
 
 
 def run_denoiser(model: str) -> NetworkDenoiser:
@@ -120,7 +117,9 @@ def known_names() -> dict[str, str]:
     }
 
 
-def fitted_start(denoiser: NetworkDenoiser, kind: str, source: str | None, seed: int) -> GaussianStart | None:
+def fitted_start(
+    denoiser: NetworkDenoiser, kind: str, source: str | None, seed: int, *, quiet: bool = True
+) -> GaussianStart | None:
     """The Gaussian of a model's training data, or of its own samples; with a mean per class where it has classes.
 
     Raises:
@@ -138,7 +137,7 @@ def fitted_start(denoiser: NetworkDenoiser, kind: str, source: str | None, seed:
         null = null if cond else None
         generator = torch.Generator().manual_seed(seed)
         return GaussianStart.of_model(denoiser, OWN_SAMPLES, generator=generator, cond=cond, null=null)
-    data = data_of(denoiser, source)
+    data = data_of(denoiser, source, quiet=quiet)
     images = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
     labels = None
     if denoiser.card.get("classes"):
@@ -208,6 +207,23 @@ def calibrated(
             start=start,
             first=first,
         )
+
+
+def class_of(denoiser: Loaded, text: str | None) -> int | None:
+    """The number of a class that is named, as its folder was, or numbered; a name wins.
+
+    Raises:
+        LogsnrError: if it is neither.
+    """
+    names = denoiser.card.get("class_names") or []
+    if text is None or text in names:
+        return None if text is None else names.index(text)
+    try:
+        return int(text)
+    except ValueError:
+        if not names:
+            raise LogsnrError(f"--class {text}: this model has no names of classes; give a number") from None
+        raise unknown("--class", text, names, ", or a number") from None
 
 
 def condition(denoiser: Loaded, label: int | None, n: int) -> dict[str, Any]:
@@ -298,45 +314,6 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     columns = max(1, round(len(images) ** 0.5))
     scale = max(1, 64 // images.shape[-1])
     replace_file(out, png(tile(pixels.display(images), columns=columns, scale=scale)))
-
-
-def data_of(denoiser: NetworkDenoiser, source: str | None) -> Dataset:
-    """The data that a model was trained on, or another source of the same codec.
-
-    Raises:
-        LogsnrError: if neither is known, or the codecs differ.
-    """
-    trained_on = (denoiser.card.get("training") or {}).get("data")
-    if source is None and trained_on is None:
-        raise LogsnrError("this model does not say what it was trained on: give --data")
-    config = DataConfig(**trained_on) if trained_on else DataConfig()
-    if source is not None:
-        config = config.model_copy(update={"source": source})
-    data = load_data(config)
-    pixels = Pixels(data.grey_levels)
-    if denoiser.pixels not in (None, pixels):
-        raise LogsnrError(
-            f"{config.source} has {pixels.grey_levels} grey levels, the model's codec is {denoiser.pixels}"
-        )
-    return data
-
-
-def held_out_images(
-    denoiser: NetworkDenoiser, source: str | None, limit: int | None
-) -> tuple[Tensor, Pixels, dict[str, Tensor] | None, Tensor | None]:
-    """Held-out images, their codec, their labels where the model is conditional, and training images for the
-    Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
-
-    data = data_of(denoiser, source)
-    pixels = Pixels(data.grey_levels)
-    images, labels = data.test_images[:limit], data.test_labels
-    cond = None
-    if denoiser.card.get("classes"):
-        if labels is None:
-            raise LogsnrError("the data has no labels, which this class-conditional model needs")
-        cond = {"class_labels": labels[:limit]}
-    train = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
-    return images, pixels, cond, train if 2 <= len(train) and train[0].numel() <= LARGEST_COVARIANCE else None
 
 
 def print_json(facts: dict[str, Any]) -> None:
