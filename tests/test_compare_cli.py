@@ -201,7 +201,7 @@ def test_a_pipeline_takes_the_grey_levels_of_the_data():
 
     images, codec = load_data(DataConfig()).train_images, Pixels(17)
     x = codec.encode(images[:200])
-    space = _space(Pipeline(), "digits", "pixels", None, 0)
+    space = _space(Pipeline(), load_data(DataConfig()), "pixels", None, 0)
     expected = frechet_distance(x.flatten(1), codec.encode(images).flatten(1))
     assert space.distances(x + 0.4 * codec.spacing)[0].value == pytest.approx(expected, rel=1e-6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
@@ -11,10 +12,15 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
+from logsnr import load
+from logsnr.cli.data import data_of
+from logsnr.cli.support import class_of
 from logsnr.errors import LogsnrError
-from logsnr.training import Dataset, folders, load_data, recipe_from
+from logsnr.images import grid_columns
+from logsnr.training import Dataset, folders, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.images import read_image, suffixes
+from logsnr.training.pictures import in_turn
 
 
 @pytest.mark.parametrize("case", odd_images.CASES, ids=lambda case: case.name)
@@ -33,7 +39,7 @@ def test_one_file_is_one_picture(tmp_path):
     assert np.array_equal(found.pixels, np.rot90(odd_images.OVER["black"], -1).transpose(2, 0, 1))
 
 
-def test_what_was_read_is_said_in_a_line(tmp_path, capsys):
+def test_what_was_read_is_said_in_a_line(tmp_path):
     for name in ("cats/0.png", "cats/1.png", "dogs/0.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L" if name.startswith("dogs") else "RGB", (6, 9), "red" if "cats" in name else 9).save(
@@ -41,9 +47,7 @@ def test_what_was_read_is_said_in_a_line(tmp_path, capsys):
         )
     (tmp_path / "dogs" / "1.png").write_bytes(b"")
     (tmp_path / "cats" / ".0.png").write_bytes(b"")
-    data = load_data(DataConfig(source=str(tmp_path), size=8, broken="skip", holdout=0.3), progress=True)
-    said = capsys.readouterr().err
-    assert said == data.describe() + "\n"
+    said = load_data(DataConfig(source=str(tmp_path), size=8, broken="skip", holdout=0.3)).describe()
     assert said.startswith(f"{tmp_path.name}: 3 images (1 held out), 8 x 8 in colour; 2 classes: cats 2, dogs 1; ")
     for words in (
         "6 x 9 pixels, 2 RGB, 1 L",
@@ -53,9 +57,6 @@ def test_what_was_read_is_said_in_a_line(tmp_path, capsys):
         "not read: 1 hidden",
     ):
         assert words in said
-    assert data.class_names == ("cats", "dogs")
-    load_data(DataConfig(source=str(tmp_path), size=8, broken="skip"))
-    assert capsys.readouterr().err == ""
 
 
 def test_many_classes_are_not_all_listed():
@@ -115,3 +116,65 @@ def test_backgrounds_that_are_none():
 def test_suffixes_are_those_that_pillow_opens():
     Image.init()
     assert {".png", ".jpg", ".jfif", ".ppm", ".tga"} <= set(suffixes()) <= set(Image.registered_extensions())
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """A run on a folder of two classes."""
+    root = tmp_path_factory.mktemp("home") / "someone" / "flowers"
+    for i, name in enumerate(("china", "sunflower")):
+        (root / name).mkdir(parents=True)
+        for j in range(6):
+            Image.new("L", (4, 4), 100 * i + 20 * j).save(root / name / f"{j}.png")
+    recipe = recipe_from(
+        {
+            "data": {"source": str(root), "channels": 1},
+            "network": {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4},
+            "objective": {"preset": "edm", "logsnr": [-8, 8]},
+            "samples": {"every": 0},
+            "conditional": True,
+            "batch": 4,
+            "steps": 1,
+            "device": "cpu",
+        }
+    )
+    return train(recipe, root.parent / "run", progress=False).out
+
+
+def test_the_names_of_classes_are_kept_and_understood(flowers):
+    denoiser = load(flowers)
+    assert denoiser.card["class_names"] == ["china", "sunflower"]
+    assert denoiser.card["data"].startswith(
+        "flowers: 12 images (1 held out), 4 x 4 in grey; 2 classes: china 6, sunflo"
+    )
+    assert [class_of(denoiser, text) for text in ("sunflower", "1", "2", None)] == [1, 1, 2, None]
+    with pytest.raises(LogsnrError, match=r"--class 'chima' is not one of china, sunflower, or a number: did"):
+        class_of(denoiser, "chima")
+    denoiser.card["class_names"] = ["10", "0"]
+    assert class_of(denoiser, "10") == 0  # a name wins
+    with pytest.raises(LogsnrError, match="this model has no names of classes; give a number"):
+        class_of(load("zoo:fashion-mnist"), "boot")
+
+
+def test_a_card_names_no_place_of_this_machine(flowers, tmp_path):
+    card = (flowers / "card.json").read_text()
+    assert "someone" not in card
+    assert '"source": "flowers"' in card
+    assert len(data_of(load(flowers), None).train_images) == 11  # its state knows where they lie
+    shutil.copytree(flowers, tmp_path / "given", ignore=lambda *_: ["state"])
+    with pytest.raises(LogsnrError, match=r"'flowers' does not exist: .*; or say with --data where"):
+        data_of(load(tmp_path / "given"), None)
+    assert data_of(load(tmp_path / "given"), str(flowers.parent / "flowers")).shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "columns"), [(64, 0, 8), (64, 1, 8), (64, 2, 8), (64, 3, 9), (80, 10, 10), (64, 16, 16),
+                                      (64, 17, 8), (64, 1000, 8), (1, 2, 1), (2, 1000, 1), (6, 4, 4)]
+)  # fmt: skip
+def test_grids_are_about_square_with_a_class_per_column_where_that_fits(count, classes, columns):
+    assert grid_columns(count, classes) == columns
+
+
+def test_a_picture_of_few_samples_spreads_them_over_many_classes():
+    assert in_turn(4, 1000).tolist() == [0, 250, 500, 750]
+    assert in_turn(5, 2).tolist() == [0, 1, 0, 1, 0]

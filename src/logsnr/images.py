@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 
 import torch
 from PIL import Image
@@ -38,6 +39,14 @@ def tile(images: Tensor, *, columns: int, scale: int = 4, gap: int = 2, backgrou
         canvas[:, y : y + height, x : x + width] = image
     array = canvas.permute(1, 2, 0).squeeze(2).numpy()
     return Image.fromarray(array)
+
+
+def grid_columns(count: int, classes: int = 0) -> int:
+    """Columns of a sheet of `count` images, about square; with one class to each column where so many fit."""
+    side = max(1, round(math.sqrt(count)))
+    if not 1 < classes <= 2 * side:
+        return side
+    return min(count, classes * max(1, round(side / classes)))
 
 
 def side_by_side(left: Image.Image, right: Image.Image, *, gap: int = 24) -> Image.Image:

@@ -96,9 +96,17 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
             f"{name} = {value!r}: {source!r} is the folder of a run, which takes device and dtype only; conditions go "
             "to sample(..., cond=), guidance is logsnr.guidance.cfg(denoiser, scale, {'class_labels': null})"
         )
-    from logsnr.models.card import load_denoiser  # with pydantic: imported where a run is read
+    # With pydantic: imported where a run is read.
+    from logsnr.models.card import load_denoiser
 
-    denoiser = load_denoiser(Path(source).expanduser())
+    folder = Path(source).expanduser()
+    denoiser = load_denoiser(folder)
+    if (folder / "state").is_dir():
+        from logsnr.training.checkpoint import data_source
+
+        data, place = (denoiser.card.get("training") or {}).get("data"), data_source(folder)
+        if data and place and Path(place).name == data.get("source"):
+            data["source"] = place
     return denoiser if device is None and dtype is None else denoiser.to(device=device, dtype=dtype)
 
 

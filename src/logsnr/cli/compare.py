@@ -142,7 +142,7 @@ def _words(text: str) -> list[str]:
 
 def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool) -> Dataset | None:
     """The data behind FD and KID; None for neither."""
-    from logsnr.cli.data import data_config, image_shape
+    from logsnr.cli.data import data_config, image_shape, say
     from logsnr.errors import LogsnrError
     from logsnr.training import load_data
 
@@ -163,6 +163,7 @@ def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool
         return None
     if data.shape != image_shape(denoiser):
         raise LogsnrError(f"{config.source} holds images of {data.shape}, the model makes {image_shape(denoiser)}")
+    say(data, source, quiet)
     return data
 
 

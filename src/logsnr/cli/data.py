@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from logsnr.cli.application import note
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.loading import Loaded
@@ -41,6 +42,12 @@ def data_config(denoiser: Loaded, source: str | None) -> DataConfig | None:
     return plain.model_copy(update={"size": size, "channels": channels if channels in (1, 3) else None})
 
 
+def say(data: Dataset, source: str | None, quiet: bool) -> None:
+    """Tell what was read where it was asked for by name: what a model was trained on, its training has told."""
+    if source is not None and not quiet:
+        note(data.describe())
+
+
 def data_of(denoiser: NetworkDenoiser, source: str | None, *, quiet: bool = True) -> Dataset:
     """The data that a model was trained on, or another source of the same codec.
 
@@ -61,6 +68,7 @@ def data_of(denoiser: NetworkDenoiser, source: str | None, *, quiet: bool = True
         raise LogsnrError(
             f"{config.source} has {pixels.grey_levels} grey levels, the model's codec is {denoiser.pixels}"
         )
+    say(data, source, quiet)
     return data
 
 

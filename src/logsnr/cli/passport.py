@@ -95,7 +95,7 @@ def _samples(
     import torch
 
     from logsnr.cli import support
-    from logsnr.cli.data import data_config, held_out_images, image_shape
+    from logsnr.cli.data import data_config, held_out_images, image_shape, say
     from logsnr.denoiser import NetworkDenoiser
     from logsnr.errors import LogsnrError
     from logsnr.pixels import Pixels
@@ -119,6 +119,7 @@ def _samples(
     loaded = load_data(config, progress=not quiet)
     if loaded.shape != image_shape(denoiser):
         raise LogsnrError(f"{data} holds images of {loaded.shape}, the model makes {image_shape(denoiser)}")
+    say(loaded, data, quiet)
     images = torch.cat([loaded.test_images, loaded.train_images])[:2048]
     if drawn is not None and loaded.train_labels is None:
         raise LogsnrError(f"{data} has no labels, which this class-conditional model needs: give --prompt CLASS")

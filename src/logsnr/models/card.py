@@ -23,6 +23,9 @@ from logsnr.predictions import LABELS, PREDICTIONS, Prediction
 from logsnr.reading import reading
 from logsnr.timesteps import TimestepTable
 
+KEPT = ("class_names", "data")
+"""Entries of a denoiser's card that are saved with it again."""
+
 
 def save_denoiser(
     denoiser: NetworkDenoiser,
@@ -39,7 +42,7 @@ def save_denoiser(
         denoiser: a denoiser around a network of `build_network`.
         folder: created if needed.
         step: training steps behind the weights.
-        training: the recipe, kept in the card for the record.
+        training: the recipe, kept in the card for the record; of data by an absolute path, the name alone.
         measured: what was measured on the model, kept in the card for the record.
         dtype: of the weights in the file, e.g. torch.float16 for half its size; they load as float32.
 
@@ -66,14 +69,24 @@ def save_denoiser(
         "trained_range": [v if math.isfinite(v) else str(v) for v in denoiser.trained_range],
         "classes": network.classes,
         "null_class": network.null_class,
-        "training": training,
+        "training": _for_others(training),
     }
+    # What else is on record of it: names of the classes, what data were read.
+    card |= {key: denoiser.card[key] for key in KEPT if denoiser.card.get(key)}
     if measured is not None:
         card["measured"] = measured
     weights = network.state_dict()
     if dtype is not None:
         weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
     return write_pair(Path(folder), CARD, card, weights, step=step, stem="model")
+
+
+def _for_others(training: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The recipe without places on this machine: of data by an absolute path the name is kept alone."""
+    source = str(((training or {}).get("data") or {}).get("source", ""))
+    if training is None or not (source.startswith("~") or Path(source).is_absolute()):
+        return training
+    return {**training, "data": {**training["data"], "source": Path(source).name}}
 
 
 def load_denoiser(folder: str | Path) -> NetworkDenoiser:

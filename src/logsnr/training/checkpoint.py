@@ -18,7 +18,7 @@ from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.files import CARD, check_tensors, read_pair, write_pair
+from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
 from logsnr.models.card import save_denoiser
 from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
@@ -31,6 +31,14 @@ FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "samples", "dev
 def has_state(out: Path) -> bool:
     """Whether `out` holds a run that can be resumed."""
     return (out / STATE / f"{STATE}.json").exists()
+
+
+def data_source(out: Path) -> str | None:
+    """Where the data of the run in `out` lay, which its card may not tell to others; None if its state is gone."""
+    try:
+        return str(read_card(out / STATE, STATE)["recipe"]["data"]["source"])
+    except (LogsnrError, KeyError, TypeError):
+        return None
 
 
 def clear(out: Path) -> None:

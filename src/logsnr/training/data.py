@@ -23,7 +23,6 @@ from torch import Tensor
 from logsnr.errors import LogsnrError, nearest, require
 from logsnr.pixels import Pixels
 from logsnr.reading import read_arrays
-from logsnr.terminal import console
 from logsnr.training.folders import Tell, read_folder
 from logsnr.training.processes import first_process, progress_bar
 from logsnr.training.sections import DataConfig
@@ -124,7 +123,7 @@ def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
 
     Args:
         config: the recipe's section.
-        progress: show a bar on a terminal, and say on stderr what was read.
+        progress: show a bar on a terminal.
 
     Raises:
         LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
@@ -134,10 +133,7 @@ def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
         if text == name if source.recognised is None else source.recognised(text):
             with progress_bar(progress and first_process(), "reading images") as show:
                 tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
-                data = source.load(config, tell)
-            if progress and first_process():
-                console(stderr=True).print(data.describe(), soft_wrap=True)
-            return data
+                return source.load(config, tell)
     near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
     what = "is of no kind that is read" if Path(text).expanduser().exists() else "does not exist"
     hint = f"did you mean {near!r}? " if near else ""

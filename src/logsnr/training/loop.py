@@ -24,6 +24,7 @@ from logsnr.models import build_network
 from logsnr.noise import sigma_from_logsnr
 from logsnr.objectives import WeightedELBO
 from logsnr.pixels import Pixels
+from logsnr.terminal import console
 from logsnr.training.adaptation import Adaptation
 from logsnr.training.checkpoint import clear, has_state, load_state, save_state
 from logsnr.training.config import Recipe
@@ -33,7 +34,7 @@ from logsnr.training.ema import EMA
 from logsnr.training.metrics import METRICS, Metrics, truncate_metrics
 from logsnr.training.objectives import build_objective, build_prediction, central_logsnr
 from logsnr.training.pictures import save_picture
-from logsnr.training.processes import accelerator_for, own_accelerator, own_random_state, progress_bar
+from logsnr.training.processes import accelerator_for, first_process, own_accelerator, own_random_state, progress_bar
 from logsnr.uncertainty import Uncertainty
 
 
@@ -135,6 +136,8 @@ def train(
     if resume and not has_state(out):
         raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
     data = load_data(recipe.data, progress=progress) if data is None else data
+    if progress and first_process():
+        console(stderr=True).print(data.describe(), soft_wrap=True)
     with own_random_state(), own_accelerator():
         run = Run(recipe, data)
         run.metrics.begin(load_state(run, out) if resume else 0.0)
@@ -200,6 +203,7 @@ class Run:
         self.parameters = list(network.parameters())
         self.denoiser = around(network)
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.average.card = {"data": data.describe(), "class_names": list(data.class_names) if classes else []}
         self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
         self.parts: dict[str, Any] = {
             "network": network,

@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.images import tile
+from logsnr.images import grid_columns, tile
 from logsnr.models import Network
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
 from logsnr.training.draws import derived_seed
 
 
+def in_turn(n: int, classes: int) -> Tensor:
+    """Classes of n samples: in turn, or evenly spread where there are more classes than samples."""
+    return torch.arange(n) % classes if n >= classes else torch.arange(n) * classes // n
+
+
 def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
-    """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, one per column.
+    """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, or spread.
 
     Raises:
         LogsnrError: if the disk refuses.
@@ -27,15 +33,14 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     noise = torch.randn(options.count, *denoiser.shape, generator=generator).to(device)
     assert isinstance(denoiser.network, Network)
     classes = denoiser.network.classes
-    cond = {"class_labels": torch.arange(options.count, device=device) % classes} if classes else None
+    cond = {"class_labels": in_turn(options.count, classes).to(device)} if classes else None
     x = sample(denoiser, options.plan(*denoiser.sampling_range, denoiser.sigma_data), noise=noise, cond=cond)
     assert denoiser.pixels is not None
     shown = denoiser.pixels.display(denoiser.decode(x).cpu())
     shown = shown[:, :3] if shown.shape[1] == 4 else shown
-    columns = classes if 1 < classes <= 16 else max(1, round(options.count**0.5))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tile(shown, columns=columns, scale=max(1, 64 // denoiser.shape[2])).save(path)
+        tile(shown, columns=grid_columns(options.count, classes), scale=max(1, 64 // denoiser.shape[2])).save(path)
     except OSError as error:
         raise LogsnrError(
             f"cannot write {path} ({error.strerror}): free some space or choose another folder"
