@@ -68,7 +68,7 @@ UNASKED = ("auto", None, None, "log-linear")
 @app.command(cls=Named)
 def sample(
     model: Model,
-    nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1)] = 10,
+    nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1, max=10_000)] = 10,
     solver: Annotated[
         str,
         typer.Option(

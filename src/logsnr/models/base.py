@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=4096)]
+"""A width or a count of a network."""
 
 
 class NetworkConfig(BaseModel):
@@ -25,12 +26,17 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
     @property
     def null_class(self) -> int | None:
         """The index that stands for "no class", None for an unconditional network."""
         return self.classes or None
+
+
+    def least_weights(self, shape: tuple[int, ...]) -> int:
+        """How many weights the network has at least, for samples of `shape`: known before anything is allocated."""
+        return 0
 
 
 class Network(nn.Module):

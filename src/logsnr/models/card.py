@@ -110,6 +110,9 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
         sigma_data = float(card["sigma_data"])
         _check(card, config, (lo, hi), sigma_data)
+        # Before it is built: a card may describe what no memory holds.
+        if (least := config.least_weights(shape)) > 10 * (found := sum(v.numel() for v in tensors.values())) + 10**6:
+            raise ValueError(f"a network of at least {least:,} weights, the file has {found:,}")
         # The weights come from the file; those drawn while building must not move the caller's random state.
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, shape)

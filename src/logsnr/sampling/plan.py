@@ -28,6 +28,8 @@ BASES: tuple[str, ...] = get_args(Basis)
 Grid = tuple[float, ...]
 """n + 1 strictly decreasing noise levels for n evaluations."""
 
+MOST_SIGMA = 1e150
+"""Squares of finite levels stay finite."""
 VERSION = 1
 _KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "meta")
 _FIX = "give a file written by Plan.save or logsnr calibrate"
@@ -197,7 +199,7 @@ def plans_from(source: Any, *, paths: bool = True) -> dict[int, Plan]:
     if isinstance(source, str | os.PathLike):
         if not paths:
             raise LogsnrError(
-                "the plan holds a text where its numbers should be, and no file is opened for it: give its path"
+                "the plan holds a text where its numbers should be: a path is opened only where plan= gives it alone"
             )
         path = Path(source).expanduser()
         if not path.is_file():
@@ -243,8 +245,11 @@ def check_sigmas(sigmas: Sequence[float]) -> Grid:
     if len(grid) < 2:
         raise ValueError(f"{len(grid)} sigmas: give at least 2, n + 1 noise levels for n evaluations")
     for i, sigma in enumerate(grid):
-        if math.isnan(sigma) or sigma < 0:
-            raise ValueError(f"sigmas[{i}] = {sigma}: noise levels must be in [0, inf]")
+        if not (sigma in (0.0, math.inf) or 1 / MOST_SIGMA <= sigma <= MOST_SIGMA):
+            raise ValueError(
+                f"sigmas[{i}] = {sigma}: noise levels must be in [0, inf], and finite ones in {1 / MOST_SIGMA:g} ... "
+                f"{MOST_SIGMA:g}"
+            )
         if i and not sigma < grid[i - 1]:
             raise ValueError(
                 f"sigmas[{i}] = {sigma} is not below sigmas[{i - 1}] = {grid[i - 1]}: noise levels must strictly "

@@ -20,10 +20,12 @@ from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
 from logsnr.models.card import save_denoiser
+from logsnr.reading import mapping, reading
 from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
 
 STATE = "state"
+_FIX = "restore it, or train into another folder"
 FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
 
@@ -86,7 +88,9 @@ def load_state(run: Kept, out: Path) -> float:
         LogsnrError: if it is damaged, or belongs to another recipe.
     """
     card, tensors = read_pair(out / STATE, STATE)
-    _same_recipe(card.get("recipe") or {}, run.recipe, out)
+    with reading(out / STATE / f"{STATE}.json", _FIX, "the state of a run"):
+        saved = mapping(card["recipe"], "its recipe", _FIX)
+    _same_recipe(saved, run.recipe, out)
     tensors.pop("objective.square", None)  # an average that schedules of version 0.1 kept
     expected = _tensors(run)
     if "objective.error" in tensors:
@@ -102,8 +106,9 @@ def load_state(run: Kept, out: Path) -> float:
             "resume with the recipe it was written under"
         ),
     )
-    _restore(run, card, tensors)
-    return float(card["seconds"])
+    with reading(out / STATE / f"{STATE}.json", _FIX, "the state of a run"):
+        _restore(run, card, tensors)
+        return float(card["seconds"])
 
 
 def _tensors(run: Kept) -> dict[str, Tensor]:
