@@ -11,7 +11,7 @@ import torch
 
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, shown
 from logsnr.files import CARD
 from logsnr.sampling import GaussianStart, Plan
 from logsnr.sampling.plan import plans_from
@@ -67,14 +67,17 @@ def load(
     }
     options = {name: value for name, value in given.items() if value is not None}
     text = str(source)
-    for recognised, loader in SOURCES.values():
-        if recognised(text):
-            denoiser = loader(text, options)
-            file = plans_file(text)
-            denoiser.plans = plans_from(file) if file.is_file() else {}
-            beside = file.with_name(zoo.START)
-            denoiser.start = GaussianStart.load(beside) if beside.is_file() else None
-            return denoiser
+    try:
+        loader = next((loader for recognised, loader in SOURCES.values() if recognised(text)), None)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise LogsnrError(f"{shown(text)} cannot be read ({error.strerror}): check the path") from error
+    if loader is not None:
+        denoiser = loader(text, options)
+        file = plans_file(text)
+        denoiser.plans = plans_from(file) if file.is_file() else {}
+        beside = file.with_name(zoo.START)
+        denoiser.start = GaussianStart.load(beside) if beside.is_file() else None
+        return denoiser
     if _is_component(text):
         raise LogsnrError(
             f"{text!r} holds one component of a diffusers pipeline: give the folder above it, with model_index.json, "

@@ -45,4 +45,52 @@ KINDS: dict[str, Kind] = {
         function="kills:random_trainings",
         least=30,
     ),
+    "damaged-plan": Kind(
+        what="a plan, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:plan",
+        least=300,
+    ),
+    "damaged-plans": Kind(
+        what="a run's plans, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:plans",
+        least=300,
+    ),
+    "damaged-recipe": Kind(
+        what="a recipe, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:recipe",
+        least=300,
+    ),
+    "damaged-card": Kind(
+        what="a card, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:card",
+        least=300,
+    ),
+    "damaged-state": Kind(
+        what="a state, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:state",
+        least=300,
+    ),
+    "damaged-ledger": Kind(
+        what="a ledger, damaged at random: bytes or values",
+        kept="read whole, or refused in one line; no traceback, no hang",
+        function="mutations:ledger",
+        least=300,
+    ),
+    "wrong-lines": Kind(
+        what="a wrong command line: options with values that nobody means, alone and in pairs",
+        kept="one line that says what is wrong, exit code 2",
+        function="lines:wrong_lines",
+        least=300,
+    ),
+    "lies": Kind(
+        what="archives, headers and links that lie: .npy, .npz, safetensors, YAML, JSON, PNG",
+        kept="refused in one line; no code run, nothing quoted, memory and time bounded",
+        function="lies:all_lies",
+        least=300,
+    ),
 }

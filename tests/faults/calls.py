@@ -15,8 +15,8 @@ from types import FrameType
 
 from logsnr.cli import main
 
-SECONDS = 30
-"""A call that takes longer hangs."""
+SECONDS = 60
+"""Processor time: a call that takes longer hangs; how busy the machine is does not matter."""
 MEMORY = 24 * 2**30
 """Bytes of addresses that a call may have: more is refused to it, as a small machine would."""
 
@@ -35,16 +35,17 @@ class Ended:
 
     @property
     def trouble(self) -> str:
-        """What a user would complain of: a hang, a traceback, more than one line, an exit code of neither kind."""
+        """What a user would complain of: a hang, a traceback, an error of several lines, a strange exit code."""
         if self.code == -1:
             return f"hangs ({self.err})"
         if "Traceback" in self.err or "not foreseen" in self.err:
             return f"not foreseen: {self.err.strip().splitlines()[-1][:300]}"
         if self.code == 0:
             return ""
-        if self.code != 2 or not self.err.startswith("logsnr: error: ") or self.err.count("\n") != 1:
+        *_, last = self.err.splitlines() or [""]  # notes may stand before
+        if self.code != 2 or not last.startswith("logsnr: error: ") or self.err.count("logsnr: error") != 1:
             return f"exit code {self.code}, {self.err[:300]!r}"
-        return "" if len(self.err) < 2100 and self.err.strip().isprintable() else f"{len(self.err)} characters"
+        return "" if len(last) < 2100 and last.isprintable() else f"{len(last)} characters: {last[:300]!r}"
 
 
 def call(*words: object, seconds: float = SECONDS) -> Ended:
@@ -66,6 +67,16 @@ def call(*words: object, seconds: float = SECONDS) -> Ended:
     return Ended(code if isinstance(code, int) else 1, out.getvalue(), err.getvalue())
 
 
+def complaint(*words: object) -> tuple[Ended, str]:
+    """Run `logsnr`; how it ended, and its trouble, with where it arose."""
+    ended = call(*words)
+    if "not foreseen" not in ended.trouble:
+        return ended, ended.trouble
+    told = call("--debug", *words).err.splitlines()
+    frames = [line.strip() for line in told if line.lstrip().startswith("File ")]
+    return ended, f"{ended.trouble}; {'; '.join(frames[-3:])}"
+
+
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """End what takes longer, and what wants more memory."""
@@ -73,15 +84,15 @@ def limited(seconds: float) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

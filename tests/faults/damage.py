@@ -11,13 +11,41 @@ from typing import Any
 import yaml
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-320, 1e308, 10**30, 10**400, float("inf"), float("nan"), "", "x", "inf", "nan",
-    "[bold]", "$x^{", "\x1b[31m", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 10_000, "{}", [], {}, [[]], [None],
-    [0] * 1000, {"name": {}}, {"": ""}, list(range(20)), [1e9] * 3, [-1, -1],
+    None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-320, 1e308, 10**30, 10**400, float("inf"), float("nan"), "", "x",
+    "inf", "nan", "[bold]", "$x^{", "\x1b[31m", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 10_000, "{}", [],
+    {}, [[]], [None], [0] * 1000, {"name": {}}, {"": ""}, list(range(20)), [1e9] * 3, [-1, -1],
 ]  # fmt: skip
 """What no author of a file thought of."""
-TOKENS = [b"null", b"true", b"-1", b"1e999", b"NaN", b"9" * 400, b"{", b"[", b"]", b"}", b'"', b"\x00", b"\xff", b":", b","]
-WHOLE = [b"", b"null", b"[]", b"{}", b"0", b'""', b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"- " * 5000, b"\x00" * 100]
+TOKENS = [
+    b"null",
+    b"true",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"9" * 400,
+    b"{",
+    b"[",
+    b"]",
+    b"}",
+    b'"',
+    b"\x00",
+    b"\xff",
+    b":",
+    b",",
+]
+WHOLE = [
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"0",
+    b'""',
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"\xff\xfe",
+    b"- " * 5000,
+    b"\x00" * 100,
+]
 
 
 def of_bytes(data: bytes, chance: random.Random) -> bytes:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 import logsnr
 from logsnr.cli.guard import guarded
 from logsnr.terminal import console
+from logsnr.zoo import PREFIX, names
 
 app = typer.Typer(
     help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
@@ -59,8 +60,13 @@ def note(text: str) -> None:
     console(stderr=True, quiet=_QUIET.get()).print(text)
 
 
+def models(incomplete: str) -> list[str]:
+    """Models of the zoo that begin so, for the shell; folders it completes by itself."""
+    return [name for name in (f"{PREFIX}{known}" for known in names()) if name.startswith(incomplete)]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
+Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.", autocompletion=models)]
 Range = Annotated[
     str | None,
     typer.Option(

@@ -33,7 +33,7 @@ def guarded(command: Callable[[], object], *, debug: bool) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
             print(error, file=sys.stderr)
         else:
-            print(f"logsnr: error: {told(error)}", file=sys.stderr)
+            print(f"logsnr: error: {one_line(told(error))}", file=sys.stderr)
         return BAD_INPUT
     return code if isinstance(code, int) else 0
 

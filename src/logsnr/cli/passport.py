@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.application import Json, Named, Seed, app, hushed, note
+from logsnr.cli.application import Json, Named, Seed, app, hushed, models, note
 from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @app.command(cls=Named)
 def passport(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.", autocompletion=models),
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="{data}; or none [default: the recipe's, if it can be read]."),

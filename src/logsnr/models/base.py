@@ -33,7 +33,6 @@ class NetworkConfig(BaseModel):
         """The index that stands for "no class", None for an unconditional network."""
         return self.classes or None
 
-
     def least_weights(self, shape: tuple[int, ...]) -> int:
         """How many weights the network has at least, for samples of `shape`: known before anything is allocated."""
         return 0

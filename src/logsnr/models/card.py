@@ -25,6 +25,8 @@ from logsnr.timesteps import TimestepTable
 
 KEPT = ("class_names", "data")
 """Entries of a denoiser's card that are saved with it again."""
+MOST_VALUES = 2**28
+"""Values of the largest sample: an image of 9,000 x 9,000 in colour."""
 
 
 def save_denoiser(
@@ -109,7 +111,7 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         lo, hi = (float(v) for v in card["trained_range"])
         pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
         sigma_data = float(card["sigma_data"])
-        _check(card, config, (lo, hi), sigma_data)
+        _check(card, config, shape, (lo, hi), sigma_data)
         # Before it is built: a card may describe what no memory holds.
         if (least := config.least_weights(shape)) > 10 * (found := sum(v.numel() for v in tensors.values())) + 10**6:
             raise ValueError(f"a network of at least {least:,} weights, the file has {found:,}")
@@ -133,7 +135,9 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     return denoiser.eval()
 
 
-def _check(card: dict[str, Any], config: NetworkConfig, levels: tuple[float, float], sigma_data: float) -> None:
+def _check(
+    card: dict[str, Any], config: NetworkConfig, shape: tuple[int, ...], levels: tuple[float, float], sigma_data: float
+) -> None:
     """What commands read of a card as it stands.
 
     Raises:
@@ -145,6 +149,8 @@ def _check(card: dict[str, Any], config: NetworkConfig, levels: tuple[float, flo
     for key in ("training", "measured"):
         if not isinstance(card.get(key) or {}, dict):
             raise ValueError(f"{key} = {shown(card[key])} is no mapping")
+    if not all(n >= 1 for n in shape) or math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"shape {shown(shape)} is none")
     if not 0 <= levels[0] < levels[1] or not 0 < sigma_data < math.inf:
         raise ValueError(f"trained_range {levels} or sigma_data {sigma_data} is none")
 

@@ -48,7 +48,7 @@ def network_config(values: Any) -> NetworkConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{values!r}: give a mapping, e.g. {{kind: unet}}")
     kind = values.get("kind", "unet")
-    if kind not in NETWORKS:
+    if not isinstance(kind, str) or kind not in NETWORKS:
         raise unknown("kind", kind, NETWORKS)
     return NETWORKS[kind].config.model_validate({**values, "kind": kind})
 
