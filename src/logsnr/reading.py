@@ -30,6 +30,7 @@ from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, one_line, shown
+from logsnr.paths import expanded
 
 LARGEST = 2**26
 """Bytes of the largest JSON file; a plan has a few thousand."""
@@ -93,7 +94,7 @@ def read_text(path: str | os.PathLike[str], *, largest: int = LARGEST) -> str:
         OSError: from the file system.
         UnicodeDecodeError: if it is no such text.
     """
-    with open(path, "rb") as file:
+    with open(expanded(path), "rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise LogsnrError(f"{path} has more than {largest:,} bytes: this is no file of that kind")
@@ -193,7 +194,7 @@ def read_tensors(data: bytes, path: Path, fix: str) -> dict[str, Tensor]:
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's facts, and the tensors, of a safetensors file; call it within `reading`."""
-    with safe_open(os.fspath(path), framework="pt") as file:
+    with safe_open(os.fspath(expanded(path)), framework="pt") as file:
         return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 

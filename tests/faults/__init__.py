@@ -39,11 +39,47 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "kill-sites": Kind(
+        what="SIGKILL before and after every call that changes the folder of a `train`, then `--resume`",
+        kept="every card that exists loads as the weights of its step; the end is the uninterrupted run's, bit for bit",
+        function="kills:training_sites",
+        least=100,
+    ),
     "random-kills": Kind(
         what="SIGKILL at a random moment of `train`, then `--resume`",
         kept="the weights of the uninterrupted run, bit for bit",
         function="kills:random_trainings",
         least=30,
+    ),
+    "random-kills-calibrate": Kind(
+        what="SIGKILL at a random moment of `calibrate --resume FILE`, then the same again",
+        kept="the plan of the uninterrupted search, bit for bit",
+        function="kills:random_calibrations",
+        least=30,
+    ),
+    "random-kills-sample": Kind(
+        what="SIGKILL at a random moment of a loop of `sample`, one file each, then on at the first missing one",
+        kept="every file whole, the images of the undisturbed loop",
+        function="kills:random_samplings",
+        least=30,
+    ),
+    "interruptions": Kind(
+        what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare` and `passport`",
+        kept="exit code 130 or 143, one line that says what was kept; trainings and searches go on to the same end",
+        function="stops:interruptions",
+        least=40,
+    ),
+    "full-disk": Kind(
+        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
+        kept="one line that names the file, exit code 2, what was there before intact; with space, on to the same end",
+        function="disks:refusing",
+        least=30,
+    ),
+    "two-in-a-folder": Kind(
+        what="two `train`, two `calibrate --resume` of one file, or a `train` over somebody's model, at one time",
+        kept="one of them is refused in one line that names the other; nothing of the first is lost",
+        function="disks:together",
+        least=20,
     ),
     "damaged-plan": Kind(
         what="a plan, damaged at random: bytes or values",

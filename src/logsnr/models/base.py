@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from logsnr.errors import LogsnrError
+
 Positive = Annotated[int, Field(ge=1, le=4096)]
 """A width or a count of a network."""
 
@@ -60,6 +62,18 @@ class Network(nn.Module):
     def null_class(self) -> int | None:
         """The index that stands for "no class"."""
         return self.config.null_class
+
+    def begin_as(self, other: Network) -> None:
+        """Take the weights of a network of the same config; of other classes, each begins as that one's null condition.
+
+        Raises:
+            LogsnrError: if this kind cannot change its classes.
+        """
+        if other.classes != self.classes:
+            raise LogsnrError(
+                f"a network of kind {self.config.kind!r} with {other.classes} classes cannot go on with {self.classes}"
+            )
+        self.load_state_dict(other.state_dict())
 
     @property
     def stock(self) -> nn.Module | None:

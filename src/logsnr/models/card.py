@@ -15,9 +15,10 @@ import torch
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, shown, unknown
-from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
+from logsnr.files import CARD, MODEL, Pair, check_finite, check_tensors, read_card, read_pair, write_pairs
 from logsnr.models.base import Network, NetworkConfig
 from logsnr.models.networks import build_network, network_config
+from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.predictions import LABELS, PREDICTIONS, Prediction
 from logsnr.reading import reading
@@ -52,7 +53,26 @@ def save_denoiser(
         The path of the card.
 
     Raises:
-        LogsnrError: if the network has no config, the prediction's label is a custom function, or the disk refuses.
+        LogsnrError: if the network has no config, the prediction's label is a custom function, a weight is NaN or
+            infinite, or the disk refuses.
+    """
+    pair = denoiser_pair(denoiser, folder, training=training, measured=measured, dtype=dtype)
+    write_pairs([pair], step=step)
+    return pair.folder / f"{CARD}.json"
+
+
+def denoiser_pair(
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    *,
+    training: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Pair:
+    """What `save_denoiser` writes.
+
+    Raises:
+        LogsnrError: as there.
     """
     network = denoiser.network
     if not isinstance(network, Network):
@@ -80,15 +100,24 @@ def save_denoiser(
     weights = network.state_dict()
     if dtype is not None:
         weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
-    return write_pair(Path(folder), CARD, card, weights, step=step, stem="model")
+    check_finite(weights, "cannot be saved")
+    return Pair(folder=expanded(folder), name=CARD, stem=MODEL, card=card, tensors=weights)
 
 
 def _for_others(training: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The recipe without places on this machine: of data by an absolute path the name is kept alone."""
-    source = str(((training or {}).get("data") or {}).get("source", ""))
-    if training is None or not (source.startswith("~") or Path(source).is_absolute()):
-        return training
-    return {**training, "data": {**training["data"], "source": Path(source).name}}
+    """The recipe without places on this machine: of data and models by an absolute path the name is kept alone."""
+    if training is None:
+        return None
+    kept = dict(training)
+    if "source" in (training.get("data") or {}):
+        kept["data"] = {**training["data"], "source": _name(training["data"]["source"])}
+    if training.get("init_from"):
+        kept["init_from"] = _name(training["init_from"])
+    return kept
+
+
+def _name(place: str) -> str:
+    return Path(place).name if str(place).startswith("~") or Path(place).is_absolute() else place
 
 
 def load_denoiser(folder: str | Path) -> NetworkDenoiser:
@@ -98,7 +127,7 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         LogsnrError: if the folder is not such a one, its files are damaged or of another format, or the weights
             belong to another network than the card describes.
     """
-    path = Path(folder)
+    path = expanded(folder)
     if read_card(path, CARD).get("kind") != "denoiser":
         raise LogsnrError(f"{path / CARD}.json is not the card of a denoiser: give the folder of a run")
     card, tensors = read_pair(path, CARD)

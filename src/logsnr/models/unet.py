@@ -131,6 +131,18 @@ class UNet(Network):
         out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
         return pixel_shuffle(out, self.config.patch)
 
+    def begin_as(self, other: Network) -> None:
+        weights, classes = other.state_dict(), "unet.class_embedding.weight"
+        if other.classes != self.classes:
+            # The embedding of a class is added to that of the noise level.
+            embedded = self.unet.time_embedding.linear_2.bias
+            null = weights.pop(classes)[-1] if other.classes else torch.zeros_like(embedded)
+            if self.classes:
+                weights[classes] = null.expand(self.classes + 1, -1)
+            else:
+                weights["unet.time_embedding.linear_2.bias"] = weights["unet.time_embedding.linear_2.bias"] + null
+        self.load_state_dict(weights)
+
     @property
     def stock(self) -> nn.Module | None:
         """The `UNet2DModel` itself, unless something is formed around it."""

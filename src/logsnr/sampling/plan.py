@@ -16,12 +16,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from logsnr.errors import LogsnrError, one_line, shown, unknown
-from logsnr.files import replace_file
+from logsnr.paths import expanded
 from logsnr.reading import check_format, mapping, parse_json, read_text, reading
+from logsnr.writing import replace_file
 
 Basis = Literal["eps", "x0", "velocity"]
 BASES: tuple[str, ...] = get_args(Basis)
@@ -164,7 +164,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, through a temporary file in the same folder: a reader sees the old plan or the new one."""
-        replace_file(Path(path), (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        replace_file(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -201,7 +201,7 @@ def plans_from(source: Any, *, paths: bool = True) -> dict[int, Plan]:
             raise LogsnrError(
                 "the plan holds a text where its numbers should be: a path is opened only where plan= gives it alone"
             )
-        path = Path(source).expanduser()
+        path = expanded(source)
         if not path.is_file():
             raise LogsnrError(f"plan {shown(str(source))} is no file: give the path of a saved plan, or its JSON text")
         with reading(path, _FIX, "a plan"):
