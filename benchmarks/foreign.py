@@ -9,13 +9,15 @@ Every sampler runs from the same noise; its error is the RMSE to the end of a te
 geometric levels from the model's largest level).  Judged are
 
     auto          what `ls.sample(denoiser, n)` and the diffusers scheduler do unasked
-    default       its gradient estimation alone; `CANDIDATES` are what it was chosen from
+    held out      the same, of plans that were fitted without this network (--plans, of tools/universal.py --held-out)
+    default       gradient estimation alone
+    start         auto from a lower level, brought there by the Gaussian of the data (--images), and down to where
+                  `ls.probe` finds the network of use, if on 16 other noises that is nearer to the teacher
     peers         diffusers' schedulers on every spacing that they offer
 
 The *best single peer* is the scheduler and spacing of least geometric mean over all other models (leave one out), at
-each number of evaluations; the *best in hindsight* is the best of all on this very model.  A choice among candidates is
-made by leave-one-out too.  What is measured is kept in --work, one file a model; all errors go to foreign.json in --out
-and, as tables, between the marks of foreign.md.
+each number of evaluations; the *best in hindsight* is the best of all on this very model.  What is measured is kept in
+--work, one file a model; all errors go to foreign.json in --out and, as tables, between the marks of foreign.md.
 """
 
 from __future__ import annotations
@@ -24,20 +26,28 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from logsnr.denoiser import NetworkDenoiser
+from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.evaluation.compare import Comparison, Entry, measure, peers, uncalibrated
 from logsnr.evaluation.compare.entries import plan_entry
 from logsnr.files import replace_file
 from logsnr.loading import load
-from logsnr.sampling.default import auto_plan
-from logsnr.sampling.grids import flow_range
-from logsnr.sampling.names import find_solver
+from logsnr.sampling import GaussianStart, Plan, probe, sample
+from logsnr.sampling.batches import Cond, in_turn
+from logsnr.sampling.default import auto_plan, first_level
+from logsnr.sampling.plan import plans_from
+from logsnr.sampling.teacher import teacher_plan
+from logsnr.sampling.universal import scaled
+from logsnr.training import load_data
+from logsnr.training.config import DataConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from foreign import MODELS, ROOT, foreign
@@ -45,36 +55,71 @@ from foreign import MODELS, ROOT, foreign
 NAMES = (*MODELS, "cifar10")
 
 NFE = (4, 5, 6, 8, 10)
-CANDIDATES = [(solver, middle) for solver in ("GE(1.5)", "GE(1.7)", "GE(2)", "UniPC-3 ramp") for middle in (3.0, 4.0)]
-"""Solvers on even times about so many sigma_data, from the first level of the default to the smallest."""
-COLUMNS = (
-    *("model", "auto", "default", "candidate chosen on the others", "best single peer", "best peer in hindsight"),
-    *("auto over single", "default over single", "auto over hindsight"),
-)
+FIRSTS = (40.0, 14.0, 7.0, 3.5)
+"""Levels to start from, in units of sigma_data."""
+FEW = 16
+"""Noises that choose among them."""
+OURS = ("held out", "auto", "start", "default")
+COLUMNS = ("model", *OURS, "best single peer", "best peer in hindsight")
+RATIOS = ("held out over single", "start over single", "held out over hindsight")
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 
 
-def entries_of(model: NetworkDenoiser, solvers: list[str], grids: list[str]) -> list[Entry]:
+def entries_of(model: NetworkDenoiser, name: str, cond: Cond, options: argparse.Namespace) -> list[Entry]:
     """All that takes part."""
     low, high = model.sampling_range
-    about = {"sigma_data": model.sigma_data, "finite_at_inf": model.finite_at_inf}
-    found = [*peers(model, NFE, solvers=solvers, grids=grids), *uncalibrated(model, NFE)]
-    default = {entry.budget: entry.plan for entry in found if entry.solver == "default"}
+    found = [*peers(model, NFE, solvers=options.solvers, grids=options.grids), *uncalibrated(model, NFE)]
     for n in NFE:
-        plan = auto_plan(n, low, high, **about)
-        found.append(plan_entry(model, plan, "auto", "its own levels", "auto", "logsnr", n))
-        for solver, middle in CANDIDATES:
-            levels = flow_range(n, default[n].sigmas[0], low, last="min", shift=middle * model.sigma_data)
-            plan = candidate(solver)(levels)
-            found.append(plan_entry(model, plan, solver, f"about {middle:g}", "candidate", "logsnr", n))
+        found.append(entry(model, automatic(model, n, low, high), "auto", n))
+    if options.plans and (file := options.plans / f"without {name}.json").exists():
+        for n, relative in plans_from(file).items():
+            first = first_level(n, low, high, sigma_data=model.sigma_data, finite_at_inf=model.finite_at_inf)
+            found.append(entry(model, scaled(relative, model.sigma_data, low, first), "held out", n))
+    if options.images:
+        least, most = MODELS[name]["range"] if name in MODELS else (-1, 1)
+        images = load_data(DataConfig(source=options.images)).train_images[:9000].float() / 255
+        found += started(model, (least + (most - least) * images).to(options.device), cond, options)
     return found
 
 
-def candidate(name: str) -> Callable[..., Any]:
-    """The maker of a solver by name; gamma may be any number."""
-    if name.startswith("GE("):
-        return lambda levels: find_solver("ge")[1](levels, gamma=float(name[3:-1]))
-    return find_solver(name)[1]
+def automatic(model: NetworkDenoiser, n: int, low: float, high: float, *, knows: bool | None = None) -> Plan:
+    """The plan of a model between two levels unasked; `knows` something in the state there, if not told by its kind."""
+    known = model.finite_at_inf if knows is None else knows
+    return auto_plan(n, low, high, sigma_data=model.sigma_data, finite_at_inf=known, dim=model.dim)
+
+
+def entry(model: NetworkDenoiser, plan: Plan, name: str, n: int) -> Entry:
+    return plan_entry(model, plan, name, "its own levels", name, "logsnr", n)
+
+
+def started(model: NetworkDenoiser, images: Tensor, cond: Cond, options: argparse.Namespace) -> list[Entry]:
+    """At each number of evaluations the best of `auto` and of automatic plans from lower levels, from the noise itself
+    and from the data's Gaussian, with the model's smallest level and the probed one, on a few noises of their own."""
+    low, high = model.sampling_range
+    gaussian = GaussianStart.fit(images)
+    noise = torch.randn(FEW, *model.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(options.device)
+    few = in_turn(cond, torch.arange(FEW))
+    ends = sample(model, teacher_plan(100, low, high), noise=noise, cond=few)
+    bottom = probe(model, cond=few, seed=options.seed).low
+    found = []
+    for n in NFE:
+        tried: list[tuple[Plan, GaussianStart | None]] = [(automatic(model, n, low, high), None)]
+        for last in {low, bottom}:
+            for first in (u * model.sigma_data for u in FIRSTS if 2 * last < u * model.sigma_data < high):
+                tried += [(automatic(model, n, last, first, knows=True), start) for start in (None, gaussian)]
+        errors = [(sample(model, p, noise=noise, cond=few, start=s) - ends).square().mean() for p, s in tried]
+        plan, start = tried[min(range(len(tried)), key=lambda i: float(errors[i]))]
+        print(f"start, {n}: sigma {plan.sigmas[0]:.4g}, {'noise' if start is None else 'Gaussian'}", flush=True)
+        one = entry(model, plan, "start", n)
+        if start is not None:
+            one = replace(one, run=partial(begun, plan, start))
+        found.append(one)
+    return found
+
+
+def begun(plan: Plan, start: GaussianStart, model: Denoiser, noise: Tensor, cond: Cond, generator: Any) -> Tensor:
+    """The run of an entry from a Gaussian."""
+    return sample(model, plan, noise=noise, cond=cond, start=start, check=False)
 
 
 def model_of(name: str) -> NetworkDenoiser:
@@ -87,30 +132,37 @@ def model_of(name: str) -> NetworkDenoiser:
 
 
 def judge(name: str, options: argparse.Namespace) -> None:
-    """Measure one model."""
-    model = model_of(name).to(options.device)
-    entries = entries_of(model, options.solvers, options.grids)
+    """Measure one model; rows measured before, of the same plan on the same noises, are kept."""
+    model, file = model_of(name).to(options.device), options.work / f"{name}.json"
     if options.compile:
         model.network = torch.compile(model.network, dynamic=False)
-    cond = {"class_labels": torch.arange(10, device=options.device)} if model.classes else None
+    cond = {"class_labels": torch.arange(10, device=options.device)} if model.classes else {}
+    entries = entries_of(model, name, cond, options)
+    before = Comparison.from_dict(json.loads(file.read_text())) if file.exists() else None
+    if before is not None and (before.samples, before.seed) != (options.noises, options.seed):
+        raise SystemExit(f"{file} is of {before.samples} noises of seed {before.seed}: give them, or another --work")
+    kept = {} if before is None else {(row.name, row.budget): row for row in before.rows}
+    wanted = {(one.name, one.budget): None if one.plan is None else one.plan.hash for one in entries}
+    kept = {at: row for at, row in kept.items() if at in wanted and row.plan_hash == wanted[at]}
     result = measure(
-        model, entries, n=options.noises, seed=options.seed, cond=cond, chunk=min(options.noises, 500),
+        model, [one for one in entries if (one.name, one.budget) not in kept],
+        n=options.noises, seed=options.seed, cond=cond, chunk=min(options.noises, 500),
         about={"model": name, "compiled": options.compile},
         progress=lambda done, total, what: print(f"{name}: {done} of {total}: {what}", flush=True),
     )  # fmt: skip
-    replace_file(options.work / f"{name}.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    result = replace(result, rows=(*kept.values(), *result.rows))
+    replace_file(file, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
 
 
 Errors = dict[str, float]
 
 
-def errors(result: Comparison, n: int) -> tuple[Errors, Errors, Errors]:
-    """RMSE at n evaluations of peers, of candidates, and of our own plans, by name."""
+def errors(result: Comparison, n: int) -> tuple[Errors, Errors]:
+    """RMSE at n evaluations of peers, by name, and of our own plans."""
     rows = [row for row in result.at(n) if row.rmse is not None and math.isfinite(row.error)]
     theirs = {row.name: row.error for row in rows if row.origin == "diffusers"}
-    tried = {row.name: row.error for row in rows if row.family == "candidate"}
-    ours = {row.solver: row.error for row in rows if row.solver in ("auto", "default", "universal")}
-    return theirs, tried, ours
+    ours = {row.solver: row.error for row in rows if row.solver in OURS}
+    return theirs, {"held out": ours["auto"], "start": ours["auto"], **ours}
 
 
 def mean(values: Iterable[float]) -> float:
@@ -130,22 +182,16 @@ def tables(results: dict[str, Comparison]) -> str:
     text, ratios = "", []
     for n in NFE:
         all_ = {name: errors(result, n) for name, result in results.items()}
-        text += f"\n### {n} evaluations\n\n" + head(COLUMNS)
-        for name, (theirs, tried, ours) in all_.items():
-            rest = [other for key, other in all_.items() if key != name] or [all_[name]]
-            single, chosen = best_single([r[0] for r in rest]), best_single([r[1] for r in rest])
+        text += f"\n### {n} evaluations\n\n" + head((*COLUMNS, *RATIOS))
+        for name, (theirs, ours) in all_.items():
+            single = best_single([other[0] for key, other in all_.items() if key != name] or [theirs])
             best = min(theirs, key=lambda key: theirs[key])
-            ratio = {
-                "auto over single": ours["auto"] / theirs[single],
-                "default over single": ours["default"] / theirs[single],
-                "candidate over single": tried[chosen] / theirs[single],
-                "auto over hindsight": ours["auto"] / theirs[best],
-                "default over hindsight": ours["default"] / theirs[best],
-            }
+            ratio = {f"{one} over single": ours[one] / theirs[single] for one in OURS}
+            ratio |= {f"{one} over hindsight": ours[one] / theirs[best] for one in OURS}
             ratios.append((n, ratio))
             error = next(row.rmse.stderr for row in results[name].at(n) if row.solver == "auto" and row.rmse)
-            cells = [name, f"{ours['auto']:.4f} ± {error:.4f}", f"{ours['default']:.4f}", told(chosen, tried)]
-            cells += [told(single, theirs), told(best, theirs), *(f"{ratio[column]:.2f}" for column in COLUMNS[6:])]
+            cells = [name, f"{ours['held out']:.4f} ± {error:.4f}", *(f"{ours[one]:.4f}" for one in OURS[1:])]
+            cells += [told(single, theirs), told(best, theirs), *(f"{ratio[column]:.2f}" for column in RATIOS)]
             text += "| " + " | ".join(cells) + " |\n"
     text += "\n### Geometric means over the models\n\n" + head(["evaluations", *ratios[0][1]])
     for at in (*NFE, None):
@@ -194,6 +240,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=10**6)
     parser.add_argument("--solvers", type=lambda v: v.split(","), default=[], help="peers that start so")
     parser.add_argument("--grids", type=lambda v: v.split(","), default=[], help="their spacings that start so")
+    parser.add_argument("--plans", type=Path, help="folder of the plans fitted without each network")
+    parser.add_argument("--images", help="an .npz of the models' training images, for Gaussian starts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile the networks (twice as fast on a CPU)")
     parser.add_argument("--work", type=Path, default=Path("runs/foreign"))

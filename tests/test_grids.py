@@ -146,6 +146,21 @@ def test_karras_is_edm_eq_5() -> None:
     assert grids.karras(10, 5.0, 0.1, rho=1e6) == pytest.approx(grids.log_linear(10, 5.0, 0.1), rel=1e-4)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_angles_are_even_and_half_way_between_two_grids(shift: float) -> None:
+    """sigma = shift tan^2(theta), t = sin^2(theta): where a step is short in log sigma it is as much longer in t."""
+    grid = grids.angles(400, 40.0, 0.02, last="min", shift=shift)
+    theta = [math.asin(math.sqrt(sigma / (sigma + shift))) for sigma in grid]
+    assert [b - a for a, b in pairwise(theta)] == pytest.approx([(theta[-1] - theta[0]) / 400] * 400, rel=1e-6)
+    assert (grid[0], grid[-1]) == (40.0, 0.02)
+    assert grids.angles(401, 40.0, 0.02, shift=shift) == (*grid, 0.0)
+    even = [s / (s + shift) for s in grid]
+    products = [math.log(a / b) * (s - t) for (a, b), (s, t) in zip(pairwise(grid), pairwise(even), strict=True)]
+    assert max(products) / min(products) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="shift = 0: must be in"):
+        grids.angles(4, 40.0, 0.02, shift=0)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
 def test_flow_times(shift: float) -> None:
     n = 10

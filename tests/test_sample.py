@@ -35,6 +35,8 @@ from logsnr.sampling import (
 )
 from logsnr.sampling.counted import Counted
 from logsnr.sampling.default import auto_plan, default_plan
+from logsnr.sampling.teacher import teacher_plan
+from logsnr.sampling.universal import LARGE
 from logsnr.timesteps import TimestepTable
 
 F64 = torch.float64
@@ -635,9 +637,10 @@ def test_the_default_is_gradient_estimation_on_even_times_about_four_sigma_data(
     assert twice.sigmas == pytest.approx([2 * sigma for sigma in plan.sigmas])
     # what knows nothing at inf begins lower, the more steps the higher
     firsts = [default_plan(n, 0.01, 80.0, sigma_data=0.5, finite_at_inf=False).sigmas[0] for n in (1, 6, 20)]
-    assert firsts == [6.0, 36.0, 80.0]
+    assert firsts == [7.5, 45.0, 80.0]
     assert default_plan(1, 4.0, 90.0, sigma_data=0.1, finite_at_inf=False).sigmas == (8.0, 4.0)
-    assert auto_plan(8, 0.01, 500.0, finite_at_inf=False).sigmas[0] == 120
+    for n, first in ((1, 15), (4, 60), (8, 120), (12, 120), (16, 128), (40, 320)):
+        assert auto_plan(n, 0.01, 500.0, finite_at_inf=False).sigmas[0] == first
     for wrong, message in (
         ((0, 0.01, 80.0), "nfe = 0"),
         ((5, 1.0, 0.1), "range of levels"),
@@ -649,17 +652,37 @@ def test_the_default_is_gradient_estimation_on_even_times_about_four_sigma_data(
         default_plan(5, 0.1, 1.0, sigma_data=0.0)
 
 
-def test_a_network_that_knows_nothing_at_inf_takes_the_default_for_longer() -> None:
-    for nfe, knows, which in (
-        (5, True, "default"),
-        (6, True, "universal"),
-        (6, False, "default"),
-        (8, False, "universal"),
-    ):
-        assert auto_plan(nfe, 0.01, 80.0, finite_at_inf=knows).meta["solver"] == which
+@pytest.mark.parametrize("knows", [True, False])
+def test_from_four_evaluations_to_twelve_the_universal_plan_is_taken(knows: bool) -> None:
+    for nfe in (1, 2, 3, 13, 30):
+        plan = auto_plan(nfe, 0.01, 500.0, finite_at_inf=knows)
+        assert plan == default_plan(nfe, 0.01, 500.0, finite_at_inf=knows)
+        assert plan.meta["solver"] == "default"
+    for nfe in range(4, 13):
+        first = 500.0 if knows else min(15.0 * nfe, 120.0)
+        assert auto_plan(nfe, 0.01, 500.0, finite_at_inf=knows) == universal_plan(nfe, 0.01, first)
+    large = auto_plan(6, 0.01, 500.0, dim=LARGE)
+    assert large == universal_plan(6, 0.01, 500.0, dim=LARGE)
+    assert large != auto_plan(6, 0.01, 500.0)
     eps = network(mixture(), Eps())
     low, high = eps.sampling_range
-    assert plan_for(eps, 6) == default_plan(6, low, high, sigma_data=eps.sigma_data, finite_at_inf=False)
+    assert plan_for(eps, 6) == universal_plan(6, low, min(high, 90 * eps.sigma_data), sigma_data=eps.sigma_data)
+
+
+def test_the_default_of_many_evaluations_converges() -> None:
+    """Gradient estimation's error stays; of iPNDM a doubling leaves a third and less."""
+    model, noise = mixture(), randn(64, 2)
+    low, high = model.sampling_range
+    ends = sample(model, teacher_plan(600, low, high), noise=noise)
+
+    def error(plan: Plan) -> float:
+        return float((sample(model, plan, noise=noise) - ends).square().mean().sqrt())
+
+    errors = [error(default_plan(n, low, high, sigma_data=model.sigma_data)) for n in (16, 32, 64)]
+    assert all(b < 0.36 * a for a, b in pairwise(errors))
+    many = default_plan(64, low, high, sigma_data=model.sigma_data)
+    assert many.sigmas == grids.angles(64, high, low, shift=3 * model.sigma_data)
+    assert errors[-1] < 0.15 * error(solvers.ge(many.sigmas, 1.7))
 
 
 @pytest.mark.parametrize("name", [name for name in solvers.__all__ if name != "custom"])

@@ -21,7 +21,7 @@ from logsnr.noise import alpha_s
 from logsnr.predictions import EDM
 from logsnr.sampling import default
 from logsnr.sampling.default import auto_plan, default_plan
-from logsnr.sampling.universal import scaled, universal_plan
+from logsnr.sampling.universal import LARGE, scaled, universal_plan
 
 diffusers = pytest.importorskip("diffusers")
 Scheduler = logsnr.adapters.GradientEstimationScheduler
@@ -114,7 +114,7 @@ def test_a_spread_makes_no_model_of_another_kind(stock, tmp_path):
         expected = auto_plan(5, max(low, 0.3 / 250), min(high, 1000 * 0.3), **known)
         table = other.model.table
         if high == math.inf:
-            expected = replace(expected, sigmas=(high, *expected.sigmas[1:]))
+            expected = replace(expected, sigmas=(high, *expected.sigmas[1:]), rows=((1.0,), *expected.rows[1:]))
         assert other.plan == (expected if table is None else on_table(expected, table))
     edm = Scheduler.from_config(diffusers.EDMEulerScheduler(sigma_data=0.5).config, sigma_data=0.7)
     assert edm.model.prediction == EDM(sigma_data=0.7)
@@ -139,12 +139,12 @@ RELATIVE = replace(ls.solvers.ge((60.0, 9.0, 2.0, 0.3, 0.0), gamma=1.7), meta={"
 def stored(monkeypatch):
     """One universal plan, of four evaluations."""
 
-    def universal_plan(nfe, low, high, *, sigma_data=1.0):
+    def universal_plan(nfe, low, high, *, sigma_data=1.0, dim=None):
         return scaled(RELATIVE, sigma_data, low, high)
 
     monkeypatch.setattr(default, "universal_sizes", lambda: (RELATIVE.nfe,))
     monkeypatch.setattr(default, "universal_plan", universal_plan)
-    monkeypatch.setattr(default, "UNIVERSAL_FROM", {True: 1, False: 1})
+    monkeypatch.setattr(default, "UNIVERSAL_FROM", 1)
 
 
 SD = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -156,9 +156,10 @@ SD = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="
         (SD, 1.0, 14.6146),
         (diffusers.EDMEulerScheduler(sigma_data=0.5), 0.5, math.inf),
         (diffusers.FlowMatchEulerDiscreteScheduler(), 1.0, math.inf),
-        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 3.0, math.inf),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 1.0, math.inf),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), 1.5, math.inf),
     ],
-    ids=["sd", "edm", "flow", "flow, shift 3"],
+    ids=["sd", "edm", "flow", "flow, shift 3", "flow, shift 6"],
 )
 def test_auto_is_the_universal_plan_in_the_models_units(stored, stock, unit, high):
     ours = Scheduler.from_config(stock.config, gamma="auto")
@@ -180,22 +181,35 @@ def test_auto_is_the_universal_plan_in_the_models_units(stored, stock, unit, hig
 
 
 def test_auto_takes_the_plans_that_come_with_the_library():
-    """The universal ones from eight evaluations on, of networks that know something at sigma inf from six."""
-    eps = Scheduler.from_config(SD.config, gamma="auto")
-    flow = Scheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, gamma="auto")
-    for ours, first in ((eps, 8), (flow, 6)):
+    """The universal ones from four evaluations to twelve; those for large samples where a flow's shift says so."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler
+    for stock, dim in ((SD, None), (flow(), None), (flow(shift=3.0), LARGE)):
+        ours = Scheduler.from_config(stock.config, gamma="auto")
         low, high = ours.model.sigma_range
-        for n in (first, 10):
+        for n in (4, 8, 12):
             ours.set_timesteps(n)
-            expected = universal_plan(n, max(low, 1 / 250), min(high, 1000))
+            expected = universal_plan(n, max(low, 1 / 250), min(high, 1000), dim=dim)
             assert ours.plan.rows[1:] == expected.rows[1:]
-            assert ours.plan.rows[0] == pytest.approx((1.0,), abs=1e-3)
+            assert ours.plan.rows[0] == pytest.approx((1.0,), abs=3e-3)
             assert ours.plan.sigmas[0] == high  # a flow's t = 1
-            assert ours.plan.sigmas[1:] == pytest.approx(expected.sigmas[1:], rel=0.01)  # the nearest of the table
-        for n in (4, first - 1, 50):
+            assert ours.plan.sigmas[1:] == pytest.approx(expected.sigmas[1:], rel=0.02)  # the nearest of the table
+        for n in (3, 13, 50):
             ours.set_timesteps(n)
             assert ours.plan.meta["solver"] == "default"
-            assert ours.plan.sigmas[0] == (high if ours is flow else min(high, max(min(12 * n, 80), 8 * n)))
+            assert ours.plan.sigmas[0] == high
+
+
+@pytest.mark.parametrize("stock", [SD, diffusers.FlowMatchEulerDiscreteScheduler()], ids=["sd", "flow"])
+def test_auto_on_levels_that_it_is_told_is_what_the_default_is_on_its_own(stock):
+    ours, basis = Scheduler.from_config(stock.config), "eps" if stock is SD else "velocity"
+    for n in (12, 13):
+        given = (
+            {"timesteps": [990 - 50 * i for i in range(n)]} if stock is SD else {"sigmas": [0.95**i for i in range(n)]}
+        )
+        ours.set_timesteps(**given)
+        grid = ours.plan.sigmas
+        expected = ls.solvers.ge(grid, 1.7, basis=basis) if n == 12 else ls.solvers.ipndm(grid, 4, basis)
+        assert (ours.plan.rows, ours.plan.basis) == (expected.rows, basis)
 
 
 def test_auto_visits_levels_that_the_table_has():

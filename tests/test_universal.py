@@ -14,14 +14,13 @@ import logsnr
 from logsnr import exact
 from logsnr.calibration import universal as fitting
 from logsnr.calibration.rollout import Noises, mean_square
-from logsnr.calibration.rows import RIDGE, fit_rows, prior_rows
 from logsnr.calibration.teacher import taught
-from logsnr.calibration.universal import Member, fit_universal, member, nodes
+from logsnr.calibration.universal import Member, fit_between, fit_universal, member, nodes, spaced
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
 from logsnr.sampling import Plan, grids, sample, solvers, universal_plan
 from logsnr.sampling.teacher import teacher_plan
-from logsnr.sampling.universal import scaled, universal_sizes
+from logsnr.sampling.universal import LARGE, scaled, universal_sizes
 
 F64 = torch.float64
 
@@ -48,6 +47,18 @@ def test_a_plan_belongs_to_no_unit(n: int) -> None:
     again = noise * unit * math.hypot(1, one.sigmas[0]) / math.hypot(1, other.sigmas[0])
     x = sample(mixture(), one, noise=noise)
     assert torch.allclose(sample(mixture(unit), other, noise=again), unit * x, atol=1e-9 * unit)
+
+
+def test_size_and_range_choose_the_set() -> None:
+    """Large plans only for wide ranges, from LARGE dimensions on."""
+    large, wide = (universal_plan(6, 0.01, 160.0, sigma_data=2.0, dim=dim) for dim in (LARGE, LARGE - 1))
+    assert large.meta["range"] == "large"
+    assert wide.meta["range"] == "wide"
+    assert wide == universal_plan(6, 0.01, 160.0, sigma_data=2.0)
+    assert large.sigmas[1] > 1.5 * wide.sigmas[1]
+    narrow = [universal_plan(6, 0.01, 79.0, sigma_data=2.0, dim=dim) for dim in (LARGE, None)]
+    assert narrow[0] == narrow[1]
+    assert narrow[0].meta["range"] == "narrow"
 
 
 def test_the_second_level_stays_a_quarter_below_the_largest() -> None:
@@ -118,34 +129,53 @@ def test_beats_stock_solvers_on_models_it_never_saw(n: int, span: str) -> None:
     assert math.exp(sum(ratios) / 4) < 0.6
 
 
-def family(*models: Denoiser) -> list[Member]:
-    return [member(model, nodes(20.0), n=24, seed=i) for i, model in enumerate(models)]
+def family(*models: Denoiser, **about: float) -> list[Member]:
+    return [member(model, noises(24, seed=i), nodes(20.0), **about) for i, model in enumerate(models)]
 
 
 def test_no_move_of_the_levels_improves_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two models, five evaluations: levels are geometric below the first, and shifting or stretching them by three
-    levels of the lattice, rows fitted anew, has a larger geometric mean of errors."""
+    """Two models, five evaluations: levels are even in theta, u = 3 tan^2 theta, to the width of the lattice; another
+    second or last level, rows fitted anew, has a larger geometric mean of errors, in which one model counts twice."""
     monkeypatch.setattr(fitting, "TAIL", math.inf)
-    members = family(mixture(1.0, 3), mixture(0.5, 4))
+    members = [
+        replace(one, weight=w) for one, w in zip(family(mixture(1.0, 3), mixture(0.5, 4)), (2.0, 1.0), strict=True)
+    ]
     lattice = nodes(20.0)
     found = fit_universal(members, 5, high=20.0)
 
-    def geometric(plan: Plan) -> float:
-        return math.exp(sum(math.log(float(m.squares(plan, m.select).mean())) for m in members) / 4)
-
-    def error(first: int, stride: int) -> float:
-        prior = prior_rows((20.0, *(lattice[first + stride * i] for i in range(4)), 0.0), 2, "eps")
-        rows = fit_rows([m.lesson(prior) for m in members], RIDGE, 512)[0][0].rows
-        return geometric(replace(prior, rows=rows))
+    def geometric(errors: list[float]) -> float:
+        return math.exp((2 * math.log(errors[0]) + math.log(errors[1])) / 3)
 
     at = [lattice.index(u) for u in found.plan.sigmas[1:-1]]
-    first, stride = at[0], at[1] - at[0]
-    assert at == [first + stride * i for i in range(4)]
     assert found.plan.sigmas[0] == 20.0
-    assert found.error == pytest.approx(geometric(found.plan), rel=1e-9)
-    assert found.error == pytest.approx(error(first, stride), rel=1e-9)
-    for a, b in ((3, 0), (-3, 0), (0, 1), (0, -1), (3, -1), (-3, 1)):
-        assert error(first + a, stride + b) >= found.error
+    angles = [math.atan(math.sqrt(u / 3)) for u in found.plan.sigmas[1:-1]]
+    assert angles == pytest.approx(torch.linspace(angles[0], angles[-1], 4).tolist(), abs=0.0126)
+    ends = [
+        mean_square(m.denoiser, m.own(found.plan), m.noises, 24, None) ** 0.5 for m in members
+    ]  # the rollouts are those of `sample`
+    assert found.errors == pytest.approx(ends, rel=1e-9)
+    assert found.error == pytest.approx(geometric(ends), rel=1e-9)
+    for a, b in ((4, 0), (-4, 0), (0, 4), (0, -4)):
+        levels = spaced(at[0] + a, at[-1] + b, 4, lattice)
+        assert levels is not None
+        _, errors = fit_between(members, (20.0, *levels, 0.0), [])
+        assert geometric(errors) >= found.error
+        assert found.tried[levels[0], levels[-1]] == pytest.approx(errors)
+
+
+def test_a_share_draws_the_rows_towards_a_model() -> None:
+    """Least squares: with a share of the whole, the rows are those of one model alone."""
+    members = family(mixture(1.0, 3), mixture(0.5, 4))
+    levels = (20.0, 8.0, 2.0, 0.5, 0.0)
+    lattice = nodes(20.0)
+    levels = (20.0, *(min(lattice, key=lambda u, v=v: abs(u - v)) for v in levels[1:-1]), 0.0)
+    alone, _ = fit_between(members[:1], levels, [])
+    nearly = [members[0], replace(members[1], share=1e-9)]
+    for one, other in zip(alone.rows, fit_between(nearly, levels, [])[0].rows, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    halves = fit_between([replace(m, share=0.5) for m in members], levels, [])[0].rows
+    for one, other in zip(fit_between(members, levels, [])[0].rows, halves, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_a_fit_knows_no_units() -> None:
@@ -163,39 +193,34 @@ def test_a_member_teaches_at_its_own_levels() -> None:
         [1.0], torch.zeros(1, 2, dtype=F64), torch.diag(torch.tensor([4.0, 0.25])).double()[None]
     )
     lattice = nodes(20.0)
-    one = member(model, lattice, n=5)
+    one = member(model, noises(5, d=2), lattice)
     assert lattice[0] == pytest.approx(16.0)
-    assert all(a / b == pytest.approx(math.exp(0.025)) for a, b in pairwise(lattice))
-    assert lattice[-1] * math.exp(-0.025) < 0.03 <= lattice[-1]
-    plan = Plan((20.0, lattice[40], lattice[90], 0.0), ((1.0,), (1.0,), (1.0,)))
+    assert all(a / b == pytest.approx(math.exp(0.05)) for a, b in pairwise(lattice))
+    assert lattice[-1] * math.exp(-0.05) < 0.03 <= lattice[-1]
+    plan = Plan((20.0, lattice[20], lattice[45], 0.0), ((1.0,), (1.0,), (1.0,)))
     lesson = one.lesson(plan)
     unit, high = model.sigma_data, model.sampling_range[1]
-    assert lesson.prior.sigmas == (high, unit * lattice[40], unit * lattice[90], 0.0)
+    assert lesson.prior.sigmas == (high, unit * lattice[20], unit * lattice[45], 0.0)
     variances = torch.tensor([4.0, 0.25], dtype=F64)
-    y = one.fit.noise * math.hypot(1.0, high)
+    y = one.noises.noise * math.hypot(1.0, high)
     for z, sigma in zip(lesson.targets, lesson.prior.sigmas[1:], strict=True):
         exactly = y * ((variances + sigma**2) / (variances + high**2)).sqrt() / math.hypot(1.0, sigma)
         assert torch.allclose(z, exactly, rtol=5e-4, atol=0)
-
-
-def test_members_measure_in_their_own_units() -> None:
-    one = family(mixture(3.0))[0]
-    plan = universal_plan(5, 1e-3, 1e3)
-    own = scaled(plan, one.denoiser.sigma_data, *one.denoiser.sampling_range)
-    x = sample(one.denoiser, own, noise=one.select.noise)
-    assert torch.allclose(one.squares(plan, one.select), (x - one.select.end).square().mean(1), rtol=1e-6)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(LogsnrError, match="no models to fit a plan over"):
         fit_universal([], 5, high=20.0)
     members = family(mixture())
-    for n in (1, 31):
-        with pytest.raises(LogsnrError, match=f"n = {n}: this lattice has room for 2 to 29 evaluations"):
+    for n in (2, 32):
+        with pytest.raises(LogsnrError, match=f"n = {n}: this lattice has room for 3 to 31 evaluations"):
             fit_universal(members, n, high=20.0)
-    assert fit_universal(members, 29, high=20.0).plan.nfe == 29
-    with pytest.raises(LogsnrError, match=r"relative levels 0.0\d+ to 64 at sigma_data .* leave the model's range"):
-        member(Ending(mixture(), 20.0), nodes(80.0))
+    with pytest.raises(LogsnrError, match=r"n = 31: no levels between 1 and 0.9 on this lattice; give start="):
+        fit_universal(members, 31, high=20.0, start=(1.0, 0.9))
+    with pytest.raises(
+        LogsnrError, match=r"relative levels 0.0\d+ to 64 at sigma_data .*: most of them leave the model's"
+    ):
+        member(Ending(mixture(), 0.3), noises(4), nodes(80.0))
 
 
 def test_plans_are_named_keep_their_numbers_and_are_public(tmp_path) -> None:

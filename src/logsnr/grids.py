@@ -3,6 +3,7 @@
 from logsnr.sampling.grids import (
     AYS,
     admissible,
+    angles,
     ays,
     beta,
     flow,
@@ -19,6 +20,7 @@ from logsnr.sampling.grids import (
 __all__ = [
     "AYS",
     "admissible",
+    "angles",
     "ays",
     "beta",
     "flow",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,8 @@ from logsnr.sampling.table import table_of
 def alternatives(denoiser: Denoiser, n: int, low: float, high: float) -> dict[str, Plan]:
     """What a model is sampled with unasked ("automatic"), and every solver that is compared on every grid from `high`
     to `low`, named "solver, grid"; plans that coincide appear once."""
-    known = denoiser.finite_at_inf
-    found = {"automatic": auto_plan(n, low, high, sigma_data=denoiser.sigma_data, finite_at_inf=known)}
+    about: dict[str, Any] = {"sigma_data": denoiser.sigma_data, "finite_at_inf": denoiser.finite_at_inf}
+    found = {"automatic": auto_plan(n, low, high, **about, dim=denoiser.dim)}
     table = table_of(denoiser, (low, high))
     for grid in compared_grids("range", *(("table",) if n <= len(table) else ())):
         levels = find_grid(grid)[1](n, high, low, table=table)

@@ -59,12 +59,14 @@ class Lesson:
         prior: levels, row lengths, and the rows to stay near to.
         noises: where it starts.
         targets: the teacher's states z at `prior.sigmas[1:]`, each `[N, *shape]`.
+        share: what it counts for among several.
     """
 
     denoiser: Denoiser
     prior: Plan
     noises: Noises
     targets: Sequence[Tensor]
+    share: float = 1.0
 
 
 def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[list[Plan], list[Tensor]]:
@@ -72,12 +74,12 @@ def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[li
     `[N, *shape]`; `nfe` evaluations of all noises.
 
     Args:
-        lessons: of one basis and one set of prior rows, their levels their own.  Each counts by the share of its own
-            residual.
+        lessons: of one basis and one set of prior rows, their levels their own.  Each counts by its share, and by what
+            part of its own residual is left.
         strength: of the pull towards the prior; 0 for none.
         chunk: samples per call of a denoiser.
     """
-    plans = [lesson.prior for lesson in lessons]
+    plans, total = [lesson.prior for lesson in lessons], sum(lesson.share for lesson in lessons)
     runs = [[Rollout(one.denoiser, one.prior.basis, part) for part in one.noises.chunks(chunk)] for one in lessons]
     for i, row in enumerate(plans[0].rows):
         gram = torch.zeros(len(row), len(row), dtype=torch.float64)
@@ -85,8 +87,9 @@ def fit_rows(lessons: Sequence[Lesson], strength: float, chunk: int) -> tuple[li
         for lesson, own in zip(lessons, runs, strict=True):
             products, towards, size = _equations(lesson, own, i, chunk)
             if 0 < size < math.inf:
-                gram += products / (size * len(lessons))
-                pull += towards / (size * len(lessons))
+                part = lesson.share / (size * total)
+                gram += products * part
+                pull += towards * part
         ridge = max(strength, 1e-12 * float(gram.diagonal().max()))
         change = torch.linalg.solve(gram + ridge * torch.eye(len(row), dtype=torch.float64), pull) if ridge else pull
         if bool(change.isfinite().all()):

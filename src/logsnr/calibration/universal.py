@@ -1,14 +1,15 @@
 """Universal plans: one plan for every model, fitted over several.
 
 In units of sigma_data every model's data has variance 1, and eps and x0 rows do not change with the unit: a plan of
-relative levels sigma/sigma_data is a plan for all of them, but for its first level, which is each model's own largest
+relative levels sigma/sigma_data is a plan for all of them, but for its first level, which each model has its own of
 (sampling/universal.py).  What models do not share is where in between they turn noise into what: levels and rows that
-were free to suit six models to the end suited the seventh badly.  So the levels have two numbers only,
+were free to suit six models to the end suited the seventh badly.  So the levels have two numbers only, the second and
+the last, between which they are even in an angle,
 
-    sigma_0 = the model's largest,     sigma_i = sigma_data u_1 q^(i-1)   for i = 1 ... n - 1,
+    u_i = 3 tan^2 theta_i,     theta_1 ... theta_{n-1} even,
 
-and the rows are those of least squares along every model's own rollout, each step for itself, all models weighing the
-same (rows.py).  u_1 and q minimise the geometric mean over models of the mean squared end-point error.
+half way between even log-levels and even times of a flow (u = 3 tan^2 theta is t = sin^2 theta of a flow with its
+middle at 3).  The rows are those of least squares along every model's own rollout, each step for itself (rows.py).
 """
 
 from __future__ import annotations
@@ -19,26 +20,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from logsnr.calibration.levels import MIN_STEP
-from logsnr.calibration.rollout import TAIL, Noises, squares, tempered
+from logsnr.calibration.rollout import TAIL, Noises, end_squares, tempered
 from logsnr.calibration.rows import RIDGE, Lesson, fit_rows, prior_rows
-from logsnr.calibration.teacher import Cache, remember, taught
+from logsnr.calibration.teacher import Cache, remember
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.noise import alpha_s
-from logsnr.sampling.batches import chunks, in_turn
+from logsnr.sampling.default import CENTRE, first_level
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.start import start
 from logsnr.sampling.teacher import teacher_on
-from logsnr.sampling.universal import scaled, universal_plan
+from logsnr.sampling.universal import scaled
 
-__all__ = ["Fitted", "Member", "fit_universal", "member", "nodes", "universal_plan"]
-
-WIDTH = 0.025
+WIDTH = 0.05
 """Of the lattice of relative levels, in log sigma."""
 LOWEST = 0.03
 """Smallest relative level: that of Stable Diffusion's tables, and of data of 8 bits about where nothing is left."""
+HISTORY = 3
+"""Past estimates that a row may use."""
 
 
 def nodes(high: float) -> tuple[float, ...]:
@@ -47,81 +47,93 @@ def nodes(high: float) -> tuple[float, ...]:
     return tuple(high / 1.25 * math.exp(-WIDTH * i) for i in range(count))
 
 
+def spaced(first: int, last: int, count: int, lattice: Sequence[float]) -> list[float] | None:
+    """At least two levels of a lattice, about even in theta, between two of them; None where it is too coarse for so
+    many."""
+    angle = [math.atan(math.sqrt(u / CENTRE)) for u in lattice]
+    gap = (angle[last] - angle[first]) / (count - 1)
+    wanted = [angle[first] + gap * i for i in range(count)]
+    chosen = [min(range(first, last + 1), key=lambda k: abs(angle[k] - theta)) for theta in wanted]
+    return [lattice[k] for k in chosen] if len(set(chosen)) == count else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """A model with the noises it is judged by.
 
     Attributes:
         denoiser: the model.
-        fit: noises with the teacher's ends, to fit rows to.
-        select: as many others, to choose levels by.
-        cache: the teacher's trajectories of `fit`, at the model's levels of the lattice.
-        lattice: the relative levels.
-        first: of these levels, its index in the cache.
+        noises: with the teacher's ends.
+        cache: the teacher's trajectories, at the levels of the lattice that the model has.
+        share: in the least squares of the rows.
+        weight: in the choice of the levels.
     """
 
     denoiser: Denoiser
-    fit: Noises
-    select: Noises
+    noises: Noises
     cache: Cache
-    lattice: tuple[float, ...]
-    first: int
+    share: float = 1.0
+    weight: float = 1.0
 
     def own(self, relative: Plan) -> Plan:
-        """A plan of relative levels in the model's units."""
-        return scaled(relative, self.denoiser.sigma_data, *self.denoiser.sampling_range)
-
-    def squares(self, relative: Plan, noises: Noises, chunk: int = 512) -> torch.Tensor:
-        """Mean squared end-point error of every sample under a plan of relative levels."""
-        return squares(self.denoiser, self.own(relative), noises, chunk, None)
+        """A plan of relative levels in the model's units, those between its ends on the nearest levels remembered."""
+        (low, high), model = self.denoiser.sampling_range, self.denoiser
+        first = first_level(relative.nfe, low, high, sigma_data=model.sigma_data, finite_at_inf=model.finite_at_inf)
+        plan, at = scaled(relative, model.sigma_data, low, first), -1
+        levels = []
+        for sigma in plan.sigmas[1:-1]:
+            at = max(at + 1, _index(self.cache.sigmas, sigma))
+            levels.append(self.cache.sigmas[at])
+        return replace(plan, sigmas=(first, *levels, 0.0))
 
     def lesson(self, relative: Plan) -> Lesson:
-        """The teacher's states at the plan's levels, which are some of the lattice's."""
+        """The teacher's states at the plan's levels."""
         plan = self.own(relative)
-        at = [self.first + self.lattice.index(u) for u in relative.sigmas[1:-1]] + [-1]
-        targets = [self.cache.states[i] * alpha_s(self.cache.sigmas[i])[0] for i in at]
-        return Lesson(denoiser=self.denoiser, prior=plan, noises=self.fit.first(targets[0].shape[0]), targets=targets)
+        states = [self.cache.states[self.cache.sigmas.index(v)] * alpha_s(v)[0] for v in plan.sigmas[1:-1]]
+        return Lesson(
+            denoiser=self.denoiser, prior=plan, noises=self.noises, targets=[*states, self.noises.end], share=self.share
+        )
 
 
 @torch.no_grad()
 def member(
     denoiser: Denoiser,
+    noise: Tensor,
     lattice: Sequence[float],
     *,
     cond: Mapping[str, Any] | None = None,
-    n: int = 64,
-    seed: int = 0,
+    share: float = 1.0,
+    weight: float = 1.0,
     chunk: int = 512,
 ) -> Member:
-    """A model with 2n noises and their trajectories, of one evaluation per level of the lattice and some beyond.
+    """A model with the trajectories of some noises, of one evaluation per level of the lattice and some beyond.
 
     Args:
-        denoiser: the model; the lattice in its units must lie within its sampling range.
+        denoiser: the model; of the lattice in its units, the levels within its sampling range are remembered.
+        noise: `[N, *shape]`.
         lattice: relative levels (`nodes`).
-        cond: conditions by keyword; rows of tensors are used in turn.
-        n: noises to fit to, and as many to select by.
-        seed: of the noises.
+        cond: conditions by keyword, one entry per noise.
+        share: in the least squares of the rows.
+        weight: in the choice of the levels.
         chunk: samples per call.
 
     Raises:
-        LogsnrError: if the lattice leaves the model's range.
+        LogsnrError: if the model has too few of the lattice's levels.
     """
     (low, high), unit = denoiser.sampling_range, denoiser.sigma_data
-    levels = [unit * u for u in lattice]
-    if not low <= levels[-1] or not levels[0] < high:
+    levels = [unit * u for u in lattice if low <= unit * u <= high / 1.2]
+    if len(levels) < len(lattice) / 2:
         raise LogsnrError(
-            f"relative levels {lattice[-1]:.4g} to {lattice[0]:.4g} at sigma_data {unit:.4g} leave the model's range "
-            f"({low:.4g}, {high:.4g}): fit with a model that covers them, or wrap it"
+            f"relative levels {lattice[-1]:.4g} to {lattice[0]:.4g} at sigma_data {unit:.4g}: most of them leave the "
+            f"model's range ({low:.4g}, {high:.4g}); fit with a model that covers them, or wrap it"
         )
     grid = (*_between(high, levels[0])[:-1], *levels, *_between(levels[-1], low)[1:], 0.0)
-    noise = start(denoiser, None, 2 * n, torch.Generator().manual_seed(seed))
-    plan, given = teacher_on(grid), in_turn(cond, torch.arange(2 * n))
-    (first, for_fit), (second, for_select) = ((noise[part], own) for part, own in chunks(2 * n, n, given))
-    fit, cache = remember(denoiser, plan, first, for_fit, chunk=chunk)
-    select = taught(denoiser, plan, second, for_select, chunk=chunk)
-    return Member(
-        denoiser=denoiser, fit=fit, select=select, cache=cache, lattice=tuple(lattice), first=grid.index(levels[0])
-    )
+    noises, cache = remember(denoiser, teacher_on(grid), noise, cond, chunk=chunk)
+    first = grid.index(levels[0])
+    kept = slice(first, first + len(levels))
+    cache = replace(cache, sigmas=cache.sigmas[kept], states=cache.states[kept], eps=cache.eps[:0])
+    noises = noises.first(cache.states.shape[1])
+    return Member(denoiser=denoiser, noises=noises, cache=cache, share=share, weight=weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,78 +142,99 @@ class Fitted:
 
     Attributes:
         plan: levels relative to sigma_data; the first stands for each model's largest.
-        error: geometric mean over the models of the RMSE on selection noise, outliers tempered as in a calibration.
+        errors: of each model, the RMSE, outliers tempered as in a calibration.
+        error: their weighted geometric mean.
+        tried: these errors for every pair of a second and a last level that was tried.
     """
 
     plan: Plan
+    errors: list[float]
     error: float
+    tried: dict[tuple[float, float], list[float]]
 
 
 @torch.no_grad()
-def fit_universal(members: Sequence[Member], n: int, *, high: float, history: int = 2) -> Fitted:
+def fit_universal(
+    members: Sequence[Member], n: int, *, high: float, start: tuple[float, float] | None = None, chunk: int = 512
+) -> Fitted:
     """The plan of n evaluations with the least geometric mean of errors over all members.
 
+    Rows and levels are judged by the same noises: a few numbers per step, fitted to the states of several models.
+
     Args:
-        members: the models, all on one lattice.
-        n: number of evaluations, at least 2.
+        members: the models, all with the lattice `nodes(high)`.
+        n: number of evaluations, at least 3.
         high: relative level that stands for each model's largest.
-        history: past estimates that a row may use.
+        start: the second and the last relative level to begin the search at; None for the usual.
+        chunk: samples per call.
 
     Raises:
         LogsnrError: if there is no member, or no plan of so many levels on the lattice.
     """
     if not members:
         raise LogsnrError("no models to fit a plan over: give at least one")
-    lattice, inner = members[0].lattice, n - 1
-    closest = math.ceil(MIN_STEP / WIDTH - 1e-9)
-    if inner < 1 or closest * (inner - 1) >= len(lattice):
-        raise LogsnrError(f"n = {n}: this lattice has room for 2 to {(len(lattice) - 1) // closest + 2} evaluations")
+    lattice = nodes(high)
+    if isinstance(n, bool) or not isinstance(n, int) or not 3 <= n <= len(lattice) // 4:
+        raise LogsnrError(f"n = {n}: this lattice has room for 3 to {len(lattice) // 4} evaluations")
     scales: list[float] = []  # of tempering, one per model: that of the first plan tried
-    known: dict[tuple[int, int], Fitted] = {}
+    known: dict[tuple[int, int], tuple[Plan, list[float]] | None] = {}
 
-    def at(first: int, stride: int) -> Fitted:
-        """The plan of levels first, first + stride, ... of the lattice, its rows fitted."""
-        if (first, stride) not in known:
-            chosen = [lattice[first + stride * i] for i in range(inner)]
-            prior = prior_rows((high, *chosen, 0.0), min(history, n - 1), "eps")
-            rows = fit_rows([m.lesson(prior) for m in members], RIDGE, 512)[0][0].rows
-            plan = replace(prior, rows=rows)
-            errors = [m.squares(plan, m.select) for m in members]
-            scales.extend(TAIL * float(q.mean()) for q in errors[len(scales) :])
-            values = [max(tempered(q, scale), 1e-300) for q, scale in zip(errors, scales, strict=True)]
-            error = math.exp(sum(map(math.log, values)) / (2 * len(values)))
-            known[first, stride] = Fitted(plan=plan, error=error)
-        return known[first, stride]
+    def error_at(place: tuple[int, int]) -> float:
+        """Of the plan between two levels of the lattice, its rows fitted."""
+        if place not in known:
+            first, last = place
+            levels = spaced(first, last, n - 1, lattice) if 0 <= first < last < len(lattice) else None
+            known[place] = None if levels is None else fit_between(members, (high, *levels, 0.0), scales, chunk=chunk)
+        found = known[place]
+        return math.inf if found is None else weighted(members, found[1])
 
-    def allowed(first: int, stride: int) -> bool:
-        return first >= 0 and stride >= closest and first + stride * (inner - 1) < len(lattice)
-
-    gaps = max(inner - 1, 1)
-    starts = [
-        (first, max(round((last - first) / gaps), closest))
-        for first in _indices(lattice, 24.0, 12.0, 6.0)
-        for last in _indices(lattice, 0.35, 0.15)
-    ]
-    starts = [s for s in dict.fromkeys(starts) if allowed(*s)] or [(0, closest)]
-    best = min(starts, key=lambda s: at(*s).error)
-    for step in (24, 12, 6, 3):
+    begin = start or (min(16.0, high / 2), max(8 / n**1.75, 2 * LOWEST))
+    best = _index(lattice, begin[0]), _index(lattice, begin[1])
+    for step in (8, 4):  # a factor of 1.5, then of 1.2
         moved = True
         while moved:
-            turn = max(round(step / gaps), 1)  # of the stride, so that the last level moves by about a step
-            moves = ((step, 0), (-step, 0), (0, turn), (0, -turn), (step, -turn), (-step, turn))
-            tried = [s for a, b in moves if allowed(*(s := (best[0] + a, best[1] + b)))]
-            better = min(tried, key=lambda s: at(*s).error, default=best)
-            moved = at(*better).error < at(*best).error
+            moves = ((step, 0), (-step, 0), (0, step), (0, -step))
+            better = min(((best[0] + i, best[1] + j) for i, j in moves), key=error_at)
+            moved = error_at(better) < error_at(best)
             best = better if moved else best
-    return at(*best)
+    found = known[best]
+    if found is None:
+        raise LogsnrError(f"n = {n}: no levels between {begin[0]:.4g} and {begin[1]:.4g} on this lattice; give start=")
+    tried = {(lattice[i], lattice[j]): one[1] for (i, j), one in known.items() if one is not None}
+    return Fitted(plan=found[0], errors=found[1], error=weighted(members, found[1]), tried=tried)
+
+
+def fit_between(
+    members: Sequence[Member], levels: Sequence[float], scales: list[float], *, chunk: int = 512
+) -> tuple[Plan, list[float]]:
+    """The plan of some relative levels with the rows of least squares, and every member's error, tempered.
+
+    Args:
+        members: the models.
+        levels: the plan's, the last of them 0.
+        scales: of the tempering, one for each member; where it is empty, it is filled by this plan's.
+        chunk: samples per call.
+    """
+    prior = prior_rows(tuple(levels), min(HISTORY, len(levels) - 2), "eps")
+    plans, ends = fit_rows([one.lesson(prior) for one in members], RIDGE, chunk)
+    squares = [end_squares(end, one.noises, None) for end, one in zip(ends, members, strict=True)]
+    scales.extend(TAIL * float(q.mean()) for q in squares[len(scales) :])
+    errors = [math.sqrt(max(tempered(q, scale), 1e-300)) for q, scale in zip(squares, scales, strict=True)]
+    return replace(prior, rows=plans[0].rows), errors
+
+
+def weighted(members: Sequence[Member], errors: Sequence[float]) -> float:
+    """The geometric mean, by the members' weights."""
+    total = sum(one.weight for one in members)
+    return math.exp(sum(one.weight * math.log(e) for one, e in zip(members, errors, strict=True)) / total)
 
 
 def _between(high: float, low: float) -> tuple[float, ...]:
     """Levels from one to another, both included, about .1 apart in log sigma; one where the two are the same."""
-    steps = math.ceil(math.log(high / low) / (4 * WIDTH) - 1e-9)
+    steps = math.ceil(math.log(high / low) / (2 * WIDTH) - 1e-9)
     return (*(high * (low / high) ** (i / steps) for i in range(steps)), low)
 
 
-def _indices(lattice: Sequence[float], *levels: float) -> list[int]:
-    """Of the lattice's levels nearest to some."""
-    return [min(range(len(lattice)), key=lambda i: abs(math.log(lattice[i] / level))) for level in levels]
+def _index(lattice: Sequence[float], level: float) -> int:
+    """Of the lattice's level nearest to one."""
+    return min(range(len(lattice)), key=lambda i: abs(math.log(lattice[i] / level)))

@@ -11,10 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from logsnr.errors import LogsnrError
-
-Positive = Annotated[int, Field(ge=1, le=4096)]
-"""A width or a count of a network."""
+Positive = Annotated[int, Field(ge=1)]
 
 
 class NetworkConfig(BaseModel):
@@ -28,16 +25,12 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
-    classes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    classes: Annotated[int, Field(ge=0)] = 0
 
     @property
     def null_class(self) -> int | None:
         """The index that stands for "no class", None for an unconditional network."""
         return self.classes or None
-
-    def least_weights(self, shape: tuple[int, ...]) -> int:
-        """How many weights the network has at least, for samples of `shape`: known before anything is allocated."""
-        return 0
 
 
 class Network(nn.Module):
@@ -62,18 +55,6 @@ class Network(nn.Module):
     def null_class(self) -> int | None:
         """The index that stands for "no class"."""
         return self.config.null_class
-
-    def begin_as(self, other: Network) -> None:
-        """Take the weights of a network of the same config; of other classes, each begins as that one's null condition.
-
-        Raises:
-            LogsnrError: if this kind cannot change its classes.
-        """
-        if other.classes != self.classes:
-            raise LogsnrError(
-                f"a network of kind {self.config.kind!r} with {other.classes} classes cannot go on with {self.classes}"
-            )
-        self.load_state_dict(other.state_dict())
 
     @property
     def stock(self) -> nn.Module | None:

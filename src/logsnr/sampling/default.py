@@ -1,14 +1,18 @@
 """What is sampled with where nobody says: the plan for a model that nobody asked anything.
 
-    GE(1.7) on even times t = sigma/(sigma + 4 sigma_data), from the first level to the smallest
+    4 to 12 evaluations     the universal plan (sampling/universal.py)
+    fewer                   GE(1.7) on even t = sigma/(sigma + 4 sigma_data), down to the smallest level
+    more                    iPNDM-4 on even theta, sigma = 3 sigma_data tan^2(theta), and a last denoise
 
-Half of the levels lie above 4 sigma_data and half below, where an image takes shape.  The first level is the model's
-largest, where pure noise is a state of the model.  An eps or score network knows least there: an estimate off by .03 at
-sigma 158 is an x0 off by 5.  Its plan starts at max(min(12 n, 80), 8 n) sigma_data at most: of few steps none is spent
-where nothing is learned, and more of them can afford a first state nearer to pure noise.
+Gradient estimation suits few steps and has an error that many do not remove (gamma would have to go to 1.5); iPNDM
+converges.  The last two are `default_plan`.
 
-From `UNIVERSAL_FROM` evaluations on, the universal plan of that number is better (sampling/universal.py).  All
-numbers here were chosen on the very networks that docs/few-steps.md judges, trained for this in the ways of others.
+The first level is the model's largest, where pure noise is a state of the model.  An eps or score network knows least
+there: an estimate off by .03 at sigma 158 is an x0 off by 5.  Its plan starts at max(min(15 n, 120), 8 n) sigma_data at
+most: of few steps none is spent where nothing is learned, and more of them can afford a first state nearer to pure
+noise.
+
+The numbers of the default were chosen on the very networks that docs/few-steps.md judges.
 """
 
 from __future__ import annotations
@@ -18,26 +22,35 @@ from dataclasses import replace
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
-from logsnr.sampling.grids import flow_range
+from logsnr.sampling.grids import angles, flow_range
 from logsnr.sampling.plan import Plan
-from logsnr.sampling.solvers import ge
+from logsnr.sampling.solvers import ge, ipndm
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
 GAMMA = 1.7
+MOST = 12
+"""Evaluations up to which gradient estimation is the better of the two."""
 MIDDLE = 4.0
-"""The level in the middle of the times, in units of sigma_data."""
-HIGHEST = 120.0
-"""Of a network that knows nothing at sigma inf: the first level of universal plans at most, in units of sigma_data."""
-UNIVERSAL_FROM = {True: 6, False: 8}
-"""The number of evaluations from which universal plans win, by whether the network knows anything at sigma inf."""
+"""The level in the middle of gradient estimation's times, in units of sigma_data."""
+CENTRE = 3.0
+"""The level of theta = pi/4, in units of sigma_data."""
+UNIVERSAL_FROM = 4
+"""Of three evaluations the two are equal."""
+
+
+def first_level(nfe: int, low: float, high: float, *, sigma_data: float, finite_at_inf: bool) -> float:
+    """Where a plan of a model between two levels begins: at the largest if the network knows anything in pure noise."""
+    if finite_at_inf:
+        return high
+    return min(high, max(max(min(15.0 * nfe, 120.0), 8.0 * nfe) * sigma_data, 2 * low))
 
 
 def default_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, finite_at_inf: bool = True) -> Plan:
-    """Gradient estimation on the levels that suit most models.
+    """Gradient estimation, or with many evaluations iPNDM, on the levels that suit most models.
 
     Args:
         nfe: number of evaluations.
-        low: smallest noise level the model may be asked at; the run ends there.
+        low: smallest noise level the model may be asked at; the run ends there, or with many evaluations at 0.
         high: largest.
         sigma_data: standard deviation of the data, in the units of x (about 1 for latents, .5 for images).
         finite_at_inf: whether the network knows anything of x in pure noise (`Prediction.finite_at_inf`): v, flow, x0
@@ -52,20 +65,30 @@ def default_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, 
         raise LogsnrError(f"range of levels ({low}, {high}): needs 0 < low < high < inf")
     if not 0 < sigma_data < math.inf:
         raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
-    if not finite_at_inf:
-        high = min(high, max(max(min(12.0 * nfe, 80.0), 8.0 * nfe) * sigma_data, 2 * low))
-    plan = ge(flow_range(nfe, high, low, last="min", shift=MIDDLE * sigma_data), GAMMA)
-    return replace(plan, meta={**plan.meta, "solver": "default", "gamma": GAMMA, "sigma_data": sigma_data})
+    high = first_level(nfe, low, high, sigma_data=sigma_data, finite_at_inf=finite_at_inf)
+    if nfe <= MOST:
+        plan = ge(flow_range(nfe, high, low, last="min", shift=MIDDLE * sigma_data), GAMMA)
+    else:
+        plan = ipndm(angles(nfe, high, low, shift=CENTRE * sigma_data), 4)
+    return replace(plan, meta={**plan.meta, "solver": "default", "sigma_data": sigma_data})
 
 
-def auto_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, finite_at_inf: bool = True) -> Plan:
-    """The better of the default and the universal plan, as far as networks that were asked can tell.
+def auto_plan(
+    nfe: int,
+    low: float,
+    high: float,
+    *,
+    sigma_data: float = 1.0,
+    finite_at_inf: bool = True,
+    dim: int | None = None,
+) -> Plan:
+    """The universal plan, or the default where there is none of so many evaluations.
 
-    Arguments and errors are those of `default_plan`; `plan.meta["solver"]` says which of the two it is.
+    Arguments and errors are those of the two; `plan.meta["solver"]` says which it is.
     """
-    if nfe in universal_sizes() and nfe >= UNIVERSAL_FROM[finite_at_inf]:
-        high = high if finite_at_inf else min(high, max(HIGHEST * sigma_data, 2 * low))
-        return universal_plan(nfe, low, high, sigma_data=sigma_data)
+    if nfe in universal_sizes() and nfe >= UNIVERSAL_FROM and low < high:
+        first = first_level(nfe, low, high, sigma_data=sigma_data, finite_at_inf=finite_at_inf)
+        return universal_plan(nfe, low, first, sigma_data=sigma_data, dim=dim)
     return default_plan(nfe, low, high, sigma_data=sigma_data, finite_at_inf=finite_at_inf)
 
 
@@ -88,4 +111,5 @@ def plan_for(denoiser: Denoiser, nfe: int) -> Plan:
     if own is not None:
         return own
     low, high = denoiser.sampling_range
-    return auto_plan(nfe, low, high, sigma_data=denoiser.sigma_data, finite_at_inf=denoiser.finite_at_inf)
+    known = denoiser.finite_at_inf
+    return auto_plan(nfe, low, high, sigma_data=denoiser.sigma_data, finite_at_inf=known, dim=denoiser.dim)

@@ -23,6 +23,7 @@ from logsnr.timesteps import TimestepTable
 __all__ = [
     "AYS",
     "admissible",
+    "angles",
     "ays",
     "beta",
     "flow",
@@ -121,6 +122,24 @@ def flow_range(n: int, sigma_max: float, sigma_min: float, last: Last = "zero", 
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none, 3 for SD3")
     first, final = flow_time(sigma_max / shift), flow_time(sigma_min / shift)
     inner = [shift * sigma_from_flow_time(first + (final - first) * i / (levels - 1)) for i in range(1, levels - 1)]
+    return _close(sigma_max, inner, sigma_min, levels, last)
+
+
+def angles(n: int, sigma_max: float, sigma_min: float, last: Last = "zero", shift: float = 1.0) -> Grid:
+    """Uniform in theta from `sigma_max` to `sigma_min`, where sigma = shift tan^2(theta).
+
+    The density of levels in log sigma is the root of that of `flow_range`: half way from there to `log_linear`.  The
+    flow time of sigma/shift is sin^2(theta).
+
+    Raises:
+        ValueError: as `flow_range`.
+    """
+    levels = _levels(n, last)
+    _check_range(sigma_max, sigma_min)
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none")
+    first, final = (math.atan(math.sqrt(sigma / shift)) for sigma in (sigma_max, sigma_min))
+    inner = [shift * math.tan(first + (final - first) * i / (levels - 1)) ** 2 for i in range(1, levels - 1)]
     return _close(sigma_max, inner, sigma_min, levels, last)
 
 

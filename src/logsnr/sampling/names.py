@@ -146,6 +146,7 @@ GRIDS: dict[str, GridEntry] = {
     "flow": GridEntry(make=grids.flow_range, compared=True),
     "timesteps": GridEntry(make=grids.timesteps, needs="table", compared=True, aliases=("trailing",)),
     "admissible": GridEntry(make=grids.admissible, needs="eta", compared=True),
+    "angles": GridEntry(make=grids.angles),
     "beta": GridEntry(make=grids.beta),
     "leading": GridEntry(make=partial(grids.timesteps, spacing="leading"), needs="table"),
     "linspace": GridEntry(make=partial(grids.timesteps, spacing="linspace"), needs="table"),

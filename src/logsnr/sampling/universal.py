@@ -8,6 +8,8 @@ per number of evaluations and range.  The first level is the model's own largest
 model there and nowhere below: at sigma it lacks the mean image, which is sqrt(D) |mean| / sigma standard deviations of
 the noise along its own direction, and large images have large D.  Models whose levels reach 40 sigma_data get the
 *wide* plans, whose first evaluation sees little but noise; others (Stable Diffusion's end at 14.6) the *narrow* ones.
+The coarsest structure of an image of D numbers stands out of the noise up to about .1 sqrt(D) sigma_data (a spectrum of
+1/f^2), so models of `LARGE` numbers and more get the *large* plans, whose second level is above that.
 Other levels that leave a model's range are drawn together, geometrically, until they fit.
 """
 
@@ -28,7 +30,11 @@ WIDE = 40.0
 """From this largest level on, in units of sigma_data, a model gets the wide plans."""
 
 
-def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0) -> Plan:
+LARGE = 60_000
+"""From so many dimensions on a model of a wide range gets the large plans."""
+
+
+def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, dim: int | None = None) -> Plan:
     """The plan that serves most models best at `nfe` evaluations, without calibration.
 
     Args:
@@ -36,6 +42,7 @@ def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0
         low: smallest noise level the model may be asked at.
         high: largest.
         sigma_data: standard deviation of the data, in the units of x (about 1 for latents, .5 for images).
+        dim: number of dimensions of a sample; None for fewer than `LARGE`.
 
     Raises:
         LogsnrError: if there is no plan of `nfe` evaluations, or the range or sigma_data is none.
@@ -48,7 +55,7 @@ def universal_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0
         raise LogsnrError(f"range of levels ({low}, {high}): needs 0 < low < high < inf")
     if not 0 < sigma_data < math.inf:
         raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
-    span = "wide" if high >= WIDE * sigma_data else "narrow"
+    span = "narrow" if high < WIDE * sigma_data else "wide" if (dim or 0) < LARGE else "large"
     return scaled(_stored()[span][nfe], sigma_data, low, high)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import Plan, evaluations, sample
-from logsnr.sampling.default import default_plan
+from logsnr.sampling.default import default_plan, first_level
 from logsnr.sampling.loop import updates
 from logsnr.sampling.names import (
     GRIDS,
@@ -173,16 +173,17 @@ def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
     """The plans that serve most models without calibration: the default one, and the universal one where there is
     any of so many evaluations."""
     low, high = denoiser.sampling_range
-    unit, known = denoiser.sigma_data, denoiser.finite_at_inf
+    about: dict[str, Any] = {"sigma_data": denoiser.sigma_data, "finite_at_inf": denoiser.finite_at_inf}
 
     def default(budget: int, n: int) -> Entry:
-        plan = default_plan(n, low, high, sigma_data=unit, finite_at_inf=known)
+        plan = default_plan(n, low, high, **about)
         return plan_entry(denoiser, plan, "default", "its own levels", "GE", "logsnr", budget)
 
     def universal(budget: int, n: int) -> Entry | None:
         if n not in universal_sizes():
             return None
-        plan = universal_plan(n, low, high, sigma_data=unit)
+        first = first_level(n, low, high, **about)
+        plan = universal_plan(n, low, first, sigma_data=denoiser.sigma_data, dim=denoiser.dim)
         return plan_entry(denoiser, plan, "universal", "its own levels", "universal", "logsnr", budget)
 
     found: dict[Hashable, Entry] = {}

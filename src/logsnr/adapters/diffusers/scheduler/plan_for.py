@@ -26,9 +26,10 @@ from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, ends, explicit, named, shift_of
 from logsnr.noise import covers
 from logsnr.sampling import Plan, solvers
-from logsnr.sampling.default import GAMMA, auto_plan
+from logsnr.sampling.default import GAMMA, MIDDLE, MOST, auto_plan
 from logsnr.sampling.names import SOLVERS, find_solver
-from logsnr.sampling.plan import Grid, plans_from
+from logsnr.sampling.plan import Basis, Grid, plans_from
+from logsnr.sampling.universal import LARGE
 from logsnr.timesteps import TimestepTable
 
 SAMPLER: dict[str, Any] = {
@@ -104,7 +105,10 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
         if auto and not told:
             plan = automatic(config, model, asked.steps, shift)
         elif told:
-            plan = solve(config, model, explicit(config, model, asked.timesteps, asked.sigmas, shift))
+            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
+            many = auto and len(grid) - 1 > MOST  # as the default goes over to it
+            basis: Basis = "velocity" if model.flow else "eps"
+            plan = solvers.ipndm(grid, 4, basis) if many else solve(config, model, grid)
         else:
             plan = solve(config, model, named(config, model, asked.steps, shift))
     check_range(plan, model)
@@ -133,15 +137,17 @@ def stored(plans: Mapping[int, Plan], n: int | None) -> Plan:
 def automatic(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Plan:
     """The plan of n evaluations that nobody said more about, within the model's range, or from `start` to `end`.
 
-    Its levels are in units of sigma_data: an EDM model's own, the config's, or 1; a flow's `shift` multiplies them as
-    it does every grid.  Those of a table's model are the nearest of the table: pipelines index tables by timesteps, and
-    the network was never asked in between.
+    Its levels are in units of sigma_data: an EDM model's own, the config's, or 1.  A scheduler does not know the size
+    of its samples, but a flow's shift tells (2403.03206, sec. 5.3.2): models of more than a few ten thousand numbers
+    have one of 3 and more.  The default's middle is at least there.  Levels of a table's model are the nearest of the
+    table: pipelines index tables by timesteps, and the network was never asked in between.
     """
-    unit = model.sigma_data * shift
+    unit = model.sigma_data * max(shift / MIDDLE, 1.0)
     low, high = ends(config, model)
     low, high = max(low, unit / 250), min(high, HIGHEST * unit)
     told = config["start"] is not None  # where to start, whatever the network knows there
-    plan = auto_plan(n, low, high, sigma_data=unit, finite_at_inf=told or model.prediction.finite_at_inf)
+    known = told or model.prediction.finite_at_inf
+    plan = auto_plan(n, low, high, sigma_data=unit, finite_at_inf=known, dim=LARGE if shift > 2 else None)
     if plan.sigmas[0] == HIGHEST * unit:
         # the first step is that of DDIM: from sigma inf no other is defined
         plan = replace(plan, sigmas=(ends(config, model)[1], *plan.sigmas[1:]), rows=((1.0,), *plan.rows[1:]))
@@ -150,12 +156,14 @@ def automatic(config: Mapping[str, Any], model: Noising, n: int, shift: float) -
 
 def on_table(plan: Plan, table: TimestepTable) -> Plan:
     """The plan on the nearest levels of a table, each visited once; as it is if the table has too few."""
+    n, least = plan.nfe, int(plan.sigmas[-1] > 0)
+    if n + least > len(table):
+        return plan
     steps: list[int] = []
     for sigma in plan.sigmas[:-1]:
         step = round(float(table.timestep(sigma)))
         steps.append(step if not steps else min(step, steps[-1] - 1))
-    if steps[-1] < (plan.sigmas[-1] > 0):
-        return plan
+    steps = [max(step, least + n - 1 - i) for i, step in enumerate(steps)]
     return replace(plan, sigmas=(*(float(table.sigma(step)) for step in steps), plan.sigmas[-1]))
 
 
@@ -272,9 +280,9 @@ def check_config(config: Mapping[str, Any], model: Noising) -> None:
         solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
 
 
-def plans_to_config(source: Any, *, paths: bool = True) -> dict[str, Any] | None:
-    """Plans as JSON values for a config: one plan as itself, several keyed by evaluations; `paths` as `plans_from`."""
-    plans = plans_from(source, paths=paths)
+def plans_to_config(source: Any) -> dict[str, Any] | None:
+    """Plans as JSON values for a config: one plan as itself, several keyed by evaluations."""
+    plans = plans_from(source)
     if not plans:
         return None
     if len(plans) == 1:
