@@ -19,7 +19,7 @@ import torch
 from logsnr.models import UNetConfig, build_network
 from logsnr.pixels import Pixels
 from logsnr.training import load_data, recipe_from
-from logsnr.training.loop import Run
+from logsnr.training.run import Run
 
 CHANNELS = (32, 64)
 

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from logsnr import files
+from logsnr import files, writing
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import UNetConfig, build_network, load_denoiser, save_denoiser
@@ -224,8 +224,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, faili
             raise full
         real_fsync(handle)
 
-    monkeypatch.setattr(files.os, "replace", replace)
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(writing.os, "replace", replace)
+    monkeypatch.setattr(writing.os, "fsync", fsync)
     with pytest.raises(
         LogsnrError, match=r"cannot write .*No space left on device; the checkpoint before it is intact"
     ):

@@ -20,8 +20,8 @@ from logsnr.training import Dataset, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.draws import derived_seed
 from logsnr.training.ema import EMA
-from logsnr.training.loop import Run
 from logsnr.training.processes import own_accelerator
+from logsnr.training.run import Run
 from logsnr.uncertainty import Uncertainty
 
 NETWORK = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
@@ -256,15 +256,21 @@ def test_warm_up_is_linear_and_then_constant(tmp_path, digits, fresh_run):
     assert [line["lr"] for line in metrics(tmp_path)] == pytest.approx(rates)
 
 
-def test_linear_decay_reaches_zero_at_the_last_step_and_keeps_it(tmp_path, digits, fresh_run):
+def test_linear_decay_reaches_zero_at_the_last_step_and_a_later_end_is_said(tmp_path, digits, fresh_run, capsys):
     options = {"lr": 1e-3, "warmup": 2, "decay": "linear"}
     run = fresh_run(optimizer=options, steps=10)
     rates = [run.learning_rate(n) for n in range(11)]
     assert rates == pytest.approx([0.5e-3, *(1e-3 * (1 - n / 10) for n in range(1, 11))])
-    # The schedule is part of what was computed: a decayed run cannot be given another end.
-    train(recipe(optimizer=options, steps=4), tmp_path, data=digits)
-    with pytest.raises(LogsnrError, match="trained with steps = 4, this recipe says 8"):
-        train(recipe(optimizer=options, steps=8), tmp_path, resume=True, data=digits)
+    # Given another end, the rate is that of the new one from there on: 1 - 4/8 where it had come to 0.
+    train(recipe(optimizer=options, steps=4, log_every=1), tmp_path, data=digits)
+    capsys.readouterr()
+    train(recipe(optimizer=options, steps=8, log_every=1), tmp_path, resume=True, data=digits)
+    rates = [line["lr"] for line in metrics(tmp_path)]
+    assert rates == pytest.approx([0.5e-3, 0.75e-3, 0.5e-3, 0.25e-3, *(1e-3 * (1 - n / 8) for n in range(4, 8))])
+    assert (
+        "steps = 4 before, 8 now: the learning rate falls to zero at step 8, so it goes on from 0.0005 instead of 0;"
+        in (capsys.readouterr().err)
+    )
     with pytest.raises(LogsnrError, match="falls to zero at the last step: give steps"):
         recipe_from({"max_seconds": 5, "optimizer": {"decay": "linear"}})
 
@@ -571,7 +577,8 @@ def test_a_state_that_knew_only_the_error_goes_on_bit_for_bit(tmp_path, digits):
     kept["objective.square"] = found["objective.error"] ** 2  # of version 0.1
     card["recipe"]["objective"]["adaptive"] = True
     card.pop("weights")
-    files.write_pair(folder, "state", card, kept, step=card["step"], stem="state")
+    pair = files.Pair(folder=folder, name="state", stem="state", card=card, tensors=kept)
+    files.write_pairs([pair], step=card["step"])
     train(plain, tmp_path / "cut", resume=True, data=digits)
     a, b = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
     assert [k for k in a if k.startswith(("network.", "average.")) and not torch.equal(a[k], b[k])] == []

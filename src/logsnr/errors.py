@@ -48,7 +48,7 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
         ) from error
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """The message of any exception on one printable line, for quoting inside ours; the middle of a long one is cut."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 def shown(value: object, most: int = 80) -> str:
     """The repr of what somebody wrote, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
+    return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."
 
 
 def nearest(value: object, known: Iterable[object]) -> str:

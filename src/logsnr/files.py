@@ -1,16 +1,18 @@
 """Weights on disk: a JSON card and one safetensors file, replaced together or not at all.
 
 The card names its weight file and the file's SHA-256; the weight file's name carries the step and the hash, so a new
-one never overwrites the old.  Weights are written first, the card last, each through a temporary file, fsync and
-rename: after a crash or a full disk at any point, the card on disk still names a complete weight file.
+one never overwrites the old.  Weights are written first, the card last, each in one atomic step (writing.py): after a
+kill or a full disk at any point, the card on disk still names a complete weight file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from logsnr.errors import LogsnrError, one_line
 from logsnr.reading import check_format, read_json, read_tensors
+from logsnr.writing import remove_temporaries, replace_file
 
 FORMAT = 1
 """Version of the cards written here; a reader refuses any other."""
@@ -27,46 +30,79 @@ FORMAT = 1
 CARD = "card"
 """Name of a denoiser's card, the file that makes a folder a run."""
 
+MODEL = "model"
+"""Beginning of its weight file's name."""
 
-def write_pair(
-    folder: Path, name: str, card: dict[str, Any], tensors: dict[str, Tensor], *, step: int, stem: str
-) -> Path:
-    """Write `{stem}-{step}-{hash}.safetensors`, then `{name}.json` around `card`; then remove older weight files.
 
-    Returns:
-        The path of the card.
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A card and its tensors, to be written.
+
+    Args:
+        folder: where; made if needed.
+        name: of the card, without ".json".
+        stem: beginning of the weight file's name.
+        card: what the card says, beside format, step and weights.
+        tensors: the weights.
+    """
+
+    folder: Path
+    name: str
+    stem: str
+    card: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_pairs(pairs: Sequence[Pair], *, step: int) -> None:
+    """Write `{stem}-{step}-{hash}.safetensors` of all pairs, then their cards, the last pair's last; then remove older
+    weight files.
+
+    Until its card is replaced a pair is the one written before, whole.  A kill between two cards leaves pairs of
+    different steps, each intact: the step in the cards tells.
 
     Raises:
-        LogsnrError: if the disk refuses (full, read-only); the pair written before stays intact and loadable.
+        LogsnrError: if the disk refuses (full, read-only); what was written before stays intact and loadable.
     """
-    weights = tensors_to_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    digest = hashlib.sha256(weights).hexdigest()
-    file = f"{stem}-{step:08d}-{digest[:8]}.safetensors"
-    card = {
-        "format": FORMAT,
-        **card,
-        "step": step,
-        "weights": {"file": file, "sha256": digest, "bytes": len(weights)},
-    }
-    target = folder / f"{name}.json"
-    text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    entries = []
+    for pair in pairs:
+        weights = tensors_to_bytes({key: value.detach().cpu().contiguous() for key, value in pair.tensors.items()})
+        digest = hashlib.sha256(weights).hexdigest()
+        file = f"{pair.stem}-{step:08d}-{digest[:8]}.safetensors"
+        entries.append({"file": file, "sha256": digest, "bytes": len(weights)})
+        _write(pair.folder / file, weights)
+    for pair, entry in zip(pairs, entries, strict=True):
+        card = {"format": FORMAT, **pair.card, "step": step, "weights": entry}
+        _write(pair.folder / f"{pair.name}.json", (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
+    for pair, entry in zip(pairs, entries, strict=True):
+        for stale in weight_files(pair.folder, pair.stem):
+            if stale.name != entry["file"]:
+                with suppress(OSError):
+                    stale.unlink(missing_ok=True)
+        remove_temporaries(pair.folder, rf"(?:{pair.name}\.json|{weight_name(pair.stem)})")
+
+
+def weight_name(stem: str) -> str:
+    """The expression that a weight file's name matches: one that somebody named otherwise is no business of ours."""
+    return rf"{stem}-\d{{8,}}-[0-9a-f]{{8}}\.safetensors"
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The weight files that `write_pairs` left in a folder."""
+    return [path for path in folder.glob(f"{stem}-*.safetensors") if re.fullmatch(weight_name(stem), path.name)]
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / file, weights)
-        replace_file(target, text.encode())
+        replace_file(path, data)
     except OSError as error:
         raise LogsnrError(
-            f"cannot write {folder / file}: {error.strerror or one_line(error)}; the checkpoint before it is intact: "
+            f"cannot write {path}: {error.strerror or one_line(error)}; the checkpoint before it is intact: "
             "free some space or choose another folder, then resume"
         ) from error
-    for stale in (*folder.glob(f"{stem}-*.safetensors"), *folder.glob(f".{stem}-*.tmp")):
-        if stale.name != file:
-            stale.unlink(missing_ok=True)
-    return target
 
 
 def read_pair(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The card and the tensors that `write_pair` wrote, verified against the card's format and checksum.
+    """The card and the tensors that `write_pairs` wrote, verified against the card's format and checksum.
 
     Raises:
         LogsnrError: if either file is missing, unreadable, of another format version, truncated or altered.
@@ -117,36 +153,12 @@ def read_card(folder: Path, name: str) -> dict[str, Any]:
     return card
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one atomic step that survives a power cut.
-
-    Raises:
-        OSError: from the file system; what was at `path` before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """sha256 of tensors, by name: which weights, or whatever else, something was made for."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -162,6 +174,24 @@ def check_tensors(
     if problems:
         more = f" and {len(problems) - limit} more" if len(problems) > limit else ""
         raise LogsnrError(describe("; ".join(problems[:limit]) + more))
+
+
+def check_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
+    """Look for what no weight may be.
+
+    Raises:
+        LogsnrError: naming the first tensor that holds NaN or infinity.
+    """
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    if not floating:
+        return
+    # One answer is read from the device, of all tensors.
+    device = next(iter(floating.values())).device
+    if bool(torch.stack([value.isfinite().all().to(device) for value in floating.values()]).all()):
+        return
+    name, value = next((name, value) for name, value in floating.items() if not bool(value.isfinite().all()))
+    bad = int((~value.isfinite()).sum())
+    raise LogsnrError(f"{name} holds {bad} NaN or infinite values of {value.numel()} ({value.dtype}): {consequence}")
 
 
 def _mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterable[str]:

@@ -11,8 +11,9 @@ import torch
 
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError
+from logsnr.errors import LogsnrError, shown
 from logsnr.files import CARD
+from logsnr.paths import expanded
 from logsnr.sampling import GaussianStart, Plan
 from logsnr.sampling.plan import plans_from
 
@@ -67,14 +68,17 @@ def load(
     }
     options = {name: value for name, value in given.items() if value is not None}
     text = str(source)
-    for recognised, loader in SOURCES.values():
-        if recognised(text):
-            denoiser = loader(text, options)
-            file = plans_file(text)
-            denoiser.plans = plans_from(file) if file.is_file() else {}
-            beside = file.with_name(zoo.START)
-            denoiser.start = GaussianStart.load(beside) if beside.is_file() else None
-            return denoiser
+    try:
+        loader = next((loader for recognised, loader in SOURCES.values() if recognised(text)), None)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise LogsnrError(f"{shown(text)} cannot be read ({error.strerror}): check the path") from error
+    if loader is not None:
+        denoiser = loader(text, options)
+        file = plans_file(text)
+        denoiser.plans = plans_from(file) if file.is_file() else {}
+        beside = file.with_name(zoo.START)
+        denoiser.start = GaussianStart.load(beside) if beside.is_file() else None
+        return denoiser
     if _is_component(text):
         raise LogsnrError(
             f"{text!r} holds one component of a diffusers pipeline: give the folder above it, with model_index.json, "
@@ -86,7 +90,7 @@ def load(
 
 
 def _is_run(source: str) -> bool:
-    return (Path(source).expanduser() / f"{CARD}.json").is_file()
+    return (expanded(source) / f"{CARD}.json").is_file()
 
 
 def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
@@ -99,7 +103,7 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
     # With pydantic: imported where a run is read.
     from logsnr.models.card import load_denoiser
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     denoiser = load_denoiser(folder)
     if (folder / "state").is_dir():
         from logsnr.training.checkpoint import data_source
@@ -138,18 +142,18 @@ def load_plans(source: str | Path) -> dict[int, Plan]:
 def plans_file(source: str | Path) -> Path:
     """Where the plans of a model lie, if it has any: plans.json in its folder; another file is itself."""
     text = str(source)
-    path = zoo.folder(text) if _is_zoo(text) else Path(text).expanduser()
+    path = zoo.folder(text) if _is_zoo(text) else expanded(text)
     return path / zoo.PLANS if path.is_dir() else path
 
 
 def _is_pipeline(source: str) -> bool:
-    return (Path(source).expanduser() / "model_index.json").is_file()
+    return (expanded(source) / "model_index.json").is_file()
 
 
 def _load_pipeline(source: str, options: dict[str, Any]) -> PipelineDenoiser:
     from logsnr.adapters.diffusers.pipelines import load_pipeline
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return load_pipeline(folder if folder.is_dir() else source, **options)
 
 
@@ -160,7 +164,7 @@ def is_pipeline(source: str | Path) -> bool:
 
 
 def _is_component(source: str) -> bool:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return (folder / "config.json").is_file() or (folder / "scheduler_config.json").is_file()
 
 

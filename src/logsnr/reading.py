@@ -29,18 +29,19 @@ from safetensors import safe_open
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
-from logsnr.errors import LogsnrError, one_line
+from logsnr.errors import LogsnrError, one_line, shown
+from logsnr.paths import expanded
 
 LARGEST = 2**26
 """Bytes of the largest JSON file; a plan has a few thousand."""
 LARGEST_YAML = 2**18
 """Bytes of the largest recipe: YAML is slow to read, and a recipe has one or two thousand."""
 DEEPEST = 32
-MOST = 10_000_000
+MOST = 2_000_000
 ALIASES = 20
 """Aliases of a YAML file: of n, nested, e^(n/e) values can be made."""
-SHRUNK = 200
-"""An archive's part above 64 MiB that is so many times its size in the file is no data: images shrink to a tenth."""
+SMALL, SHRUNK = 2**26, 200
+"""An archive's part that grows beyond 64 MiB, and so many times, is no data: images shrink to a tenth."""
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -93,7 +94,7 @@ def read_text(path: str | os.PathLike[str], *, largest: int = LARGEST) -> str:
         OSError: from the file system.
         UnicodeDecodeError: if it is no such text.
     """
-    with open(path, "rb") as file:
+    with open(expanded(path), "rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise LogsnrError(f"{path} has more than {largest:,} bytes: this is no file of that kind")
@@ -193,7 +194,7 @@ def read_tensors(data: bytes, path: Path, fix: str) -> dict[str, Tensor]:
 
 def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's facts, and the tensors, of a safetensors file; call it within `reading`."""
-    with safe_open(os.fspath(path), framework="pt") as file:
+    with safe_open(os.fspath(expanded(path)), framework="pt") as file:
         return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -214,7 +215,7 @@ def read_arrays(path: Path, fix: str) -> Arrays:
             if (total := sum(part.file_size for part in parts)) > memory():
                 raise LogsnrError(f"holds {gigabytes(total)} of arrays, this machine {gigabytes(memory())}: {fix}")
             for part in parts:
-                if part.file_size > max(2**26, SHRUNK * part.compress_size):
+                if part.file_size > max(SMALL, SHRUNK * part.compress_size):
                     raise LogsnrError(
                         f"{part.filename} would grow {part.file_size // max(part.compress_size, 1)} times: this is no "
                         "data; if it is, save it with numpy.savez, uncompressed"
@@ -263,4 +264,4 @@ def check_format(found: object, known: int, name: str, fix: str) -> None:
             f"{name} has format {found}, of a newer logsnr (this one reads {known}): pip install --upgrade logsnr"
         )
     if found != known or isinstance(found, bool):
-        raise LogsnrError(f"{name} has format {found!r}, this version reads format {known}: {fix}")
+        raise LogsnrError(f"{name} has format {shown(found)}, this version reads format {known}: {fix}")

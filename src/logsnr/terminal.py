@@ -26,6 +26,11 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return found
 
 
+def note(text: str) -> None:
+    """Say on stderr, in one line, what nobody asked for and somebody should know."""
+    console(stderr=True).print(f"note: {text}", soft_wrap=True)
+
+
 def description() -> TextColumn:
     """The column of a bar that holds the description of its task."""
     from rich.progress import TextColumn

@@ -1,15 +1,18 @@
-"""Kills: of a training, at a random moment."""
+"""Kills: of a training at every call that changes its folder, and of every long command at random moments."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 from faults import Fault
-from faults.processes import command
+from faults.processes import Forked, command
+from faults.sites import killed_at
 
 TINY = {
     "network.channels": "[8]",
@@ -22,7 +25,9 @@ TINY = {
     "batch": "8",
     "device": "cpu",
 }
-"""A training of seconds."""
+"""A training of a second."""
+RANDOM = 30
+"""Random kills of each command."""
 
 
 def training(out: Path, *more: str, **options: object) -> list[str]:
@@ -31,31 +36,161 @@ def training(out: Path, *more: str, **options: object) -> list[str]:
 
 
 def weights(folder: Path) -> str:
-    """The hash of a run's weights, by its card."""
-    return str(json.loads((folder / "card.json").read_text())["weights"]["sha256"])
+    """The hash of a run's weights, once they were read whole."""
+    from logsnr import load
+
+    return str(load(folder).card["weights"]["sha256"])
 
 
-def random_trainings(folder: Path) -> Iterator[Fault]:
-    """A run killed at random moments, resumed until it ends, again and again."""
-    options = {"steps": 20, "checkpoint_every": 1, "log_every": 10}
-    whole = folder / "whole"
-    began = time.perf_counter()
-    assert command(training(whole, **options)).wait() == 0
-    seconds, expected = time.perf_counter() - began, weights(whole)
-    chance, kills, run = random.Random(0), 0, 0
-    while kills < 30:
-        out, run = folder / f"run-{run}", run + 1
+def resumed(out: Path, folder: Path, **options: object) -> str:
+    """Resume a run, or start it where nothing was saved yet, to its end; what went wrong."""
+    more = ["--resume"] if (out / "state" / "state.json").exists() else []
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    code = command(training(out, *more, **options), log).wait()
+    return "" if code == 0 else f"{' '.join(more) or 'a new start'} ended with {code}: {log.read_text()[-300:]}"
+
+
+def training_sites(folder: Path) -> Iterator[Fault]:
+    """A run of three checkpoints, killed at each of its sites, then resumed."""
+    from logsnr.cli import main
+
+    options = {"steps": 3, "checkpoint_every": 1, "log_every": 1}
+    known: dict[int, str] = {}
+    for steps in (1, 2, 3):
+        assert command(training(folder / str(steps), **{**options, "steps": steps})).wait() == 0
+        known[steps] = weights(folder / str(steps))
+    for site in count():
+        out = folder / f"site-{site}"
+
+        def work(out: Path = out) -> None:
+            import sys
+
+            sys.argv = ["logsnr", *training(out, **options)]
+            main()
+
+        try:
+            name = killed_at(work, out, site, folder / "killed.log")
+        except AssertionError as error:
+            yield f"site {site}", str(error)
+            continue
+        if not name:
+            return
+        trouble = ""
+        if (out / "card.json").exists():
+            step = json.loads((out / "card.json").read_text())["step"]
+            trouble = "" if weights(out) == known[step] else f"the card of step {step} with other weights"
+        trouble = trouble or resumed(out, folder, **options)
+        if not trouble and weights(out) != known[3]:
+            trouble = "the resumed run has other weights than the uninterrupted one"
+        left = [path.name for path in out.rglob(".*") if path.name.endswith((".tmp", ".lock"))]
+        yield f"site {site} ({name})", trouble or (f"left behind: {', '.join(left)}" if left else "")
+
+
+def random_kills(
+    start: Callable[[int], Forked], good: Callable[[int], str], seconds: float, seed: int
+) -> Iterator[Fault]:
+    """Kill attempt after attempt of run after run at random moments, until `RANDOM` kills.
+
+    Args:
+        start: begin or resume run number k.
+        good: what is wrong with the finished run number k.
+        seconds: that an undisturbed one takes.
+        seed: of the moments.
+    """
+    chance, kills = random.Random(seed), 0
+    for run in count():
         moments: list[float] = []
         while True:
-            more = ["--resume"] if (out / "state" / "state.json").exists() else []
-            moments.append(chance.uniform(0.2, 1.0) * seconds)
-            process = command(training(out, *more, **options), folder / "log")
+            moments.append(chance.uniform(0.1, 0.9) * seconds)
+            process = start(run)
+            if len(moments) > 6:
+                process.wait()  # an end has to come
             if process.wait(moments[-1]) is not None:
                 break
             process.kill()
             process.wait()
         kills += len(moments) - 1
-        trouble = "" if weights(out) == expected else "other weights than the uninterrupted run's"
+        trouble = f"ended with {process.poll()}" if process.poll() else good(run)
         for moment in moments[:-1]:
             yield f"run {run}, killed after {moment:.2f} s", trouble
             trouble = ""
+        if kills >= RANDOM:
+            return
+
+
+def random_trainings(folder: Path) -> Iterator[Fault]:
+    """A run killed at random moments, resumed until it ends, again and again."""
+    options = {"steps": 20, "checkpoint_every": 1, "log_every": 10}
+    began = time.perf_counter()
+    assert command(training(folder / "whole", **options)).wait() == 0
+    seconds, expected = time.perf_counter() - began, weights(folder / "whole")
+
+    def start(run: int) -> Forked:
+        out = folder / f"run-{run}"
+        more = ["--resume"] if (out / "state" / "state.json").exists() else []
+        return command(training(out, *more, **options), folder / "log")
+
+    def good(run: int) -> str:
+        same = weights(folder / f"run-{run}") == expected
+        return "" if same else "other weights than the uninterrupted run's"
+
+    yield from random_kills(start, good, seconds, 0)
+
+
+def random_calibrations(folder: Path) -> Iterator[Fault]:
+    """A search killed at random moments, continued from its measurements until it ends."""
+
+    def arguments(name: str) -> list[str]:
+        out, ledger = folder / f"{name}.json", folder / f"{name}.ledger"
+        options = ["--nfe", "3", "-n", "8", "--rollouts", "40", "--out", str(out), "--resume", str(ledger)]
+        return ["calibrate", str(folder / "model"), *options]
+
+    assert command(training(folder / "model", steps=1)).wait() == 0
+    began = time.perf_counter()
+    assert command(arguments("whole")).wait() == 0
+    seconds, expected = time.perf_counter() - began, digest(folder / "whole.json")
+
+    def good(run: int) -> str:
+        return "" if digest(folder / f"{run}.json") == expected else "another plan than the uninterrupted search's"
+
+    yield from random_kills(lambda run: command(arguments(str(run)), folder / "log"), good, seconds, 1)
+
+
+def random_samplings(folder: Path) -> Iterator[Fault]:
+    """A loop that draws file after file and goes on at the first that is missing."""
+    import sys
+
+    from logsnr.cli import main
+
+    assert command(training(folder / "model", steps=1)).wait() == 0
+
+    def loop(out: Path) -> None:
+        for seed in range(12):
+            file = out / f"{seed:02d}.png"
+            if not file.exists():
+                sys.argv = ["logsnr", "sample", str(folder / "model"), "-n", "16", "--seed", str(seed)]
+                sys.argv += ["--nfe", "4", "--out", str(file)]
+                try:
+                    main()
+                except SystemExit as stop:
+                    if stop.code:
+                        raise
+
+    began = time.perf_counter()
+    assert Forked(lambda: loop(folder / "whole")).wait() == 0
+    seconds = time.perf_counter() - began
+
+    def good(run: int) -> str:
+        files = sorted((folder / "whole").iterdir())
+        mine = [path for path in sorted((folder / str(run)).iterdir()) if path.suffix == ".png"]
+        if [path.name for path in mine] != [path.name for path in files]:
+            return "other files than the undisturbed loop's"
+        same = all(digest(a) == digest(b) for a, b in zip(mine, files, strict=True))
+        return "" if same else "a file is cut or of other images"
+
+    yield from random_kills(lambda run: Forked(lambda: loop(folder / str(run)), folder / "log"), good, seconds, 2)
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

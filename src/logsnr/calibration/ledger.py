@@ -17,9 +17,9 @@ from typing import Any
 from logsnr import files
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line
-from logsnr.files import replace_file
 from logsnr.reading import check_format, read_json, reading
 from logsnr.sampling.counted import Counted
+from logsnr.writing import replace_file
 
 FORMAT = 5
 """Version of the file; 3 and 4 had no checksum."""
@@ -100,6 +100,16 @@ class Ledger:
             )
         self.plan_hash, self.budget = plan_hash, math.inf
         self.write()
+
+    def keep(self, path: Path) -> None:
+        """Write to a file from here on, where none was given before.
+
+        Raises:
+            LogsnrError: if the disk refuses.
+        """
+        if self.path is None:
+            self.path = path
+            self.write()
 
     def write(self) -> None:
         """Put everything on disk, atomically.

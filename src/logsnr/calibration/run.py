@@ -19,9 +19,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -37,10 +36,12 @@ from logsnr.calibration.trial import Progress, Trial
 from logsnr.calibration.walk import walked
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
+from logsnr.paths import expanded
 from logsnr.sampling.batches import in_turn
 from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.probing import probe
+from logsnr.writing import check_output, only_writer
 
 EFFORT = 1400
 """Evaluations of the fitting noises that a search may take, unless told."""
@@ -66,6 +67,7 @@ def calibrate(
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    keep: str | os.PathLike[str] | None = None,
     method: str = "search",
     start: GaussianStart | None = None,
     first: float | None = None,
@@ -94,6 +96,7 @@ def calibrate(
         chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
         progress: called as the search goes on.
         resume: a file for measurements: read if it exists, written after each.
+        keep: without that, a file that they are written to where the search is interrupted.
         method: "search" for the library's own; or a baseline on the same noises: "gits" (iPNDM-4 on levels of least
             local error), "ays" (DPM-Solver++(2M) on levels of least KL bound) or "ends" (built-in solvers, the ends of
             their grids tuned).  These have rows of their own: `history` and `basis` do not matter to them.
@@ -146,22 +149,25 @@ def calibrate(
         start.check(denoiser)
         start.classes(in_turn(cond, torch.arange(n)), n)
     chunk = chunk or max(1, min(n, 2**25 // (denoiser.dim * (7 * nfe + 4))))
-    path = None if resume is None else Path(resume)
-    trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress, start=start)
-    report, interrupted = None, False
-    try:
-        with suppress(SpentError):
-            trial.tell("teacher")
-            cache = trial.remember()
-            trial.tell("alternatives")
-            trial.rank(alternatives(denoiser, nfe, low, high))
-            METHODS[method](trial, cache)
-        report = reported(trial)
-    except KeyboardInterrupt:
-        if trial.best is None:
-            raise
-        interrupted = True
-    return finished(trial, report, interrupted=interrupted)
+    path = None if resume is None else check_output(resume, "resume")
+    with nullcontext() if path is None else only_writer(path, "this calibration"):
+        trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress, start=start)
+        report, interrupted = None, False
+        try:
+            with suppress(SpentError):
+                trial.tell("teacher")
+                cache = trial.remember()
+                trial.tell("alternatives")
+                trial.rank(alternatives(denoiser, nfe, low, high))
+                METHODS[method](trial, cache)
+            report = reported(trial)
+        except KeyboardInterrupt:
+            if keep is not None and trial.ledger.known:
+                trial.ledger.keep(expanded(keep))
+            if trial.best is None:
+                raise
+            interrupted = True
+        return finished(trial, report, interrupted=interrupted)
 
 
 def search(trial: Trial, cache: Cache) -> None:

@@ -11,13 +11,29 @@ from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import logsnr
-from logsnr.cli.guard import guarded
+from logsnr.cli.guard import Stopped, guarded
+from logsnr.interrupts import raised
 from logsnr.terminal import console
+from logsnr.zoo import PREFIX, names
+
+
+class Commands(TyperGroup):
+    """The commands; an interruption leaves them as `Stopped`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            with raised():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Stopped(stop) from stop
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Train, measure and sample diffusion and flow models in one coordinate: the log-SNR.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -59,8 +75,13 @@ def note(text: str) -> None:
     console(stderr=True, quiet=_QUIET.get()).print(text)
 
 
+def models(incomplete: str) -> list[str]:
+    """Models of the zoo that begin so, for the shell; folders it completes by itself."""
+    return [name for name in (f"{PREFIX}{known}" for known in names()) if name.startswith(incomplete)]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.")]
+Model = Annotated[str, typer.Argument(help="Folder of a run, e.g. runs/digits, or zoo:digits.", autocompletion=models)]
 Range = Annotated[
     str | None,
     typer.Option(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed
 from logsnr.terminal import console
+
+if TYPE_CHECKING:
+    from logsnr.describe import ObjectiveReport
 
 
 @app.command()
@@ -26,8 +29,12 @@ def demo(
     """
     from logsnr.cli import support
     from logsnr.demo import run_demo
+    from logsnr.interrupts import Interrupted, signal_of
 
-    summary = run_demo(out, seed=seed, max_seconds=max_seconds, quiet=hushed(json_))
+    try:
+        summary = run_demo(out, seed=seed, max_seconds=max_seconds, quiet=hushed(json_))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"interrupted: the demo in {out} begins anew next time", signum=signal_of(stop)) from stop
     if json_:
         support.print_json(summary)
 
@@ -39,6 +46,9 @@ def train(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue exactly where the last checkpoint ends.")] = False,
+    init_from: Annotated[
+        str | None, typer.Option(help="Fine-tune: begin as another model, zoo:NAME or the folder of a run.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: --set batch=64 --set ema.decay=.99")
     ] = None,
@@ -49,12 +59,16 @@ def train(
     Example: logsnr train recipes/digits.yaml --out runs/digits --set steps=500
     """
     from logsnr.cli import support
+    from logsnr.interrupts import Interrupted
     from logsnr.training import load_recipe
     from logsnr.training import train as run
 
-    config = load_recipe(recipe, set_ or [])
+    config = load_recipe(recipe, [*(set_ or []), *([] if init_from is None else [f"init_from={init_from}"])])
     folder = out or Path("runs") / Path(recipe).stem
-    summary = run(config, folder, resume=resume, progress=not hushed(json_))
+    try:
+        summary = run(config, folder, resume=resume, progress=not hushed(json_))
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}: {support.this_command('--resume')}", signum=stop.signum) from stop
     if json_:
         support.print_json({"folder": str(folder), **summary.to_dict()})
     else:
@@ -68,7 +82,7 @@ UNASKED = ("auto", None, None, "log-linear")
 @app.command(cls=Named)
 def sample(
     model: Model,
-    nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1)] = 10,
+    nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1, max=10_000)] = 10,
     solver: Annotated[
         str,
         typer.Option(
@@ -120,9 +134,11 @@ def sample(
     from logsnr.sampling import Plan, evaluations, plan_for
     from logsnr.sampling import sample as run
     from logsnr.sampling.default import auto_plan
+    from logsnr.writing import check_output
 
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
+    out = check_output(out)
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
     label = support.class_of(denoiser, class_)
     if range_ is not None:
@@ -216,10 +232,14 @@ def calibrate(
     """
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
+    from logsnr.interrupts import Interrupted, last_signal, signal_of
+    from logsnr.writing import check_output
 
     usable = None
     if passport is not None and range_ is not None:
         raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
+    out = check_output(out)
+    keep = check_output(out.with_suffix(".measured.json") if resume is None else resume, "--resume")
     denoiser = support.run_denoiser(model)
     if range_ is not None:
         usable = support.asked_range(denoiser, range_, support.condition(denoiser, None, 12), seed)
@@ -228,32 +248,41 @@ def calibrate(
 
         usable = Passport.load(passport).sampling_range
     gaussian = support.fitted_start(denoiser, start, data, seed, quiet=hushed(json_))
-    plan = support.calibrated(
-        denoiser,
-        nfe,
-        n,
-        rollouts,
-        resume,
-        seed,
-        quiet=hushed(json_),
-        sigma_range=usable,
-        method=method,
-        start=gaussian,
-        first=first,
-    )
+    try:
+        plan = support.calibrated(
+            denoiser,
+            nfe,
+            n,
+            rollouts,
+            resume,
+            keep,
+            seed,
+            quiet=hushed(json_),
+            sigma_range=usable,
+            method=method,
+            start=gaussian,
+            first=first,
+        )
+    except KeyboardInterrupt as stop:
+        how = f": {support.this_command('--resume', str(keep))}" if keep.exists() else ""
+        raise Interrupted(f"interrupted before there was a plan{how}", signum=signal_of(stop)) from stop
     kept = support.keep_start(gaussian, plan, out)
     plan.save(out)
     report = plan.meta["report"]
     if json_:
         facts = {"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report}
         support.print_json(facts | ({"start": str(kept)} if kept else {}))
-    elif report is None:
-        print(f"{out}: {plan.nfe} evaluations, the best plan so far (interrupted before its report)")
-    else:
+    elif report is not None:
         errors = {"this plan": report["rmse"], **report["alternatives"]}
         print(f"{out}: {plan.nfe} evaluations; RMSE to the teacher's end points on noise the search has not seen:")
         for name, error in sorted(errors.items(), key=lambda item: item[1])[:6]:
             print(f"  {error:.4f}  {name}")
+    if plan.meta["interrupted"]:
+        raise Interrupted(
+            f"interrupted: {out} is the best plan of {plan.nfe} evaluations so far; what was measured is kept: "
+            f"{support.this_command('--resume', str(keep))}",
+            signum=last_signal(),
+        )
 
 
 @app.command(cls=Named)
@@ -374,13 +403,19 @@ def objective(
     from logsnr.cli import support
     from logsnr.describe import describe, resolve
     from logsnr.describe import plot as draw
+    from logsnr.writing import check_output
 
+    plot = None if plot is None else check_output(plot, "--plot")
     report = describe(resolve(words or []), sigma_data=sigma_data)
-    if plot is not None:
-        draw(report, plot)
     if json_:
         support.print_json(report.to_dict())
-        return
+    else:
+        _print_objective(report)
+    if plot is not None:
+        draw(report, plot)
+
+
+def _print_objective(report: ObjectiveReport) -> None:
     lo, hi = report.range
     print(f"{report.name}, on log-SNR [{lo:.2f}, {hi:.2f}]")
     table = Table()

@@ -76,8 +76,11 @@ def compare(
     from logsnr.evaluation.compare import peers as theirs
     from logsnr.evaluation.compare.schedulers import ALL, SCHEDULERS
     from logsnr.evaluation.passport import Passport
+    from logsnr.interrupts import Interrupted, last_signal
     from logsnr.sampling.names import SOLVERS, compared_grids, compared_solvers
+    from logsnr.writing import check_folder
 
+    out = None if out is None else check_folder(out)
     budgets = _numbers(nfe)
     words = {"solvers": _words(solvers), "grids": _words(grids)}
     samplers.check_words("solver", words["solvers"], [*compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS)
@@ -120,10 +123,12 @@ def compare(
     files = [] if out is None else write(result, out)
     if json_:
         support.print_json({**result.to_dict(), "files": [str(file) for file in files]})
-        return
-    console().print(table(result, everything=everything))
-    if files:
-        print(f"{out}: {', '.join(file.name for file in files)}")
+    else:
+        console().print(table(result, everything=everything))
+        if files:
+            print(f"{out}: {', '.join(file.name for file in files)}")
+    if "interrupted" in result.about:
+        raise Interrupted(f"interrupted {result.about['interrupted']}, which are above", signum=last_signal())
 
 
 def _numbers(text: str) -> list[int]:

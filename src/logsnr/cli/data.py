@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from logsnr.cli.application import note
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.loading import Loaded
+from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
@@ -35,7 +34,7 @@ def data_config(denoiser: Loaded, source: str | None) -> DataConfig | None:
     if source is None:
         return config if trained_on else None
     plain = config.model_copy(update={"source": source, "size": None, "channels": None, "layout": None})
-    if not Path(source).expanduser().is_dir():
+    if not expanded(source).is_dir():
         return plain.model_copy(update={"background": "white", "broken": "stop"})
     channels, *sides = image_shape(denoiser)
     size = sides[0] if len(sides) == 2 and sides[0] == sides[1] else config.size
@@ -60,7 +59,7 @@ def data_of(denoiser: NetworkDenoiser, source: str | None, *, quiet: bool = True
     try:
         data = load_data(config, progress=not quiet)
     except LogsnrError as error:
-        if source is None and not Path(config.source).expanduser().exists():
+        if source is None and not expanded(config.source).exists():
             raise LogsnrError(f"{error}; or say with --data where the model's data lie") from error
         raise
     pixels = Pixels(data.grey_levels)

@@ -1,6 +1,7 @@
 """How a command ends: the one place where exceptions meet the user.
 
-Whatever a command raises becomes one line on stderr and exit code 2; `--debug` shows the traceback before it.
+Whatever a command raises becomes one line on stderr and exit code 2; `--debug` shows the traceback before it.  After
+Ctrl-C and SIGTERM the line says what was kept, and the code is 128 and the signal: 130 and 143.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import traceback
 from collections.abc import Callable
 
 from logsnr.errors import one_line
+from logsnr.interrupts import signal_of
 
 BAD_INPUT = 2
 """Exit code of everything that a user can mend."""
 _MEMORY = re.compile(r"allocate|out of memory|size calculation overflowed", re.IGNORECASE)
 _AMOUNT = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]iB))")
+
+
+class Stopped(Exception):  # noqa: N818
+    """An interruption on its way out: command lines end at a KeyboardInterrupt by themselves, and say nothing."""
+
+    def __init__(self, stop: KeyboardInterrupt) -> None:
+        super().__init__(str(stop) or "interrupted")
+        self.code = 128 + signal_of(stop)
 
 
 def guarded(command: Callable[[], object], *, debug: bool) -> int:
@@ -27,13 +37,16 @@ def guarded(command: Callable[[], object], *, debug: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
+    except Stopped as stop:
+        print(f"logsnr: {stop}", file=sys.stderr)
+        return stop.code
     except Exception as error:
         if debug:
             traceback.print_exc()
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
             print(error, file=sys.stderr)
         else:
-            print(f"logsnr: error: {told(error)}", file=sys.stderr)
+            print(f"logsnr: error: {one_line(told(error))}", file=sys.stderr)
         return BAD_INPUT
     return code if isinstance(code, int) else 0
 

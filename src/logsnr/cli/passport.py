@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.application import Json, Named, Seed, app, hushed, note
+from logsnr.cli.application import Json, Named, Seed, app, hushed, models, note
+from logsnr.paths import expanded
 from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @app.command(cls=Named)
 def passport(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="zoo:NAME, the folder of a run, or a diffusers folder or hub id.", autocompletion=models),
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="{data}; or none [default: the recipe's, if it can be read]."),
@@ -44,11 +48,13 @@ def passport(
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.passport import examine
     from logsnr.evaluation.passport.page import write_passport
+    from logsnr.interrupts import Interrupted, last_signal
+    from logsnr.writing import check_output
 
-    page = out or (Path(model) if Path(model).is_dir() else Path()) / "passport.html"
+    page = out or (expanded(model) if Path(model).is_dir() else Path()) / "passport.html"
     if page.suffix not in (".html", ".json"):
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
-    page = page.with_suffix(".html")
+    page = check_output(page.with_suffix(".html"))
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
     x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
     low, high = denoiser.sampling_range
@@ -77,15 +83,19 @@ def passport(
             seed=seed,
             progress=lambda part, share: bar.update(task, completed=share, description=part),
         )
-    found.save(page.with_suffix(".json"))
-    write_passport(found, page)
+    values = page.with_suffix(".json")
+    found.save(values)
     if json_:
         support.print_json({"out": str(page), **found.to_dict()})
-        return
-    for f in found.findings:
-        print(f"{ {'error': 'TROUBLE', 'warning': 'WARNING', 'info': 'note'}[f.severity]:8}{f.text}")
-    values = page.with_suffix(".json")
-    print(f"{page}: {found.cost:,} network evaluations; {values} for `calibrate --passport` and `compare --passport`")
+    else:
+        for f in found.findings:
+            print(f"{ {'error': 'TROUBLE', 'warning': 'WARNING', 'info': 'note'}[f.severity]:8}{f.text}")
+    write_passport(found, page)
+    if not json_:
+        uses = f"{values} for `calibrate --passport` and `compare --passport`"
+        print(f"{page}: {found.cost:,} network evaluations; {uses}")
+    if found.interrupted:
+        raise Interrupted(f"interrupted: {page} and {values} hold what was measured so far", signum=last_signal())
 
 
 def _samples(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +25,6 @@ from logsnr.cli.application import note
 from logsnr.cli.data import data_of
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError, unknown
-from logsnr.files import replace_file
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
@@ -33,6 +34,7 @@ from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solve
 from logsnr.sampling.table import table_of
 from logsnr.terminal import console, description
 from logsnr.training.data import told_sources
+from logsnr.writing import replace_file
 from logsnr.zoo import START
 
 STARTS = ("data", "model", "none")
@@ -175,6 +177,7 @@ def calibrated(
     n: int,
     rollouts: int | None,
     resume: Path | None,
+    keep: Path,
     seed: int,
     *,
     quiet: bool,
@@ -203,6 +206,7 @@ def calibrated(
             seed=seed,
             progress=tell,
             resume=resume,
+            keep=keep,
             method=method,
             start=start,
             first=first,
@@ -305,7 +309,6 @@ def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n
 def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     """Decode samples and write them as one picture (.png) or as grey levels (.npy)."""
     images, pixels = denoiser.decode(x), denoiser.pixels or Pixels()
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         buffer = io.BytesIO()
         np.save(buffer, images.numpy())
@@ -314,6 +317,12 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     columns = max(1, round(len(images) ** 0.5))
     scale = max(1, 64 // images.shape[-1])
     replace_file(out, png(tile(pixels.display(images), columns=columns, scale=scale)))
+
+
+def this_command(*more: str) -> str:
+    """The command line that was typed, with more options at its end where it has them not."""
+    typed = sys.argv[1:]
+    return shlex.join(["logsnr", *typed, *(more if more[0] not in typed else ())])
 
 
 def print_json(facts: dict[str, Any]) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from logsnr.demo.page import demo_page
 from logsnr.demo.result import FEATURES, DemoResult, Recognised, Sampled, Training
 from logsnr.denoiser import NetworkDenoiser, noisy
+from logsnr.errors import LogsnrError
 from logsnr.evaluation import Classifier, FeatureSpace, nearest_distances, train_classifier
 from logsnr.evaluation.compare import Entry, measure, plans
 from logsnr.evaluation.metrics import Estimated
-from logsnr.files import replace_file
+from logsnr.files import CARD
 from logsnr.images import png, side_by_side, tile
 from logsnr.likelihood import Likelihood, bits_per_dim
 from logsnr.loading import load_plans
@@ -28,8 +29,12 @@ from logsnr.report.page import write_page
 from logsnr.sampling import Plan, grids, solvers
 from logsnr.terminal import console
 from logsnr.training import Dataset, load_data, load_recipe, train
+from logsnr.training.checkpoint import has_state
 from logsnr.training.metrics import METRICS
+from logsnr.writing import check_folder, replace_file
 
+REPORT = "report.json"
+"""The demo's numbers; its mark on a folder."""
 SAMPLES = 500
 EVALUATIONS = (5, 10, 20)
 TEACHER_STEPS = 64
@@ -57,6 +62,8 @@ def run_demo(
     changes = {"seed": seed, "max_seconds": max_seconds, "samples.every": 0, **(overrides or {})}
     recipe = load_recipe("digits", changes)
     data = load_data(recipe.data)
+    out = check_folder(out)
+    _claim(out)
     terminal.print(f"1/5 training on {len(data.train_images)} real digits, at most {max_seconds:.0f} s")
     summary = train(recipe, out, progress=not quiet, data=data, overwrite=True)
     denoiser = summary.denoiser
@@ -98,7 +105,7 @@ def run_demo(
         strip=_strip(denoiser, data, seed),
     )
     terminal.print("5/5 report")
-    replace_file(out / "report.json", (json.dumps(result.summary(), indent=2) + "\n").encode())
+    replace_file(out / REPORT, (json.dumps(result.summary(), indent=2) + "\n").encode())
     replace_file(out / "digits.png", png(_poster(result)))
     page = write_page(out / "report.html", "A diffusion model of handwritten digits", demo_page(result))
     terminal.print(_table(result))
@@ -111,6 +118,19 @@ def run_demo(
         f"report: {page}"
     )
     return result.summary()
+
+
+def _claim(out: Path) -> None:
+    """Mark a folder as the demo's own, before anything is trained there.
+
+    Raises:
+        LogsnrError: if a model lies there that the demo did not make.
+    """
+    if (out / REPORT).is_file():
+        return
+    if has_state(out) or (out / f"{CARD}.json").exists():
+        raise LogsnrError(f"{out} holds a model that the demo did not make: give another folder, --out runs/demo-2")
+    replace_file(out / REPORT, b'{"unfinished": true}\n')
 
 
 def _curve(out: Path) -> dict[str, list[float]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from logsnr.describe.report import ObjectiveReport
 from logsnr.errors import LogsnrError
-from logsnr.files import replace_file
 from logsnr.plot import curves
 from logsnr.report.style import encoded
+from logsnr.writing import replace_file
 
 
 def plot(report: ObjectiveReport, path: Path) -> None:
@@ -20,5 +20,4 @@ def plot(report: ObjectiveReport, path: Path) -> None:
     if path.suffix != ".png":
         raise LogsnrError(f"--plot {path}: the suffix must be .png")
     figure = curves(report.logsnr, report.w, report.p, report.emphasis, title=report.name[:80])
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, encoded(figure, "png"))

@@ -11,7 +11,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-Positive = Annotated[int, Field(ge=1)]
+from logsnr.errors import LogsnrError
+
+Positive = Annotated[int, Field(ge=1, le=4096)]
+"""A width or a count of a network."""
 
 
 class NetworkConfig(BaseModel):
@@ -25,12 +28,16 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
     @property
     def null_class(self) -> int | None:
         """The index that stands for "no class", None for an unconditional network."""
         return self.classes or None
+
+    def least_weights(self, shape: tuple[int, ...]) -> int:
+        """How many weights the network has at least, for samples of `shape`: known before anything is allocated."""
+        return 0
 
 
 class Network(nn.Module):
@@ -55,6 +62,18 @@ class Network(nn.Module):
     def null_class(self) -> int | None:
         """The index that stands for "no class"."""
         return self.config.null_class
+
+    def begin_as(self, other: Network) -> None:
+        """Take the weights of a network of the same config; of other classes, each begins as that one's null condition.
+
+        Raises:
+            LogsnrError: if this kind cannot change its classes.
+        """
+        if other.classes != self.classes:
+            raise LogsnrError(
+                f"a network of kind {self.config.kind!r} with {other.classes} classes cannot go on with {self.classes}"
+            )
+        self.load_state_dict(other.state_dict())
 
     @property
     def stock(self) -> nn.Module | None:

@@ -15,9 +15,10 @@ import torch
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, shown, unknown
-from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
+from logsnr.files import CARD, MODEL, Pair, check_finite, check_tensors, read_card, read_pair, write_pairs
 from logsnr.models.base import Network, NetworkConfig
 from logsnr.models.networks import build_network, network_config
+from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.predictions import LABELS, PREDICTIONS, Prediction
 from logsnr.reading import reading
@@ -25,6 +26,8 @@ from logsnr.timesteps import TimestepTable
 
 KEPT = ("class_names", "data")
 """Entries of a denoiser's card that are saved with it again."""
+MOST_VALUES = 2**28
+"""Values of the largest sample: an image of 9,000 x 9,000 in colour."""
 
 
 def save_denoiser(
@@ -50,7 +53,26 @@ def save_denoiser(
         The path of the card.
 
     Raises:
-        LogsnrError: if the network has no config, the prediction's label is a custom function, or the disk refuses.
+        LogsnrError: if the network has no config, the prediction's label is a custom function, a weight is NaN or
+            infinite, or the disk refuses.
+    """
+    pair = denoiser_pair(denoiser, folder, training=training, measured=measured, dtype=dtype)
+    write_pairs([pair], step=step)
+    return pair.folder / f"{CARD}.json"
+
+
+def denoiser_pair(
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    *,
+    training: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Pair:
+    """What `save_denoiser` writes.
+
+    Raises:
+        LogsnrError: as there.
     """
     network = denoiser.network
     if not isinstance(network, Network):
@@ -78,15 +100,24 @@ def save_denoiser(
     weights = network.state_dict()
     if dtype is not None:
         weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
-    return write_pair(Path(folder), CARD, card, weights, step=step, stem="model")
+    check_finite(weights, "cannot be saved")
+    return Pair(folder=expanded(folder), name=CARD, stem=MODEL, card=card, tensors=weights)
 
 
 def _for_others(training: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The recipe without places on this machine: of data by an absolute path the name is kept alone."""
-    source = str(((training or {}).get("data") or {}).get("source", ""))
-    if training is None or not (source.startswith("~") or Path(source).is_absolute()):
-        return training
-    return {**training, "data": {**training["data"], "source": Path(source).name}}
+    """The recipe without places on this machine: of data and models by an absolute path the name is kept alone."""
+    if training is None:
+        return None
+    kept = dict(training)
+    if "source" in (training.get("data") or {}):
+        kept["data"] = {**training["data"], "source": _name(training["data"]["source"])}
+    if training.get("init_from"):
+        kept["init_from"] = _name(training["init_from"])
+    return kept
+
+
+def _name(place: str) -> str:
+    return Path(place).name if str(place).startswith("~") or Path(place).is_absolute() else place
 
 
 def load_denoiser(folder: str | Path) -> NetworkDenoiser:
@@ -96,7 +127,7 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         LogsnrError: if the folder is not such a one, its files are damaged or of another format, or the weights
             belong to another network than the card describes.
     """
-    path = Path(folder)
+    path = expanded(folder)
     if read_card(path, CARD).get("kind") != "denoiser":
         raise LogsnrError(f"{path / CARD}.json is not the card of a denoiser: give the folder of a run")
     card, tensors = read_pair(path, CARD)
@@ -109,7 +140,10 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         lo, hi = (float(v) for v in card["trained_range"])
         pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
         sigma_data = float(card["sigma_data"])
-        _check(card, config, (lo, hi), sigma_data)
+        _check(card, config, shape, (lo, hi), sigma_data)
+        # Before it is built: a card may describe what no memory holds.
+        if (least := config.least_weights(shape)) > 10 * (found := sum(v.numel() for v in tensors.values())) + 10**6:
+            raise ValueError(f"a network of at least {least:,} weights, the file has {found:,}")
         # The weights come from the file; those drawn while building must not move the caller's random state.
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, shape)
@@ -130,7 +164,9 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
     return denoiser.eval()
 
 
-def _check(card: dict[str, Any], config: NetworkConfig, levels: tuple[float, float], sigma_data: float) -> None:
+def _check(
+    card: dict[str, Any], config: NetworkConfig, shape: tuple[int, ...], levels: tuple[float, float], sigma_data: float
+) -> None:
     """What commands read of a card as it stands.
 
     Raises:
@@ -142,6 +178,8 @@ def _check(card: dict[str, Any], config: NetworkConfig, levels: tuple[float, flo
     for key in ("training", "measured"):
         if not isinstance(card.get(key) or {}, dict):
             raise ValueError(f"{key} = {shown(card[key])} is no mapping")
+    if not all(n >= 1 for n in shape) or math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"shape {shown(shape)} is none")
     if not 0 <= levels[0] < levels[1] or not 0 < sigma_data < math.inf:
         raise ValueError(f"trained_range {levels} or sigma_data {sigma_data} is none")
 

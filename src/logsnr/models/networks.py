@@ -33,6 +33,10 @@ NETWORKS: dict[str, NetworkEntry] = {
 }
 
 
+MOST_WEIGHTS = 4e9
+"""Weights of the largest network that is built: 16 GB in float32."""
+
+
 def network_config(values: Any) -> NetworkConfig:
     """The config of the kind that `values` name; a U-Net's where they name none, as old recipes and cards do not.
 
@@ -44,7 +48,7 @@ def network_config(values: Any) -> NetworkConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{values!r}: give a mapping, e.g. {{kind: unet}}")
     kind = values.get("kind", "unet")
-    if kind not in NETWORKS:
+    if not isinstance(kind, str) or kind not in NETWORKS:
         raise unknown("kind", kind, NETWORKS)
     return NETWORKS[kind].config.model_validate({**values, "kind": kind})
 
@@ -62,4 +66,9 @@ def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> Network:
     takes = NETWORKS[config.kind].takes
     if len(shape) != len(takes):
         raise LogsnrError(f"shape {tuple(shape)} for a network of kind {config.kind!r}: give ({', '.join(takes)})")
+    if (weights := config.least_weights(shape)) > MOST_WEIGHTS:
+        raise LogsnrError(
+            f"a network of kind {config.kind!r} with at least {weights:.3g} weights: at most {MOST_WEIGHTS:.3g} are "
+            "built; lower its channels, layers or classes"
+        )
     return NETWORKS[config.kind].build(config, shape)

@@ -40,8 +40,8 @@ class UNetConfig(NetworkConfig):
     """
 
     kind: Literal["unet"] = "unet"
-    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128)
-    layers_per_block: Positive = 2
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=10)] = (64, 128)
+    layers_per_block: Annotated[int, Field(ge=1, le=64)] = 2
     attention: bool | tuple[bool, ...] = False
     mid_attention: bool = True
     head_dim: Positive = 32
@@ -49,7 +49,7 @@ class UNetConfig(NetworkConfig):
     norm_groups: Positive = 16
     scale_shift: bool = True
     patch: Positive = 1
-    fourier: tuple[Annotated[int, Field(ge=0, le=12)], ...] = ()
+    fourier: Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=13)] = ()
     label_frequency: Annotated[float, Field(gt=1)] | None = None
 
     @model_validator(mode="after")
@@ -74,6 +74,12 @@ class UNetConfig(NetworkConfig):
                     f"{self.head_dim}; change head_dim or switch attention off"
                 )
         return self
+
+    def least_weights(self, shape: tuple[int, ...]) -> int:
+        """Those of the first convolution, of one convolution in each residual block, and of the classes."""
+        first, blocks = self.channels[0], 2 * self.layers_per_block + 1
+        seen = shape[0] * self.patch**2 * (1 + 2 * len(self.fourier))
+        return 9 * first * seen + sum(9 * blocks * c * c for c in self.channels) + 4 * first * self.classes
 
     @property
     def attention_levels(self) -> tuple[bool, ...]:
@@ -124,6 +130,18 @@ class UNet(Network):
         patches = pixel_unshuffle(self._features(x), self.config.patch)
         out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
         return pixel_shuffle(out, self.config.patch)
+
+    def begin_as(self, other: Network) -> None:
+        weights, classes = other.state_dict(), "unet.class_embedding.weight"
+        if other.classes != self.classes:
+            # The embedding of a class is added to that of the noise level.
+            embedded = self.unet.time_embedding.linear_2.bias
+            null = weights.pop(classes)[-1] if other.classes else torch.zeros_like(embedded)
+            if self.classes:
+                weights[classes] = null.expand(self.classes + 1, -1)
+            else:
+                weights["unet.time_embedding.linear_2.bias"] = weights["unet.time_embedding.linear_2.bias"] + null
+        self.load_state_dict(weights)
 
     @property
     def stock(self) -> nn.Module | None:

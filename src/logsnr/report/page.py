@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from logsnr.files import replace_file
 from logsnr.images import data_uri
+from logsnr.writing import replace_file
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --accent: #1f5fa8; }
@@ -95,6 +95,5 @@ def write_page(path: Path, title: str, parts: Sequence[Html]) -> Path:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{''.join(parts)}</body></html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode())
     return path

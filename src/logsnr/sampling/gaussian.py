@@ -26,7 +26,7 @@ from torch import Tensor
 from logsnr import gaussian
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, one_line, unknown
-from logsnr.files import fingerprint, replace_file
+from logsnr.files import fingerprint
 from logsnr.gaussian import Covariance, Kind, Residuals
 from logsnr.noise import Path as StatePath
 from logsnr.noise import alpha_s, path_scale
@@ -36,6 +36,7 @@ from logsnr.sampling.loop import Step, sample
 from logsnr.sampling.plan import Plan
 from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.teacher import teacher_plan
+from logsnr.writing import replace_file
 
 FORMAT = 1
 LABELS = "class_labels"

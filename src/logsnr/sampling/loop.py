@@ -104,8 +104,16 @@ class _Move:
     noise: float
 
 
+HUGE = 1e36
+"""Weights beyond it leave float32."""
+
+
 def _moves(plan: Plan) -> tuple[list[_Move], int]:
-    """The loop's program, and how many estimates it keeps."""
+    """The loop's program, and how many estimates it keeps.
+
+    Raises:
+        ValueError: if a weight is beyond HUGE.
+    """
     steps = updates(plan)
     read, last = [False] * len(steps), 1
     out = []
@@ -117,7 +125,13 @@ def _moves(plan: Plan) -> tuple[list[_Move], int]:
                 read[i - j] = True
                 last = max(last, j + 1)
         weight = step.rescale * step.weights[0] if plain else None
-        out.append((step.rescale * step.keep, weight, () if plain else terms, step.noise))
+        keep = step.rescale * step.keep
+        if not all(abs(w) < HUGE for w in (keep, weight or 0.0, *(w for _, w in terms))):
+            raise ValueError(
+                f"step {i} from sigma = {plan.sigmas[i]:.6g} weighs an estimate by more than {HUGE:g}, which no state "
+                "holds: give coefficients and levels of a real sampler"
+            )
+        out.append((keep, weight, () if plain else terms, step.noise))
     return [
         _Move(plan.sigmas[i], keep, read[i], weight, terms, noise) for i, (keep, weight, terms, noise) in enumerate(out)
     ], last

@@ -16,18 +16,20 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from logsnr.errors import LogsnrError, one_line, shown, unknown
-from logsnr.files import replace_file
+from logsnr.paths import expanded
 from logsnr.reading import check_format, mapping, parse_json, read_text, reading
+from logsnr.writing import replace_file
 
 Basis = Literal["eps", "x0", "velocity"]
 BASES: tuple[str, ...] = get_args(Basis)
 Grid = tuple[float, ...]
 """n + 1 strictly decreasing noise levels for n evaluations."""
 
+MOST_SIGMA = 1e150
+"""Squares of finite levels stay finite."""
 VERSION = 1
 _KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "meta")
 _FIX = "give a file written by Plan.save or logsnr calibrate"
@@ -162,7 +164,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON, through a temporary file in the same folder: a reader sees the old plan or the new one."""
-        replace_file(Path(path), (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        replace_file(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -197,9 +199,9 @@ def plans_from(source: Any, *, paths: bool = True) -> dict[int, Plan]:
     if isinstance(source, str | os.PathLike):
         if not paths:
             raise LogsnrError(
-                "the plan holds a text where its numbers should be, and no file is opened for it: give its path"
+                "the plan holds a text where its numbers should be: a path is opened only where plan= gives it alone"
             )
-        path = Path(source).expanduser()
+        path = expanded(source)
         if not path.is_file():
             raise LogsnrError(f"plan {shown(str(source))} is no file: give the path of a saved plan, or its JSON text")
         with reading(path, _FIX, "a plan"):
@@ -243,8 +245,11 @@ def check_sigmas(sigmas: Sequence[float]) -> Grid:
     if len(grid) < 2:
         raise ValueError(f"{len(grid)} sigmas: give at least 2, n + 1 noise levels for n evaluations")
     for i, sigma in enumerate(grid):
-        if math.isnan(sigma) or sigma < 0:
-            raise ValueError(f"sigmas[{i}] = {sigma}: noise levels must be in [0, inf]")
+        if not (sigma in (0.0, math.inf) or 1 / MOST_SIGMA <= sigma <= MOST_SIGMA):
+            raise ValueError(
+                f"sigmas[{i}] = {sigma}: noise levels must be in [0, inf], and finite ones in {1 / MOST_SIGMA:g} ... "
+                f"{MOST_SIGMA:g}"
+            )
         if i and not sigma < grid[i - 1]:
             raise ValueError(
                 f"sigmas[{i}] = {sigma} is not below sigmas[{i - 1}] = {grid[i - 1]}: noise levels must strictly "

@@ -5,26 +5,35 @@ runs/digits/
   state/                                         raw weights, moments, average, objective: what `resume` reads
   metrics.jsonl                                  one line per `log_every` steps
   samples/step-{step}.png
+  .lock                                          while somebody trains
+
+A checkpoint is one commit: both weight files, then state.json, then card.json, which every reader goes by.  Each names
+its step; what a kill leaves between the two is found and mended by the next resume.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.files import CARD, check_tensors, read_card, read_pair, write_pair
-from logsnr.models.card import save_denoiser
+from logsnr.files import CARD, MODEL, Pair, check_tensors, read_card, read_pair, weight_files, write_pairs
+from logsnr.models.card import denoiser_pair
+from logsnr.reading import mapping, reading
 from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
+from logsnr.training.processes import note
 
 STATE = "state"
-FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "samples", "device")
+_FIX = "restore it, or train into another folder"
+FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "log_with", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
 
 
@@ -41,12 +50,29 @@ def data_source(out: Path) -> str | None:
         return None
 
 
+def check_free(out: Path) -> None:
+    """Make sure that no training lies in `out`, nor a model that somebody put there.
+
+    Raises:
+        LogsnrError: if one does.
+    """
+    if has_state(out):
+        raise LogsnrError(f"{out} already holds a run: resume it (resume=True, --resume) or choose another folder")
+    if (out / f"{CARD}.json").exists():
+        raise LogsnrError(
+            f"{out} holds a trained model ({CARD}.json) without the state of its training, which would be replaced: "
+            "choose another folder"
+        )
+
+
 def clear(out: Path) -> None:
     """Remove the files of an earlier run in `out`, and nothing else; the state goes first, card and weights last."""
-    own = (f"{STATE}/{STATE}.json", f"{STATE}/{STATE}-*.safetensors", METRICS, "samples/step-*.png")
-    for pattern in (*own, f"{CARD}.json", "model-*.safetensors"):
-        for path in out.glob(pattern):
-            path.unlink()
+    (out / STATE / f"{STATE}.json").unlink(missing_ok=True)
+    pictures = [p for p in (out / "samples").glob("step-*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)]
+    for path in (*weight_files(out / STATE, STATE), out / METRICS, *pictures, out / f"{CARD}.json"):
+        path.unlink(missing_ok=True)
+    for path in weight_files(out, MODEL):
+        path.unlink(missing_ok=True)
 
 
 class Kept(Protocol):
@@ -54,6 +80,8 @@ class Kept(Protocol):
 
     recipe: Recipe
     step: int
+    world: int
+    data_fingerprint: str
     average: NetworkDenoiser
     parts: dict[str, Any]
     optimizer: Any
@@ -62,31 +90,71 @@ class Kept(Protocol):
 
 
 def save_state(run: Kept, out: Path) -> None:
-    """Write the state, then the averaged denoiser, each atomically.
+    """Write the state and the averaged denoiser in one commit: all weights, then state.json, then card.json.
 
     Raises:
         LogsnrError: if the disk refuses; what was saved before stays loadable.
     """
-    recipe = run.recipe.model_dump(mode="json")
     card = {
         "kind": "state",
-        "recipe": recipe,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "data": run.data_fingerprint,
+        "processes": run.world,
         "seconds": run.metrics.seconds,
         "window_steps": run.metrics.window_steps,
         "scaler": run.scaler.state_dict() if run.scaler else None,
     }
-    write_pair(out / STATE, STATE, card, _tensors(run), step=run.step, stem=STATE)
-    save_denoiser(run.average, out, step=run.step, training=recipe)
+    state = Pair(folder=out / STATE, name=STATE, stem=STATE, card=card, tensors=_tensors(run))
+    write_pairs([state, _model(run, out)], step=run.step)
+
+
+def repair(run: Kept, out: Path) -> None:
+    """Write the averaged denoiser anew where card and weights are not those of the state that was loaded.
+
+    A kill in the middle of a commit leaves the state a checkpoint ahead of them, the first one without a card.
+    """
+    model = _model(run, out)
+    with suppress(LogsnrError):
+        card, found = read_pair(out, CARD)
+        same = found.keys() == model.tensors.keys() and card["step"] == run.step
+        if same and all(torch.equal(found[name], value.cpu()) for name, value in model.tensors.items()):
+            return
+    note(f"{out / CARD}.json is not of step {run.step}, as the state is: a kill came between them; written anew")
+    write_pairs([model], step=run.step)
+
+
+def _model(run: Kept, out: Path) -> Pair:
+    return denoiser_pair(run.average, out, training=run.recipe.model_dump(mode="json"))
+
+
+def saved_recipe(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of a resumed run, with what the saved one took from the model that it began from."""
+    saved = read_card(out / STATE, STATE).get("recipe")
+    kept = saved if isinstance(saved, dict) and saved.get("init_from") else {}
+    missing = {key: kept.get(key) for key in ("init_from", "sigma_data") if getattr(recipe, key) is None}
+    return recipe.model_copy(update=missing)
 
 
 def load_state(run: Kept, out: Path) -> float:
     """Restore the state saved in `out` into a fresh `run`; returns the training seconds behind it.
 
     Raises:
-        LogsnrError: if it is damaged, or belongs to another recipe.
+        LogsnrError: if it is damaged, or belongs to another recipe or other data.
     """
     card, tensors = read_pair(out / STATE, STATE)
-    _same_recipe(card.get("recipe") or {}, run.recipe, out)
+    with reading(out / STATE / f"{STATE}.json", _FIX, "the state of a run"):
+        saved = mapping(card["recipe"], "its recipe", _FIX)
+    _same_recipe(saved, run, out)
+    if card.get("data") not in (None, run.data_fingerprint):
+        raise LogsnrError(
+            f"{out} was trained on other images or labels than {run.recipe.data.source!r} holds now: resume with "
+            f"those, or go on from its weights in another folder (--init-from {out})"
+        )
+    if card.get("processes") not in (None, run.world):
+        note(
+            f"{out} was trained by {card['processes']} processes, now by {run.world}: each draws its own batches, so "
+            "the steps from here are not those of a run without the change"
+        )
     tensors.pop("objective.square", None)  # an average that schedules of version 0.1 kept
     expected = _tensors(run)
     if "objective.error" in tensors:
@@ -102,8 +170,17 @@ def load_state(run: Kept, out: Path) -> float:
             "resume with the recipe it was written under"
         ),
     )
-    _restore(run, card, tensors)
-    return float(card["seconds"])
+    with reading(out / STATE / f"{STATE}.json", _FIX, "the state of a run"):
+        _restore(run, card, tensors)
+        seconds = float(card["seconds"])
+    before, now = saved.get("steps"), run.recipe.steps
+    if run.recipe.optimizer.decay == "linear" and isinstance(before, int) and before and now and before != now:
+        was, rate = (run.recipe.optimizer.lr * (1 - run.step / steps) for steps in (before, now))
+        note(
+            f"steps = {before} before, {now} now: the learning rate falls to zero at step {now}, so it goes on from "
+            f"{rate:.3g} instead of {max(was, 0.0):.3g}; a run of {now} steps from its start would end elsewhere"
+        )
+    return seconds
 
 
 def _tensors(run: Kept) -> dict[str, Tensor]:
@@ -138,16 +215,14 @@ def _restore(run: Kept, card: dict[str, Any], tensors: dict[str, Tensor]) -> Non
     run.step = int(card["step"])
 
 
-def _same_recipe(saved: dict[str, Any], recipe: Recipe, out: Path) -> None:
-    current = recipe.model_dump(mode="json")
+def _same_recipe(saved: dict[str, Any], run: Kept, out: Path) -> None:
+    current = run.recipe.model_dump(mode="json")
     with suppress(ValidationError):
         # Options that a recipe of its time did not have are at their defaults.
         saved = Recipe.model_validate(saved).model_dump(mode="json")
-    # A learning rate that falls to zero at the last step has seen the number of steps all along.
-    free = [key for key in FREE if key != "steps" or recipe.optimizer.decay == "constant"]
     for key, value in current.items():
-        if key not in free and saved.get(key) != value:
+        if key not in FREE and saved.get(key) != value:
             raise LogsnrError(
                 f"{out} was trained with {key} = {saved.get(key)!r}, this recipe says {value!r}: resume with the same "
-                f"recipe (only {', '.join(free)} may change), or train into another folder"
+                f"recipe (only {', '.join(FREE)} may change), or train into another folder"
             )

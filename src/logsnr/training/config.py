@@ -60,6 +60,7 @@ class Recipe(Section):
     """A whole training.
 
     Args:
+        init_from: begin as another model, zoo:NAME or the folder of a run, instead of at random (initial.py).
         conditional: condition on the data's labels.
         label_dropout: probability of replacing a label by the null class (for classifier-free guidance).
         sigma_data: standard deviation of the data; measured on the training images when not given.
@@ -70,7 +71,8 @@ class Recipe(Section):
         precision: "no" (float32), "bf16" or "fp16" for the network; states and losses stay float32.
         device: "auto" or "cpu".
         checkpoint_every: steps between checkpoints (0 = only at the end).
-        log_every: steps between lines of metrics.jsonl.
+        log_every: steps between lines of metrics.jsonl, and of a log where no terminal shows a bar.
+        log_with: send those lines to a tracker too, through accelerate: "tensorboard", "wandb" or "trackio".
     """
 
     data: DataConfig = DataConfig()
@@ -80,9 +82,10 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
     samples: SamplesConfig = SamplesConfig()
+    init_from: str | None = None
     conditional: bool = False
     label_dropout: Probability = 0.1
-    sigma_data: PositiveFloat | None = None
+    sigma_data: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     batch: Count = 128
     steps: Count | None = None
     max_seconds: PositiveFloat | None = None
@@ -91,6 +94,7 @@ class Recipe(Section):
     device: Literal["auto", "cpu"] = "auto"
     checkpoint_every: Annotated[int, Field(ge=0)] = 1000
     log_every: Count = 50
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = None
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError, nearest, require
+from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.reading import read_arrays
 from logsnr.training.folders import Tell, read_folder
@@ -135,7 +136,7 @@ def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
                 tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
                 return source.load(config, tell)
     near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
-    what = "is of no kind that is read" if Path(text).expanduser().exists() else "does not exist"
+    what = "is of no kind that is read" if expanded(text).exists() else "does not exist"
     hint = f"did you mean {near!r}? " if near else ""
     raise LogsnrError(f"data.source = {text!r} {what}: {hint}give {told_sources()}")
 
@@ -151,7 +152,7 @@ def _is_array(source: str) -> bool:
 
 
 def _is_folder(source: str) -> bool:
-    return Path(source).expanduser().is_dir()
+    return expanded(source).is_dir()
 
 
 def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
@@ -174,7 +175,7 @@ def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
 
 
 def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
-    path = Path(config.source).expanduser()
+    path = expanded(config.source)
     if config.size is not None or config.channels is not None:
         raise LogsnrError(f"data.size and data.channels apply to folders of images: remove them to read {path}")
     if config.background != "white" or config.broken != "stop":
@@ -315,7 +316,7 @@ def _labels(array: np.ndarray[Any, Any] | None, n: int, source: str) -> Tensor |
 def _folder(config: DataConfig, tell: Tell | None) -> Dataset:
     if config.layout is not None:
         raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
-    path = Path(config.source).expanduser()
+    path = expanded(config.source)
     found = read_folder(path, config, tell)
     return _split(found.images, found.labels, None, None, config, str(path), found.classes, found.said)
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError
-from logsnr.files import replace_file
 from logsnr.schedules.variance import SpreadMeter
 from logsnr.training.config import Recipe
+from logsnr.writing import replace_file
 
 METRICS = "metrics.jsonl"
 
@@ -90,21 +90,30 @@ class Metrics:
         loss, norm = (float(v) / max(self.window_steps, 1) for v in self.window.tolist())
         # Under fp16 an overflowing gradient is part of the game: the scaler skips that step.
         if not math.isfinite(loss) or (not math.isfinite(norm) and self.recipe.precision != "fp16"):
-            saved = f"the checkpoint of step {saved_at} is intact" if saved_at else "nothing was saved"
             raise LogsnrError(
                 f"the loss is {loss:.3g} and the gradient norm {norm:.3g} within steps "
-                f"{step - self.window_steps + 1} ... {step}; {saved}: lower optimizer.lr "
-                f"(now {self.recipe.optimizer.lr:g}), lengthen optimizer.warmup or set optimizer.clip"
+                f"{step - self.window_steps + 1} ... {step}; {self.remedy(saved_at)}"
             )
         if self.window_steps:
             self.loss = loss
         return loss, norm
 
-    def write(self, out: Path, step: int, rate: float, saved_at: int | None) -> None:
+    def remedy(self, saved_at: int | None) -> str:
+        """What is left of a training that has gone bad, and what to change."""
+        saved = f"the checkpoint of step {saved_at} is intact" if saved_at else "nothing was saved"
+        return (
+            f"{saved}: lower optimizer.lr (now {self.recipe.optimizer.lr:g}), lengthen optimizer.warmup or set "
+            "optimizer.clip"
+        )
+
+    def write(self, out: Path, step: int, rate: float, saved_at: int | None) -> dict[str, Any]:
         """Append a line at learning rate `rate`, and start the next window.
 
+        Returns:
+            The line.
+
         Raises:
-            LogsnrError: as of `means`.
+            LogsnrError: as of `means`, or if the disk refuses.
         """
         loss, norm = self.means(step, saved_at)
         now = time.perf_counter()
@@ -129,8 +138,15 @@ class Metrics:
         if self.meter:
             self.meter.sums.zero_()
         if self.accelerator.is_main_process:
-            with (out / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with (out / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                saved = f"the checkpoint of step {saved_at} is intact" if saved_at else "nothing was saved so far"
+                raise LogsnrError(
+                    f"cannot write {out / METRICS}: {error.strerror}; {saved}: free some space, then resume"
+                ) from error
+        return line
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError
-from logsnr.images import grid_columns, tile
+from logsnr.images import grid_columns, png, tile
 from logsnr.models import Network
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
 from logsnr.training.draws import derived_seed
+from logsnr.writing import replace_file
 
 
 def in_turn(n: int, classes: int) -> Tensor:
@@ -25,7 +25,7 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, or spread.
 
     Raises:
-        LogsnrError: if the disk refuses.
+        OSError: if the disk refuses.
     """
     options = recipe.samples
     device = next(denoiser.parameters()).device
@@ -38,10 +38,5 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     assert denoiser.pixels is not None
     shown = denoiser.pixels.display(denoiser.decode(x).cpu())
     shown = shown[:, :3] if shown.shape[1] == 4 else shown
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tile(shown, columns=grid_columns(options.count, classes), scale=max(1, 64 // denoiser.shape[2])).save(path)
-    except OSError as error:
-        raise LogsnrError(
-            f"cannot write {path} ({error.strerror}): free some space or choose another folder"
-        ) from error
+    picture = tile(shown, columns=grid_columns(options.count, classes), scale=max(1, 64 // denoiser.shape[2]))
+    replace_file(path, png(picture))

@@ -10,22 +10,27 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from logsnr import terminal
 from logsnr.errors import LogsnrError, one_line, require
+from logsnr.terminal import console, description
 from logsnr.training.config import Recipe
 
 
-def accelerator_for(recipe: Recipe) -> Any:
+def accelerator_for(recipe: Recipe, tracking: dict[str, Any]) -> Any:
     """accelerate's view of the machine.
+
+    Args:
+        recipe: what is trained.
+        tracking: what it is told of a tracker (trackers.py).
 
     Raises:
         LogsnrError: if accelerate is missing, or the recipe's precision does not run here.
     """
     accelerate = require("accelerate", extra="train", purpose="training")
     try:
-        accelerator = accelerate.Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision)
+        accelerator = accelerate.Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.precision, **tracking)
     except ValueError as error:
         raise LogsnrError(
             f"precision = {recipe.precision!r} does not run here ({one_line(error)}): use 'no'"
@@ -80,21 +85,32 @@ def own_random_state() -> Iterator[None]:
         yield
 
 
+def note(text: str) -> None:
+    """Say on stderr, once for all processes, what nobody asked for and somebody should know."""
+    if first_process():
+        terminal.note(text)
+
+
 def first_process() -> bool:
     """Whether this is the only process or, before accelerate has counted them, the first that was launched."""
     return os.environ.get("RANK", "0") == "0"
 
 
+def _word(text: str) -> TextColumn:
+    return TextColumn(text, markup=False)
+
+
 @contextmanager
 def progress_bar(wanted: bool, what: str = "training") -> Iterator[Callable[[float, str], None] | None]:
     """A progress bar that is gone when its work ends; None where no terminal shows it."""
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
+    shown = console(stderr=True)
+    if not wanted or not shown.is_terminal:
         yield None
         return
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (_word(what), BarColumn(), description(), TimeElapsedColumn(), _word("elapsed,"))
     # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
+    left = (TimeRemainingColumn(), _word("left"))
+    with Progress(*columns, *left, console=shown, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=1.0)
         drawn = 0.0
 

@@ -199,7 +199,7 @@ class OptimizerConfig(Section):
         clip: largest gradient norm of the loss *divided by the objective's scale*; null for no clipping.
     """
 
-    lr: PositiveFloat = 1e-3
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-3
     betas: tuple[Probability, Probability] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 100

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.table import Table
 
+from logsnr.errors import one_line
 from logsnr.evaluation.compare.plot import plot
 from logsnr.evaluation.compare.result import Comparison, Row
 from logsnr.evaluation.metrics import Estimated
-from logsnr.files import replace_file
+from logsnr.terminal import note
+from logsnr.writing import replace_file
 
 
 def table(comparison: Comparison, *, everything: bool = False) -> Table:
@@ -46,26 +48,31 @@ def markdown(comparison: Comparison) -> str:
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.json, .md, .svg and .png into a folder.
+    """Write comparison.json, .md, .svg and .png into a folder; a picture that fails is said and left out.
 
     Returns:
         The files.
 
     Raises:
-        LogsnrError: if matplotlib is not installed.
         OSError: from the file system.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "json": (json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n").encode(),
-        "md": (markdown(comparison).rstrip() + "\n\n![error against evaluations](comparison.png)\n").encode(),
-        "svg": plot(comparison, "svg"),
-        "png": plot(comparison, "png"),
+    contents: dict[str, Callable[[], bytes]] = {
+        "json": lambda: (json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n").encode(),
+        "md": lambda: (markdown(comparison).rstrip() + "\n\n![error against evaluations](comparison.png)\n").encode(),
+        "svg": lambda: plot(comparison, "svg"),
+        "png": lambda: plot(comparison, "png"),
     }
     out = []
-    for suffix, data in contents.items():
-        out.append(folder / f"comparison.{suffix}")
-        replace_file(out[-1], data)
+    for suffix, made in contents.items():
+        file = folder / f"comparison.{suffix}"
+        try:
+            replace_file(file, made())
+        except Exception as error:
+            if suffix in ("json", "md"):
+                raise
+            note(f"no picture {file.name}: {one_line(error)}")
+        else:
+            out.append(file)
     return out
 
 

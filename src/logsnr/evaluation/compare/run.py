@@ -94,6 +94,8 @@ def measure(
         progress: called before every entry.
         keep: called with every entry and its samples; with None and the teacher's before.
 
+    Ctrl-C ends the comparison and returns the rows so far (`about["interrupted"]`); before the first it is raised on.
+
     Returns:
         The measured rows, in the order of the entries.
 
@@ -113,32 +115,40 @@ def measure(
     end, teacher = _teacher(denoiser, runner, teacher_steps, distances)
     keep = keep or (lambda entry, x: None)
     keep(None, end)
-    rows = []
-    for done, entry in enumerate(entries):
-        tell(done, len(entries), f"{entry.budget} evaluations: {entry.name}")
+    rows: list[Row] = []
+    about = dict(about or {})
+
+    def row(entry: Entry) -> Row:
         x, spent, seconds = runner(entry)
         keep(entry, x)
         finite = bool(x.isfinite().all())
         frechet, kernel = distances(x) if finite else (None, None)
         exact = finite and not (entry.plan is not None and entry.plan.noisy)
-        rows.append(
-            Row(
-                name=entry.name,
-                solver=entry.solver,
-                grid=entry.grid,
-                family=entry.family,
-                origin=entry.origin,
-                budget=entry.budget,
-                evaluations=spent,
-                rmse=_error(x, end) if exact else None,
-                frechet=frechet,
-                kernel=kernel,
-                seconds_per_image=seconds,
-                finite=finite,
-                plan_hash=None if entry.plan is None else entry.plan.hash,
-            )
+        return Row(
+            name=entry.name,
+            solver=entry.solver,
+            grid=entry.grid,
+            family=entry.family,
+            origin=entry.origin,
+            budget=entry.budget,
+            evaluations=spent,
+            rmse=_error(x, end) if exact else None,
+            frechet=frechet,
+            kernel=kernel,
+            seconds_per_image=seconds,
+            finite=finite,
+            plan_hash=None if entry.plan is None else entry.plan.hash,
         )
-    tell(len(entries), len(entries), "done")
+
+    try:
+        for done, entry in enumerate(entries):
+            tell(done, len(entries), f"{entry.budget} evaluations: {entry.name}")
+            rows.append(row(entry))
+        tell(len(entries), len(entries), "done")
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        about["interrupted"] = f"after {len(rows)} of {len(entries)} samplers"
     return Comparison(
         rows=tuple(rows),
         teacher=teacher,
@@ -148,7 +158,7 @@ def measure(
         features=None if features is None else features.name,
         reference=0 if features is None else len(features.reference),
         machine=_machine(noise.device),
-        about=dict(about or {}),
+        about=about,
     )
 
 

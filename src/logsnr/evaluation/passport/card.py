@@ -11,15 +11,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from logsnr.errors import LogsnrError
-from logsnr.files import replace_file
 from logsnr.reading import check_format, read_json, reading
+from logsnr.writing import replace_file
 
 VERSION = 1
 Kind = Literal["usable", "nfe", "labels", "misfit", "undertrained", "short", "half", "non_finite"]
@@ -286,6 +285,7 @@ class Passport:
     half: tuple[HalfPrecision, ...]
     evaluations: dict[str, int]
     pictures: Pictures | None = field(default=None, compare=False, repr=False)
+    interrupted: bool = False
 
     @property
     def troubles(self) -> tuple[Finding, ...]:
@@ -312,9 +312,7 @@ class Passport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file whole."""
-        out = Path(path)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(out, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        replace_file(path, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Passport:

@@ -12,7 +12,16 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.error_model import consistency, relative_error
-from logsnr.evaluation.passport.card import LabelScan, Level, Passport, Projection, Source, Start
+from logsnr.evaluation.passport.card import (
+    HalfPrecision,
+    LabelScan,
+    Level,
+    Passport,
+    Pictures,
+    Projection,
+    Source,
+    Start,
+)
 from logsnr.evaluation.passport.findings import LINEAR_TOLERANCE, START_KL, find, label_trouble, usable_range
 from logsnr.evaluation.passport.labels import FACTORS, LEVELS, Relabelled, network_of, scan_labels, scan_levels
 from logsnr.evaluation.passport.levels import fit_linear, least_start, level_grid, measure_level, start_from_noise
@@ -66,6 +75,8 @@ def examine(
     give samples that the model was not trained on.  Without data the model draws its own: then nothing can be said of
     its labels or its distance to a data set, and everything else is about what it draws.
 
+    Ctrl-C ends the examination once the losses are measured, and returns what there is so far (`interrupted`).
+
     Args:
         denoiser: the model.
         data: clean samples `[N, *shape]` in the model's units, at least 32; None to let the model draw them.
@@ -105,27 +116,35 @@ def examine(
 
     measured = curve(meter.denoiser, "loss")
     scan: LabelScan | None = None
-    if source == "data":
-        meter.part = "labels"
-        scanned = samples.first(min(count, max(48, SCANNED // denoiser.dim)))
-        chosen = scan_levels(declared, denoiser.sigma_data)
-        scan = scan_labels(meter, scanned, chosen, linear, LINEAR_TOLERANCE, chunk)
     judged = measured
-    if scan is not None and label_trouble(scan):
-        judged = curve(Relabelled(meter.denoiser, 1 / scan.factor, scan.way), "loss, corrected labels")
-    projection = _projection(meter, samples, others if source == "data" else None, declared, chunk, seed)
-    noise = torch.randn(trajectories, *denoiser.shape, generator=generator).to(meter.device)
-    turn = in_turn(given, torch.arange(trajectories))
-    paths: Trajectories = follow(meter, noise, turn, chunk)
-    meter.part = "half precision"
-    sigmas = [s for s, _ in level_grid(*declared, HALF_LEVELS, (0, math.inf))]
-    half = half_precision(meter, samples.first(HALF_SAMPLES), sigmas)
+    projection: tuple[Projection, ...] = ()
+    paths = Trajectories.none(samples.x[:0])
+    half: tuple[HalfPrecision, ...] = ()
     start: Start | None = None
-    if source != "noise":
-        drawn = paths.ends.flatten(1).cpu() if len(paths.ends) > 1 else None
-        start = start_from_noise(linear, len(others), declared[1], drawn)
-    meter.part = "pictures"
-    pictures = take_pictures(meter, samples.first(PICTURES), noise[:PICTURES], in_turn(given, torch.arange(PICTURES)))
+    pictures: Pictures | None = None
+    interrupted = False
+    noise = torch.randn(trajectories, *denoiser.shape, generator=generator).to(meter.device)
+    try:
+        if source == "data":
+            meter.part = "labels"
+            scanned = samples.first(min(count, max(48, SCANNED // denoiser.dim)))
+            chosen = scan_levels(declared, denoiser.sigma_data)
+            scan = scan_labels(meter, scanned, chosen, linear, LINEAR_TOLERANCE, chunk)
+        if scan is not None and label_trouble(scan):
+            judged = curve(Relabelled(meter.denoiser, 1 / scan.factor, scan.way), "loss, corrected labels")
+        projection = _projection(meter, samples, others if source == "data" else None, declared, chunk, seed)
+        paths = follow(meter, noise, in_turn(given, torch.arange(trajectories)), chunk)
+        meter.part = "half precision"
+        sigmas = [s for s, _ in level_grid(*declared, HALF_LEVELS, (0, math.inf))]
+        half = half_precision(meter, samples.first(HALF_SAMPLES), sigmas)
+        if source != "noise":
+            drawn = paths.ends.flatten(1).cpu() if len(paths.ends) > 1 else None
+            start = start_from_noise(linear, len(others), declared[1], drawn)
+        meter.part = "pictures"
+        turn = in_turn(given, torch.arange(PICTURES))
+        pictures = take_pictures(meter, samples.first(PICTURES), noise[:PICTURES], turn)
+    except KeyboardInterrupt:
+        interrupted = True
     usable = usable_range(judged, declared)
     return Passport(
         model=name or type(denoiser).__name__,
@@ -167,6 +186,7 @@ def examine(
         half=half,
         evaluations=dict(meter.counts),
         pictures=pictures,
+        interrupted=interrupted,
     )
 
 

@@ -187,6 +187,8 @@ def _labels(p: Passport) -> list[Html]:
 
 
 def _projection(p: Passport) -> list[Html]:
+    if not p.projection:
+        return []
     sigmas = [e.sigma for e in p.projection]
     first = Html()
     if p.source == "data":

@@ -57,6 +57,11 @@ class Trajectories:
     gammas: tuple[Gamma, ...]
     end_points: tuple[EndPoint, ...]
 
+    @classmethod
+    def none(cls, ends: Tensor, lost: int = 0) -> Trajectories:
+        """Where nothing can be said: of too few ends, or of none."""
+        return cls(ends=ends, lost=lost, teacher_error=math.nan, bends=(), gammas=(), end_points=())
+
 
 def draw(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Tensor:
     """Samples of the model from noise, with `DRAW_STEPS` steps."""
@@ -75,7 +80,7 @@ def follow(denoiser: Meter, noise: Tensor, cond: Cond, chunk: int) -> Trajectori
     finite = ends.flatten(1).isfinite().all(1)
     lost = int((~finite).sum())
     if int(finite.sum()) < 2:
-        return Trajectories(ends=ends[finite], lost=lost, teacher_error=math.nan, bends=(), gammas=(), end_points=())
+        return Trajectories.none(ends[finite], lost)
     noise, ends = noise[finite], ends[finite]
     cond = take(cond, finite)
     scale = denoiser.sigma_data

@@ -30,6 +30,7 @@ from logsnr.errors import LogsnrError, one_line
 from logsnr.guidance import cfg
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, LABELS, Prediction
+from logsnr.reading import reading
 from logsnr.timesteps import TimestepTable
 
 PIXEL_SIGMA_DATA, LATENT_SIGMA_DATA = 0.5, 1.0
@@ -223,7 +224,8 @@ def load_pipeline(
         ) from error
     if device is not None:
         pipeline.to(device)
-    denoiser = denoiser_from(pipeline, **options)
+    with reading(source, "repair the configs of its scheduler and networks", "a pipeline"):
+        denoiser = denoiser_from(pipeline, **options)
     denoiser.requires_grad_(False)
     return denoiser.eval()
 

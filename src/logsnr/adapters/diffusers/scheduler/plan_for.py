@@ -280,9 +280,9 @@ def check_config(config: Mapping[str, Any], model: Noising) -> None:
         solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
 
 
-def plans_to_config(source: Any) -> dict[str, Any] | None:
-    """Plans as JSON values for a config: one plan as itself, several keyed by evaluations."""
-    plans = plans_from(source)
+def plans_to_config(source: Any, *, paths: bool = True) -> dict[str, Any] | None:
+    """Plans as JSON values for a config: one plan as itself, several keyed by evaluations; `paths` as `plans_from`."""
+    plans = plans_from(source, paths=paths)
     if not plans:
         return None
     if len(plans) == 1:

@@ -185,6 +185,16 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
         return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
+        """The arguments that a config holds; its plan is read as numbers, never as the path of a file.
+
+        A config comes with a pipeline, from anyone; the path of a file is for the caller to give, as `plan=`.
+        """
+        if config_dict.get("plan") is not None:
+            config_dict = {**config_dict, "plan": plans_to_config(config_dict["plan"], paths=False)}
+        return super().extract_init_dict(config_dict, **kwargs)
+
     def to_json_string(self) -> str:
         """The config as JSON, without options that are None: stock schedulers have no None there."""
         values = json.loads(super().to_json_string())

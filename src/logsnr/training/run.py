@@ -1,0 +1,188 @@
+"""A run: the state of a training, and its step.
+
+    batch -> noise levels, noise -> loss / scale -> gradient, clipped -> weights -> average of the weights
+
+A step never reads a value back from the device.  Loss over scale: clipping then sees no unit of the objective's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logsnr.denoiser import NetworkDenoiser
+from logsnr.errors import LogsnrError
+from logsnr.files import check_finite, fingerprint
+from logsnr.models import build_network
+from logsnr.noise import sigma_from_logsnr
+from logsnr.pixels import Pixels
+from logsnr.training.adaptation import Adaptation
+from logsnr.training.config import Recipe
+from logsnr.training.data import Dataset
+from logsnr.training.draws import Draws, derived_seed
+from logsnr.training.ema import EMA
+from logsnr.training.initial import begin_from, settled
+from logsnr.training.metrics import Metrics
+from logsnr.training.objectives import build_objective, build_prediction, central_logsnr
+from logsnr.training.processes import accelerator_for
+from logsnr.training.trackers import options
+from logsnr.uncertainty import Uncertainty
+
+
+class Run:
+    """The state of a training, and its step.
+
+    Attributes:
+        step: steps taken.
+        denoiser: the model in training, around the raw weights.
+        average: the model with averaged weights, in eval mode: what is saved and sampled from.
+        metrics: the clock, and what is summed on the device since the last line of metrics.
+        adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
+        data_fingerprint: sha256 of the images and, where they matter, the labels.
+        uncertainty: EDM2's u of the noise level, in training beside the network; None without.
+
+    Args:
+        recipe: what to do.
+        data: to train on.
+        out: folder for what trackers write; None for where nothing is tracked.
+        initial: the model to begin from; None for weights drawn at random.
+
+    Raises:
+        LogsnrError: if the recipe does not fit the data, the machine or the model it begins from.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Dataset, out: Path | None = None, initial: NetworkDenoiser | None = None
+    ) -> None:
+        self.recipe = recipe = settled(recipe, initial)
+        self.step = 0
+        self.accelerator = accelerator_for(recipe, options(recipe, out))
+        self.scaler = self.accelerator.scaler
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        if recipe.batch % self.world:
+            raise LogsnrError(f"batch = {recipe.batch} over {self.world} processes: give a multiple of {self.world}")
+        # Noise levels are drawn in float64, which Apple's GPUs do not have: there the CPU draws.
+        self.generator = torch.Generator("cpu" if self.device.type == "mps" else self.device)
+        batch = recipe.batch // self.world
+        self.draw = Draws(recipe, data, batch=batch, generator=self.generator, device=self.device)
+
+        sigma_data = recipe.sigma_data or data.sigma_data
+        dim = math.prod(data.shape)
+        self.objective = build_objective(recipe.objective, dim=dim, sigma_data=sigma_data)
+        self.scale = self.objective.scale(dim, sigma_data)
+        lo, hi = central_logsnr(recipe.objective, self.objective)
+        prediction = build_prediction(recipe.prediction, sigma_data=sigma_data)
+
+        def around(network: nn.Module) -> NetworkDenoiser:
+            return NetworkDenoiser(
+                network,
+                prediction,
+                shape=data.shape,
+                pixels=Pixels(data.grey_levels),
+                sigma_data=sigma_data,
+                trained_range=(sigma_from_logsnr(hi), sigma_from_logsnr(lo)),
+            )
+
+        torch.manual_seed(derived_seed(recipe.seed, "weights"))
+        classes = data.classes if recipe.conditional else 0
+        network = build_network(recipe.network.model_copy(update={"classes": classes}), data.shape).to(self.device)
+        if initial is not None:
+            begin_from(initial, network, prediction, recipe.init_from)
+        self.parameters = list(network.parameters())
+        self.denoiser = around(network)
+        self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.average.card = {"data": data.describe(), "class_names": list(data.class_names) if classes else []}
+        self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+        self.parts: dict[str, Any] = {
+            "network": network,
+            "average": self.average.network,
+            "objective": self.objective,
+        }
+        optimizing = recipe.optimizer
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        self.uncertainty: Uncertainty | None = None
+        if recipe.objective.uncertainty:
+            generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "uncertainty"))
+            self.uncertainty = self.parts["uncertainty"] = Uncertainty(generator=generator).to(self.device)
+            groups.append({"params": list(self.uncertainty.parameters()), "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=optimizing.lr,
+            betas=optimizing.betas,
+            weight_decay=optimizing.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        # The prepared network is the raw one behind autocast and, over several processes, gradient averaging.
+        # `bare` shares its parts but not that wrapping: gradients of single samples want float32 and one process.
+        bare = around(copy.copy(network))
+        self.denoiser.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        adaptive = recipe.objective.adaptive
+        self.adaptation = Adaptation(self.objective, bare, adaptive, self.generator) if adaptive else None
+        seen = {"images": data.train_images}
+        if recipe.conditional and data.train_labels is not None:
+            seen["labels"] = data.train_labels
+        self.data_fingerprint = fingerprint(seen)
+        self.metrics = Metrics(recipe, self.accelerator, self.adaptation.meter if self.adaptation else None)
+
+    def advance(self) -> Tensor:
+        """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
+        recipe = self.recipe
+        self.generator.manual_seed(derived_seed(recipe.seed, "step", self.step, self.rank))
+        # Dropout layers draw from the global generator, whose state `train` puts back at the end.
+        torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
+        x, cond = self.draw()
+        with self.adaptation or nullcontext():
+            output = self.objective(
+                self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world
+            )
+        if self.adaptation:
+            self.adaptation.watch(output)
+        loss = output.loss.mean()
+        if self.uncertainty:
+            self._backward_over(self.uncertainty, output.loss / self.scale, output.logsnr)
+        else:
+            self.accelerator.backward(loss / self.scale)
+        clip = recipe.optimizer.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.parameters, self.step)
+        if self.adaptation:
+            self.adaptation.learn(self.step, x, cond)
+        self.step += 1
+        per_dim = loss.detach() / self.denoiser.dim
+        self.metrics.add(per_dim, norm.detach())
+        return per_dim
+
+    def check_finite(self, saved_at: int | None) -> None:
+        """Make sure that what a checkpoint would hold are numbers.
+
+        Raises:
+            LogsnrError: if a weight or its average is NaN or infinite.
+        """
+        for part, it in self.parts.items():
+            if part != "objective":
+                consequence = f"step {self.step} is not saved; {self.metrics.remedy(saved_at)}"
+                check_finite({f"{part}.{name}": value for name, value in it.state_dict().items()}, consequence)
+
+    def _backward_over(self, uncertainty: Uncertainty, loss: Tensor, logsnr: Tensor) -> None:
+        self.accelerator.backward(uncertainty.weigh(loss, logsnr).mean())
+        # Over several processes the mean, as of the network's; a wrapper that does so would round u under autocast.
+        for p in uncertainty.parameters():
+            p.grad = self.accelerator.reduce(p.grad, "mean")
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step n: lr min(1, (n + 1) / warmup), times 1 - n / steps under linear decay."""
+        optimizer, steps = self.recipe.optimizer, self.recipe.steps
+        rate = optimizer.lr * min(1.0, (step + 1) / max(optimizer.warmup, 1))
+        return rate * (1 - step / steps) if optimizer.decay == "linear" and steps else rate

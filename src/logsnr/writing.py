@@ -1,0 +1,174 @@
+"""Files written whole: every file of this library goes through `replace_file`, so a reader sees the old or the new one.
+
+    temporary name beside the target -> write, fsync -> rename over it -> fsync of the folder
+
+A kill, a full disk or a power cut at any point leaves what was there before.  Names carry the process, so two writers
+never share a temporary; one that a kill left is removed by the next writer of the same file.  Links are followed, and
+a device or a pipe is written to: neither is ever replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from logsnr.errors import LogsnrError, one_line
+from logsnr.paths import expanded
+
+_count = itertools.count()
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Put `data` at `path` in one atomic step that survives a power cut; folders are made.
+
+    Raises:
+        OSError: from the file system; what was at `path` before is untouched.
+    """
+    path = expanded(path)
+    if _is_stream(path):
+        with open(path, "wb") as stream:
+            stream.write(data)
+        return
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_count)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            if path.exists():
+                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        with suppress(OSError):  # the file is in place; not every file system syncs folders
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+    remove_temporaries(path.parent, re.escape(path.name))
+
+
+def remove_temporaries(folder: Path, name: str) -> None:
+    """Remove what killed writers left of files whose names match the expression `name`."""
+    with suppress(OSError):
+        for left in folder.glob(".*.tmp"):
+            found = re.fullmatch(rf"\.{name}(?:\.(\d+)-\d+)?\.tmp", left.name)
+            if found and (found[1] is None or not _runs(int(found[1]))):
+                left.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], option: str = "--out") -> Path:
+    """The path, once it is sure that a file can be written there: asked before the work, not after it.
+
+    Its folder is made, and a file of no bytes is written beside it and removed again.
+
+    Raises:
+        LogsnrError: if it is a folder, or the disk refuses.
+    """
+    path = expanded(path)
+    if path.is_dir():
+        raise LogsnrError(f"{option} {path} is a folder: give the name of a file in it")
+    if not _is_stream(path):
+        check_folder(Path(os.path.realpath(path)).parent, option)
+    return path
+
+
+def check_folder(folder: str | os.PathLike[str], option: str = "--out") -> Path:
+    """The folder, made, once it is sure that files can be written into it.
+
+    Raises:
+        LogsnrError: if something else has its name, or the disk refuses.
+    """
+    folder = expanded(folder)
+    probe = folder / f".write-{os.getpid()}-{next(_count)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror or one_line(error)
+        raise LogsnrError(
+            f"{option}: {folder} cannot be written to ({why}): give a place in a folder of yours that has space"
+        ) from error
+    return folder
+
+
+@contextmanager
+def only_writer(path: Path, what: str) -> Iterator[None]:
+    """Be the only process that writes at `path`, a folder or a file, while inside.
+
+    A lock of the operating system on a small file, so that it ends with the process whatever happens; the file says
+    who holds it.
+
+    Args:
+        path: what is written: inside it (a folder), or itself.
+        what: what is refused a second time, in words.
+
+    Raises:
+        LogsnrError: if another one does, naming it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # no such locks on Windows
+        yield
+        return
+    name = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise LogsnrError(f"{path} is in use by {who}: wait for it, or give {what} another place") from None
+        except OSError:  # a file system without locks
+            break
+        if _same(handle, name):
+            break
+        os.close(handle)  # who held it before has removed it in between
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        with suppress(OSError):
+            name.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device, a pipe or a socket, or one of this process's own open files by name."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
