@@ -198,7 +198,8 @@ def test_state_is_restored_bit_for_bit(importance: Importance) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-        assert not torch.equal(value, Adaptive((LO, HI), Sigmoid(2.0)).state_dict()[name]), name
+        fresh = Adaptive((LO, HI), Sigmoid(2.0)).state_dict()[name]
+        assert torch.equal(value, fresh) == (name == "range"), name  # where the bins lie is not learned
 
 
 def test_a_state_of_version_0_1_holds_an_average_more() -> None:
@@ -341,3 +342,30 @@ def test_bad_input_is_refused(initial: object, options: dict[str, float], messag
 def test_a_state_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(100,\) bins, this schedule 50"):
         Adaptive((LO, HI), ELBO(), bins=50).load_state_dict(Adaptive((LO, HI), ELBO()).state_dict())
+
+
+def test_a_state_belongs_to_its_range() -> None:
+    state = Adaptive((LO, HI), ELBO()).state_dict()
+    with pytest.raises(ValueError, match=r"learned on log-SNR \[-10, 10\], this schedule is of \[-10, 9\]: its"):
+        Adaptive((LO, 9.0), ELBO()).load_state_dict(state)
+    del state["range"]  # of version 0.1
+    Adaptive((LO, 9.0), ELBO()).load_state_dict(state)
+
+
+def test_states_of_fixed_and_adaptive_schedules_are_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"holds no error and no visits: it is of a fixed schedule, this one adapts"):
+        Adaptive((LO, HI), ELBO()).load_state_dict(Linear(LO, HI).state_dict())
+    with pytest.raises(ValueError, match=r"of an adaptive schedule: Linear\(.*\) is fixed; make it adaptive"):
+        Linear(LO, HI).load_state_dict(Adaptive((LO, HI), ELBO()).state_dict())
+
+
+def test_errors_of_an_unknown_unit_have_that_of_the_first_batch() -> None:
+    """Whatever the factor, p is what it would be had the dimensions been known; the first batch agrees with it."""
+    known, unknown = Adaptive((LO, HI), Sigmoid(2.0), dim=3072), Adaptive((LO, HI), Sigmoid(2.0), dim=None)
+    torch.testing.assert_close(known.probabilities(), unknown.probabilities(), rtol=1e-12, atol=0)
+    for step in range(3):
+        x = Linear(LO, HI).sample(16, generator=rng(step))
+        error = 3072 * torch.sigmoid(x)  # that of the closed form, up to the width of a bin
+        known.update(x, error)
+        unknown.update(x, error)
+    torch.testing.assert_close(known.probabilities(), unknown.probabilities(), rtol=0.05, atol=0)

@@ -36,6 +36,10 @@ MIXTURE = GaussianMixture(
 )
 
 
+ADAPTIVE_WIDE = WeightedELBO(ELBO(), Adaptive((-20, 20), ELBO()))
+EDM_EULER = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+
+
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -381,7 +385,7 @@ def test_pure_noise_counts_by_its_outputs_error() -> None:
         (lambda: LoopObjective(WeightedELBO(Custom(lambda x: 0 * x), Linear(-5, 5)), SD), ["zero everywhere"]),
         (lambda: LoopObjective("flow", {**SD3, "invert_sigmas": True}), ["continuous=True"]),
         (lambda: LoopObjective("flow", SD3, continuous=True).probabilities(), ["continuous", "no table"]),
-        (lambda: LoopObjective("v-cosine", {"sigma_data": 0.5, "prediction_type": "epsilon"}), ["-20", "truncate"]),
+        (lambda: LoopObjective(ADAPTIVE_WIDE, {"sigma_data": 0.5, "prediction_type": "epsilon"}), ["-20", "-8.764"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(make: object, words: list[str]) -> None:
@@ -399,3 +403,46 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         loop.loss(draw, torch.zeros(4, 2), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="one sample per level"):
         loop.loss(draw, torch.zeros(3, 2), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("objective", ["edm", "edm2", "v-cosine"])
+def test_continuous_models_are_trained_on_what_they_and_the_objective_have(objective: str) -> None:
+    """EDM's sigma in [.002, 80] is log-SNR [-8.764, 12.429]; the draws are the preset's, conditioned on it."""
+    loop = LoopObjective(objective, EDM_EULER)
+    lo, hi = loop.objective.schedule.range
+    assert (lo, hi) == (pytest.approx(-2 * math.log(80)), pytest.approx(-2 * math.log(0.002)))
+    assert loop.objective.name == objective
+    draw = loop.draw(256, generator=rng())
+    assert lo <= float(draw.logsnr.min())
+    assert float(draw.logsnr.max()) <= hi
+    preset = objectives[objective]
+    x = torch.linspace(lo, hi, 9, dtype=torch.float64)
+    mass = preset.schedule.time(lo) - preset.schedule.time(hi)
+    torch.testing.assert_close(loop.objective.schedule.log_density(x), preset.schedule.log_density(x) - mass.log())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_adaptive_density_does_not_depend_on_the_reduction(own: bool) -> None:
+    """Summed over 3,072 dimensions as averaged: with a wrong unit the visited bins take all of the mass."""
+    shares = []
+    for reduction in ("mean", "sum"):
+        objective = WeightedELBO(ELBO(), Adaptive((-5, 6), ELBO())) if own else "vdm++/sigmoid"
+        loop = LoopObjective(objective, SD, adaptive=not own)
+        for step in range(2):
+            draw = loop.draw(4, generator=rng(step))
+            prediction = draw.logsnr.sigmoid().sqrt().float()[:, None].expand(4, 3072)
+            loop.loss(draw, prediction, torch.zeros(4, 3072), reduction=reduction)  # type: ignore[arg-type]
+        assert isinstance(loop.objective.schedule, Adaptive)
+        shares.append(loop.objective.schedule.probabilities())
+    torch.testing.assert_close(shares[1], shares[0], rtol=1e-5, atol=0)
+    assert float(shares[0].max()) < 0.1
+
+
+def test_states_of_another_range_or_kind_are_refused() -> None:
+    narrow, wide = (LoopObjective("vdm++/sigmoid", config, adaptive=True) for config in (SD, DDPM))
+    with pytest.raises(ValueError, match="its bins lie elsewhere"):
+        wide.load_state_dict(narrow.state_dict())
+    with pytest.raises(ValueError, match="is fixed; make it adaptive"):
+        LoopObjective("vdm++/sigmoid", SD).load_state_dict(narrow.state_dict())
+    with pytest.raises(ValueError, match="it is of a fixed schedule"):
+        narrow.load_state_dict(LoopObjective("vdm++/sigmoid", SD).state_dict())

@@ -63,7 +63,8 @@ class Adaptive(Schedule):
         decay: memory per draw: a bin with k draws in a batch moves by 1 - decay^k towards their mean.
         floor: share of the draws that are uniform.
         sigma_data: standard deviation of the data.
-        dim: dimensions of a sample.
+        dim: dimensions of a sample, the unit of the errors that `update` is given; None where nobody knows: the first
+            batch sets it.
 
     Raises:
         ValueError: for an empty or infinite range, an unknown importance, a parameter out of range, or a weighting that
@@ -80,21 +81,21 @@ class Adaptive(Schedule):
         decay: float = 0.999,
         floor: float = 0.01,
         sigma_data: float = 1.0,
-        dim: int = 1,
+        dim: int | None = 1,
     ) -> None:
         lo, hi = initial.range if isinstance(initial, Schedule) else initial
         if not -math.inf < lo < hi < math.inf:
             raise ValueError(f"range ({lo}, {hi}) must be finite and increase; truncate the initial schedule first")
         if importance not in IMPORTANCES:
             raise unknown("importance", importance, IMPORTANCES)
-        if bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1 or not sigma_data > 0 or dim < 1:
+        if bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1 or not sigma_data > 0 or (dim or 1) < 1:
             raise ValueError(
                 f"bins = {bins}, decay = {decay}, floor = {floor}, sigma_data = {sigma_data}, dim = {dim}: need "
                 "bins >= 1, decay in [0, 1), floor in (0, 1], sigma_data > 0 and dim >= 1"
             )
         weighting.check(lo, hi)
         self.weighting, self.importance = weighting, importance
-        self.bins, self.decay, self.floor = bins, decay, floor
+        self.bins, self.decay, self.floor, self.dim = bins, decay, floor, dim
         self._range, self._width = (float(lo), float(hi)), (float(hi) - float(lo)) / bins
         self._edges = torch.linspace(lo, hi, bins + 1, dtype=torch.float64)
         self._centers = 0.5 * (self._edges[1:] + self._edges[:-1])
@@ -102,7 +103,7 @@ class Adaptive(Schedule):
         if isinstance(initial, Schedule):
             shape = (initial.log_density(self._centers) - weighting.log(self._centers)).exp()
             start = shape * (start.sum() / shape.sum())
-        self._error = dim * start
+        self._error = (dim or 1) * start
         self._gradient = start**2
         self._visits = torch.ones(bins, dtype=torch.float64)
         self._gradient_visits = torch.ones(bins, dtype=torch.float64)
@@ -155,16 +156,15 @@ class Adaptive(Schedule):
         columns = [m] if gradient is None else [m, gradient.detach().to(x.device).to(torch.float64)]
         sums, counts = self._binned(x, torch.stack(columns))
         visits = self._visits.to(x.device)
-        self._error = self._moved(self._error, sums[0], counts[0], visits)
+        start = self._error if self.dim else self._in_unit_of(self._error, sums[0], counts[0], visits)
+        self._error = self._moved(start, sums[0], counts[0], visits)
         self._visits, self._share = visits + counts[0], None
         if gradient is None:
             return
         total, count, seen = sums[1], counts[1], self._gradient_visits.to(x.device)
         # The closed form knows the shape of G but not the network's unit, which is in the first batch.
-        start = self._gradient.to(x.device)
-        expected = (count * start).sum()
-        unit = torch.where((seen.sum() == self.bins) & (expected > 0), total.sum() / expected, 1.0)
-        self._gradient = self._moved(start * unit, total, count, seen)
+        start = self._in_unit_of(self._gradient, total, count, seen)
+        self._gradient = self._moved(start, total, count, seen)
         self._gradient_visits = seen + count
 
     def correct(self, logsnr: Tensor, true: Tensor, proxy: Tensor) -> None:
@@ -189,14 +189,26 @@ class Adaptive(Schedule):
         self._share = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"_{name}").clone() for name in self._names}
+        state = {name: getattr(self, f"_{name}").clone() for name in self._names}
+        return {**state, "range": torch.tensor(self._range, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state exactly: all of it, or error and visits alone; of version 0.1's "square" is left out.
 
         Raises:
-            ValueError: for another number of bins.
+            ValueError: for another range or number of bins, or the state of a fixed schedule.
         """
+        if missing := {"error", "visits"} - set(state):
+            raise ValueError(
+                f"the state holds no {' and no '.join(sorted(missing))}: it is of a fixed schedule, this one adapts"
+            )
+        lo, hi = self._range
+        for theirs in [torch.as_tensor(state["range"]).tolist()] if "range" in state else []:
+            if not all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in zip(theirs, (lo, hi), strict=True)):
+                raise ValueError(
+                    f"the state was learned on log-SNR [{theirs[0]:.4g}, {theirs[1]:.4g}], this schedule is of "
+                    f"[{lo:.4g}, {hi:.4g}]: its bins lie elsewhere; give the objective that range, or begin anew"
+                )
         given = {name: state[name] for name in self._names if name in state or name in ("error", "visits")}
         for name, value in given.items():
             if tuple(value.shape) != (self.bins,):
@@ -223,6 +235,12 @@ class Adaptive(Schedule):
         average = average.to(total.device)
         gain = torch.maximum(1 - self.decay**count, count / (visits + count))
         return average + gain * (total / count.clamp(min=1) - average)
+
+    def _in_unit_of(self, start: Tensor, total: Tensor, count: Tensor, visits: Tensor) -> Tensor:
+        """What stands before the first batch, scaled to agree with it; later ones change nothing."""
+        start = start.to(total.device)
+        expected = (count * start).sum()
+        return start * torch.where((visits.sum() == self.bins) & (expected > 0), total.sum() / expected, 1.0)
 
     def _correction(self) -> Tensor:
         """E[true]/E[proxy] of the gradient around each bin, 1 before any true norm came."""

@@ -141,8 +141,16 @@ class Schedule(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        return
+        """Restore a `state_dict`.
+
+        Raises:
+            ValueError: if a fixed schedule is given the state of one that adapts.
+        """
+        if state:
+            raise ValueError(
+                f"the state holds {', '.join(state)}, of an adaptive schedule: {self!r} is fixed; make it adaptive, on "
+                "the range of that state"
+            )
 
 
 def uniforms(

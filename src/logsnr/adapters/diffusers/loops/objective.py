@@ -107,7 +107,8 @@ class LoopObjective:
         if adaptive:
             lo, hi = finite_range(self.model, self.continuous, self.objective.schedule.range)
             w = self.objective.weighting
-            adapting = Adaptive((lo, hi), w, importance=importance or "error", sigma_data=sigma_data)
+            # Losses come summed or averaged over dimensions: the first batch says which.
+            adapting = Adaptive((lo, hi), w, importance=importance or "error", sigma_data=sigma_data, dim=None)
             self.objective = WeightedELBO(w, adapting, name=self.objective.name)
         schedule = self.objective.schedule
         self._by_gradient = isinstance(schedule, Adaptive) and schedule.importance == "gradient"
@@ -116,7 +117,7 @@ class LoopObjective:
         self._fixed: Tensor | None = None
         self._unit = 1.0
         if self.continuous:
-            _check_continuous(self.model, self.objective)
+            self.objective = _within(self.model, self.objective)
         else:
             self._table(torch.device("cpu"))
         if scaled:
@@ -179,7 +180,7 @@ class LoopObjective:
         error = (prediction.to(dtype) - target.to(dtype)).square().flatten(1)
         losses = error.mean(1) if reduction == "mean" else error.sum(1)
         if torch.is_grad_enabled():
-            self.update(draw, losses)
+            self.update(draw, losses * self._dim_per(reduction, error.shape[1]))
         elif self._layer is not None:
             self._layer.release()
         return (draw.weight * losses).mean()
@@ -187,8 +188,8 @@ class LoopObjective:
     def update(self, draw: Draw, losses: Tensor, gradient: Tensor | None = None) -> None:
         """Let an adaptive p learn from the unweighted losses `[B]` of a draw; call it on every rank.
 
-        Summed or averaged over dimensions alike, always the same way; the start of an `Adaptive` of one's own is
-        `dim=1` for averages, and the number of dimensions for sums.
+        Summed or averaged over dimensions alike, always the same way; an `Adaptive` of one's own has `dim=1` for
+        averages, the number of dimensions for sums, or `dim=None` for either.
 
         Args:
             draw: the levels at which the losses were made.
@@ -235,6 +236,11 @@ class LoopObjective:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.objective.load_state_dict(state)
+
+    def _dim_per(self, reduction: Reduction, dim: int) -> float:
+        """What makes losses of these into errors in the unit of an adaptive schedule that has one."""
+        unit = self.objective.schedule.dim if isinstance(self.objective.schedule, Adaptive) else None
+        return 1.0 if unit is None else unit / (dim if reduction == "sum" else 1)
 
     def _watched(self, network: nn.Module | OutputLayer | None) -> OutputLayer | None:
         if network is None:
@@ -303,13 +309,19 @@ def _check_importance(importance: str | None, adaptive: bool) -> None:
         )
 
 
-def _check_continuous(model: Model, objective: WeightedELBO) -> None:
-    lo, hi = finite_range(model, True, objective.schedule.range)
+def _within(model: Model, objective: WeightedELBO) -> WeightedELBO:
+    """The objective on the levels of a model with continuous times, where its own range leaves them."""
     ends = objective.schedule.range
-    if model.continuous and (ends[0] < lo or ends[1] > hi):
-        raise LogsnrError(
-            f"the objective's log-SNR [{ends[0]:g}, {ends[1]:g}] leaves the model's [{lo:.4g}, {hi:.4g}]: "
-            "truncate its schedule"
-        )
+    lo, hi = finite_range(model, True, ends)
+    if model.continuous and (lo, hi) != ends:
+        if isinstance(objective.schedule, Adaptive):
+            raise LogsnrError(
+                f"the objective's log-SNR [{ends[0]:g}, {ends[1]:g}] leaves the model's [{lo:.4g}, {hi:.4g}], where "
+                "its Adaptive schedule has bins: give that schedule the model's range"
+            )
+        truncated = objective.schedule.truncate(lo, hi)
+        objective = WeightedELBO(objective.weighting, truncated, name=objective.name)
+    ends = objective.schedule.range
     if not all(map(math.isfinite, ends)):
         raise LogsnrError(f"the objective's log-SNR [{ends[0]:g}, {ends[1]:g}] is infinite: truncate its schedule")
+    return objective
