@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -126,3 +127,18 @@ def test_a_misspelt_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LogsnrError, match=r"'runs/digit' is not the folder of a run .*there are .*digits"):
         logsnr.load("runs/digit")
+
+
+@pytest.mark.parametrize("typed", ["run/digits", "Runs/digits", "rums/digits", "models/digits", "elsewhere/digits"])
+def test_what_looks_like_a_folder_here_never_asks_the_hub(tmp_path, monkeypatch, typed):
+    """A folder nearly of that name, one that people keep models in, or one that holds such a model."""
+    save(tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("logsnr.adapters.diffusers.pipelines.load_pipeline", lambda name, **_: asked.append(name))
+    with pytest.raises(LogsnrError, match=rf"'{typed}' is not the folder of a run .*, hub:{typed} for the hub's"):
+        logsnr.load(typed)
+    assert asked == []
+    with contextlib.suppress(AttributeError):  # it is no denoiser that comes back
+        logsnr.load(f"hub:{typed}")
+    assert asked == [typed]

@@ -14,7 +14,7 @@ from logsnr.schedules import Adaptive
 from logsnr.training import load_recipe, recipe_from
 from logsnr.training.config import ObjectiveConfig
 from logsnr.training.objectives import build_objective, central_logsnr
-from logsnr.weightings import EDM, Sigmoid
+from logsnr.weightings import EDM, MinSNR, Sigmoid
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -136,6 +136,10 @@ def test_recipes_that_come_with_the_library_have_bare_names(tmp_path, monkeypatc
         ),
         ({"preset": "vdm", "adaptive": True}, "vdm, adaptive"),
         (
+            {"weighting": {"name": "min-snr", "base": {"name": "edm", "p_mean": -0.4}}, "schedule": "cosine"},
+            "min-snr(base=edm(p_mean=-0.4)), drawn by cosine",
+        ),
+        (
             {"weighting": "elbo", "logsnr": (-9, 9), "adaptive": {"importance": "error"}},
             "elbo on [-9, 9], adaptive by error",
         ),
@@ -218,10 +222,86 @@ def test_the_gradient_decides_for_the_elbo_unless_told():
 
 
 def test_the_central_range_is_the_schedules_quantiles():
-    config = ObjectiveConfig(preset="edm")
+    config = ObjectiveConfig(preset="edm", schedule="edm-training")
     lo, hi = central_logsnr(config, build_objective(config, dim=4, sigma_data=0.5))
     # N(2.4, 2.4^2): the .1 % quantile of a normal law is 3.0902 deviations out.
     assert (lo, hi) == pytest.approx((2.4 - 2.4 * 3.0902, 2.4 + 2.4 * 3.0902), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("section", "sigmas"),
+    [
+        ({"preset": "edm"}, (0.002, 80)),
+        ({"preset": "edm2"}, (0.002, 80)),
+        ({"preset": "edm", "logsnr": (-6, 20)}, (0.002, math.exp(3))),
+        ({"preset": "edm", "logsnr": (-20, 10)}, (math.exp(-5), 80)),
+    ],
+)
+def test_edm_is_sampled_between_its_papers_levels_not_between_its_draws(section, sigmas):
+    config = ObjectiveConfig(**section)
+    lo, hi = central_logsnr(config, build_objective(config, dim=4, sigma_data=0.5))
+    assert (math.exp(-hi / 2), math.exp(-lo / 2)) == pytest.approx(sigmas, rel=1e-12)
+
+
+def test_a_schedule_keeps_the_end_points_of_its_preset():
+    assert objective(preset="edm", schedule="flow").schedule.range == (-20, 20)
+    assert objective(preset="vdm", schedule="cosine").schedule.range == (-5, 13.3)
+    assert objective(preset="vdm", schedule="cosine", logsnr=(-3, 3)).schedule.range == (-3, 3)
+    narrow = {"name": "linear", "logsnr_min": -9, "logsnr_max": 9}
+    with pytest.raises(LogsnrError, match=r"schedule on log-SNR \[-9, 9\] does not reach .*'edm', \[-20, 20\]: give"):
+        objective(preset="edm", schedule=narrow)
+    assert objective(preset="edm", schedule=narrow, logsnr=(-9, 9)).schedule.range == (-9, 9)
+
+
+def test_weightings_are_moved_held_and_multiplied(tmp_path):
+    """The weightings of 2303.00848 for larger images, as YAML says them."""
+    file = tmp_path / "r.yaml"
+
+    def said(weighting):
+        file.write_text(f"steps: 1\nobjective: {{weighting: {weighting}, schedule: cosine, logsnr: [-10, 10]}}\n")
+        return build_objective(load_recipe(file).objective, dim=4, sigma_data=0.3).weighting
+
+    x = torch.linspace(-10, 10, 41, dtype=torch.float64)
+    for text, expected in (
+        ("{name: edm-monotonic, shift: -1.386}", EDM(sigma_data=0.3).envelope().shift(-1.386)),
+        ("{name: edm, envelope: true, shift: -1.386}", EDM(sigma_data=0.3).envelope().shift(-1.386)),
+        ("{name: edm, sigma_data: 0.5, envelope: false}", EDM()),
+        ("{name: min-snr, gamma: 4, base: edm}", MinSNR(4, base=EDM(sigma_data=0.3))),
+        ("{name: min-snr, base: {name: sigmoid, bias: 1, shift: 2}}", MinSNR(base=Sigmoid(1).shift(2))),
+    ):
+        torch.testing.assert_close(said(text).log(x), expected.log(x))
+
+
+@pytest.mark.parametrize("by", ["texts", "mapping"])
+def test_an_override_replaces_what_it_excludes(tmp_path, by):
+    file = tmp_path / "r.yaml"
+    file.write_text("steps: 1\nobjective: {weighting: sigmoid, schedule: cosine, logsnr: [-8, 8]}\n")
+
+    def loaded(**overrides):
+        given = {f"objective.{key}": value for key, value in overrides.items()}
+        return load_recipe(file, given if by == "mapping" else [f"{k}={v}" for k, v in given.items()]).objective
+
+    assert loaded(preset="edm") == ObjectiveConfig(preset="edm", logsnr=(-8, 8))
+    assert loaded(preset="edm", schedule="flow") == ObjectiveConfig(preset="edm", schedule="flow", logsnr=(-8, 8))
+    file.write_text("steps: 1\nobjective: {preset: edm, schedule: flow}\n")
+    assert loaded(weighting="elbo", logsnr=[-5, 5]) == ObjectiveConfig(
+        weighting="elbo", schedule="flow", logsnr=(-5, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"weighting": {"name": "edm", "envelope": 1}}, "objective.weighting.envelope = 1: give true or false"),
+        ({"weighting": {"name": "edm", "shift": "x"}}, "objective.weighting.shift = 'x': give a finite number"),
+        ({"weighting": {"name": "edm", "base": "v"}}, "parameter of objective.weighting edm 'base' is not one of"),
+        ({"weighting": {"name": "min-snr", "base": "vv"}}, "objective.weighting 'vv' is not one of"),
+        ({"weighting": {"name": "min-snr", "base": 3}}, "base = 3 must be a weighting"),
+    ],
+)
+def test_weightings_that_cannot_be_made(section, message):
+    with pytest.raises(LogsnrError, match=re.escape(message)):
+        objective(**section, schedule="cosine", logsnr=(-10, 10))
 
 
 @pytest.mark.parametrize(

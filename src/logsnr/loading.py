@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,10 @@ def load(
             f"{text!r} holds one component of a diffusers pipeline: give the folder above it, with model_index.json, "
             "or wrap the network with logsnr.adapters.from_callable"
         )
+    hub = f", {HUB}{text} for the hub's" if _is_hub_id(HUB + text) else ""
     raise LogsnrError(
         f"{text!r} is not the folder of a run (no {CARD}.json){_nearby(Path(text))}; give one of: {', '.join(SOURCES)}"
+        f"{hub}"
     )
 
 
@@ -150,11 +153,18 @@ def _is_pipeline(source: str) -> bool:
     return (expanded(source) / "model_index.json").is_file()
 
 
+HUB = "hub:"
+"""Says that owner/name is the hub's, whatever it looks like."""
+USUAL = {"checkpoint", "checkpoints", "ckpt", "ckpts", "experiments", "log", "logs", "model", "models", "out", "output"}
+USUAL |= {"outputs", "pipeline", "pipelines", "recipes", "results", "run", "runs", "tmp"}
+"""Folders that people keep models in, which own nothing on the hub."""
+
+
 def _load_pipeline(source: str, options: dict[str, Any]) -> PipelineDenoiser:
     from logsnr.adapters.diffusers.pipelines import load_pipeline
 
     folder = expanded(source)
-    return load_pipeline(folder if folder.is_dir() else source, **options)
+    return load_pipeline(folder if folder.is_dir() else source.removeprefix(HUB), **options)
 
 
 def is_pipeline(source: str | Path) -> bool:
@@ -169,10 +179,19 @@ def _is_component(source: str) -> bool:
 
 
 def _is_hub_id(source: str) -> bool:
-    """owner/name, unless a folder of that owner's name stands here: then it is a misspelt path."""
-    return (
-        re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and not Path(source).parent.is_dir()
-    )
+    """hub:owner/name; or owner/name, unless that is a misspelt path."""
+    name = source.removeprefix(HUB)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is None:
+        return False
+    return source != name or not _seems_local(Path(name))
+
+
+def _seems_local(path: Path) -> bool:
+    """Whether owner/name means a folder here: of that name or nearly so, usual for runs, or with such a model."""
+    owner = path.parent.name.lower()
+    here = [entry.name.lower() for entry in Path().iterdir() if entry.is_dir()] if Path().is_dir() else []
+    beside = (*Path().glob(f"*/{path.name}/{CARD}.json"), *Path().glob(f"*/{path.name}/model_index.json"))
+    return owner in USUAL or bool(difflib.get_close_matches(owner, here, n=1, cutoff=0.7)) or bool(beside)
 
 
 SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str, dict[str, Any]], Loaded]]] = {

@@ -82,7 +82,9 @@ UNASKED = ("auto", None, None, "log-linear")
 @app.command(cls=Named)
 def sample(
     model: Model,
-    nfe: Annotated[int, typer.Option(help="Network evaluations per image.", min=1, max=10_000)] = 10,
+    nfe: Annotated[
+        int | None, typer.Option(help="Network evaluations per image [default: 10].", min=1, max=10_000)
+    ] = None,
     solver: Annotated[
         str,
         typer.Option(
@@ -139,6 +141,13 @@ def sample(
     if out.suffix not in (".png", ".npy"):
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     out = check_output(out)
+    if plan is not None:
+        given = {"nfe": nfe, "sigma-max": sigma_max, "sigma-min": sigma_min, "gamma": gamma, "order": order}
+        given |= {"solver": None if solver == "auto" else solver, "grid": None if grid == "log-linear" else grid}
+        for name, value in given.items():
+            if value is not None:
+                raise LogsnrError(f"--{name} {value} with --plan {plan}, which says it already: leave one of them out")
+    nfe = 10 if nfe is None else nfe
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
     label = support.class_of(denoiser, class_)
     if range_ is not None:

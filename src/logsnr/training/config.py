@@ -117,7 +117,8 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
 
     Args:
         path: a YAML file, or the bare name of a recipe that comes with the library ("digits", "fashion_mnist").
-        overrides: values by dotted path, as a mapping {"optimizer.lr": 1e-3} or as texts ["optimizer.lr=1e-3"].
+        overrides: values by dotted path, as a mapping {"optimizer.lr": 1e-3} or as texts ["optimizer.lr=1e-3"];
+            objective.preset takes the place of the file's weighting and schedule, objective.weighting that of a preset.
 
     Raises:
         LogsnrError: if the file is missing or not YAML, or anything in it is not allowed.
@@ -137,7 +138,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise LogsnrError(f"recipe {path} holds a {type(values).__name__}: a recipe is a mapping of named sections")
     check_format(values.pop("format", FORMAT), FORMAT, f"recipe {path}", f"write format: {FORMAT}, or leave it out")
-    for key, value in _pairs(overrides):
+    pairs = _pairs(overrides)
+    _make_way(values.get("objective"), dict(pairs))
+    for key, value in pairs:
         _assign(values, key, value)
     return recipe_from(values, name=str(path))
 
@@ -179,6 +182,17 @@ def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]
         except LogsnrError as error:
             raise LogsnrError(f"override {shown(text)} is {error}") from error
     return pairs
+
+
+def _make_way(objective: Any, overrides: Mapping[str, Any]) -> None:
+    """Take out of a file's objective what an override replaces: a preset, or weighting and schedule."""
+    if not isinstance(objective, dict):
+        return
+    if overrides.get("objective.preset") is not None:
+        objective.pop("weighting", None)
+        objective.pop("schedule", None)
+    elif overrides.get("objective.weighting") is not None:
+        objective.pop("preset", None)
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

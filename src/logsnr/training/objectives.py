@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,15 @@ CENTRAL = 0.998
 """Share of a schedule's draws that a trained range covers."""
 
 
+SAMPLED = {"edm": (0.002, 80.0), "edm2": (0.002, 80.0)}
+"""Sigmas between which presets are sampled whose training draws few of them (2206.00364, table 1; 2312.02696)."""
+
+
 def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> WeightedELBO:
     """The objective of a recipe.
 
-    A preset keeps the numbers it was published with.  A weighting that has a `sigma_data` and is named without one
-    takes the data's.
+    A preset keeps the numbers it was published with, and its end points whatever the schedule.  A weighting that has a
+    `sigma_data` and is named without one takes the data's.
 
     Args:
         config: the recipe's section.
@@ -41,7 +46,10 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
         # Without a schedule (and then adaptive), only the range is asked of it.
         schedule = Linear(*(config.logsnr or (-10.0, 10.0)))
     if config.schedule is not None:
+        ends = schedule.range
         schedule = _made(config.schedule, SCHEDULES, "objective.schedule", {})
+        if config.preset is not None and config.logsnr is None:
+            schedule = _between(schedule, ends, config.preset)
     if config.logsnr is not None:
         try:
             schedule = schedule.truncate(*config.logsnr)
@@ -59,11 +67,17 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
 
 
 def central_logsnr(config: ObjectiveConfig, objective: WeightedELBO) -> tuple[float, float]:
-    """(lo, hi) log-SNR of the central `CENTRAL` of the draws; the whole range of an adaptive schedule."""
+    """(lo, hi) log-SNR of the central `CENTRAL` of the draws; the whole range of an adaptive schedule.
+
+    Of the presets in `SAMPLED` those between which they are sampled, as far as their range goes.
+    """
     schedule = objective.schedule
     if config.adaptive:
         # Its density moves as it learns; a uniform floor keeps every level of its range in training.
         return schedule.range
+    if config.preset in SAMPLED and config.schedule is None:
+        least, most = SAMPLED[config.preset]
+        return max(schedule.range[0], -2 * math.log(most)), min(schedule.range[1], -2 * math.log(least))
     tail = (1 - CENTRAL) / 2
     return float(schedule.logsnr(1 - tail)), float(schedule.logsnr(tail))
 
@@ -96,9 +110,35 @@ def _adaptive(
         raise LogsnrError(f"objective.adaptive: {one_line(error)}; set objective.logsnr: [lo, hi]") from error
 
 
+def _between(schedule: Schedule, ends: tuple[float, float], preset: str) -> Schedule:
+    """The schedule on a preset's range."""
+    try:
+        return schedule.truncate(*ends)
+    except ValueError as error:
+        lo, hi = schedule.range
+        raise LogsnrError(
+            f"objective.schedule on log-SNR [{lo:g}, {hi:g}] does not reach the end points of preset {preset!r}, "
+            f"[{ends[0]:g}, {ends[1]:g}]: give others with objective.logsnr: [lo, hi]"
+        ) from error
+
+
 def _weighting(part: Part, sigma_data: float) -> Weighting:
-    weighting: Weighting = _made(part, WEIGHTINGS, "objective.weighting", {"sigma_data": sigma_data})
-    return weighting
+    """The weighting of a name, or of a mapping with its parameters, `base`, `envelope` and `shift`."""
+    where = "objective.weighting"
+    parameters = {"name": part} if isinstance(part, str) else dict(part)
+    envelope, shift = parameters.pop("envelope", False), parameters.pop("shift", 0.0)
+    if not isinstance(envelope, bool):
+        raise LogsnrError(f"{where}.envelope = {envelope!r}: give true or false")
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not math.isfinite(shift):
+        raise LogsnrError(f"{where}.shift = {shift!r}: give a finite number, e.g. 2 ln(64/resolution)")
+    if isinstance(parameters.get("base"), str | dict):
+        parameters["base"] = _weighting(parameters["base"], sigma_data)
+    weighting: Weighting = _made(parameters, WEIGHTINGS, where, {"sigma_data": sigma_data})
+    try:
+        weighting = weighting.envelope() if envelope else weighting
+    except ValueError as error:
+        raise LogsnrError(f"{where}.envelope: {one_line(error)}; leave it out") from error
+    return weighting.shift(shift) if shift else weighting
 
 
 def _made(part: Part, known: Mapping[str, Any], where: str, defaults: dict[str, Any]) -> Any:
@@ -112,8 +152,8 @@ def _made(part: Part, known: Mapping[str, Any], where: str, defaults: dict[str, 
     for key, value in parameters.items():
         if key not in fields:
             raise unknown(f"parameter of {where} {name}", key, fields or ["none"])
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise LogsnrError(f"{where}.{key} = {value!r}: give a number")
+        if isinstance(value, bool) or not isinstance(value, int | float | Weighting):
+            raise LogsnrError(f"{where}.{key} = {value!r}: give a {'weighting' if key == 'base' else 'number'}")
     parameters = {**{key: value for key, value in defaults.items() if key in fields}, **parameters}
     try:
         return kind(**parameters)

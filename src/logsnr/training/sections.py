@@ -121,8 +121,11 @@ class ObjectiveConfig(Section):
 
     Args:
         preset: a name of `objectives`, e.g. "vdm++/sigmoid".
-        weighting: name, or {name: sigmoid, bias: 2.0}; with `schedule`, in place of a preset.
-        schedule: name, or {name: cosine, shift: 0}: the density of noise levels in training.
+        weighting: name, or {name: sigmoid, bias: 2.0}; with `schedule`, in place of a preset.  Besides its parameters
+            `shift: s` moves it along log-SNR, `envelope: true` holds it at its peak for noisier levels, and `base` is
+            the weighting that min-snr and its kind multiply: {name: edm-monotonic, shift: -1.386} is for 128 pixels.
+        schedule: name, or {name: cosine, shift: 0}: the density of noise levels in training; with a preset it is cut
+            to the preset's end points.
         logsnr: (lo, hi) to which noise levels are truncated.
         adaptive: true, or {importance: gradient, ...}: learn the density during training.  It starts from `schedule`
             where one is named, else from what an untrained network is good for.
@@ -180,7 +183,7 @@ def _words(part: Part | None) -> str:
     if part is None or isinstance(part, str):
         return part or ""
     parameters = ", ".join(
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={_words(value) if key == 'base' else value}"
         for key, value in part.items()
         if key != "name"
     )
