@@ -10,7 +10,8 @@ import os
 import pytest
 import torch
 
-from logsnr import files, writing
+from logsnr import files, load, writing
+from logsnr.adapters.diffusers.export import export_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.models import UNetConfig, build_network, load_denoiser, save_denoiser
@@ -256,3 +257,26 @@ def test_a_kill_between_weights_and_card_leaves_the_previous_checkpoint(tmp_path
     with pytest.raises(KeyboardInterrupt):
         save_denoiser(make(seed=1), tmp_path, step=2)
     assert torch.equal(answer(load_denoiser(tmp_path)), answer(old))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of other systems")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_user_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_denoiser(make(), tmp_path / "run")
+        export_diffusers(load("zoo:digits"), tmp_path / "pipeline", class_label=3)
+    finally:
+        os.umask(before)
+    for path in (p for folder in ("run", "pipeline") for p in (tmp_path / folder, *(tmp_path / folder).rglob("*"))):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+@pytest.mark.parametrize("source", ["/home/someone/data/x.npz", "~/data/x.npz", "data/x.npz", "digits"])
+def test_a_card_keeps_of_a_place_the_name_alone(tmp_path, source):
+    recipe = {"data": {"source": source, "flip": True}, "steps": 1}
+    save_denoiser(make(), tmp_path, training=recipe)
+    kept = load_denoiser(tmp_path).card["training"]
+    assert kept["data"]["source"] == ("x.npz" if source[0] in "/~" else source)
+    assert recipe["data"]["source"] == source
+    assert {**kept, "data": None} == {**recipe, "data": None}

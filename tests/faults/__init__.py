@@ -129,4 +129,10 @@ KINDS: dict[str, Kind] = {
         function="lies:all_lies",
         least=300,
     ),
+    "odd-images": Kind(
+        what="odd images, folders and arrays",
+        kept="read as a person sees them and said so, or refused in one line",
+        function="images:read",
+        least=60,
+    ),
 }

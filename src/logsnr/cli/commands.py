@@ -142,11 +142,8 @@ def sample(
         raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
     out = check_output(out)
     if plan is not None:
-        given = {"nfe": nfe, "sigma-max": sigma_max, "sigma-min": sigma_min, "gamma": gamma, "order": order}
-        given |= {"solver": None if solver == "auto" else solver, "grid": None if grid == "log-linear" else grid}
-        for name, value in given.items():
-            if value is not None:
-                raise LogsnrError(f"--{name} {value} with --plan {plan}, which says it already: leave one of them out")
+        wishes = {"solver": None if solver == "auto" else solver, "grid": None if grid == "log-linear" else grid}
+        support.alone(plan, nfe=nfe, sigma_max=sigma_max, sigma_min=sigma_min, gamma=gamma, order=order, **wishes)
     nfe = 10 if nfe is None else nfe
     denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
     label = support.class_of(denoiser, class_)

@@ -193,7 +193,9 @@ def _space(denoiser: Loaded, data: Dataset, name: str | None, label: int | None,
 
 
 def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"model": Path(model).name if Path(model).is_dir() else model}
+    from logsnr.cli.support import model_name
+
+    facts: dict[str, Any] = {"model": model_name(model)}
     if denoiser.card.get("classes"):
         facts["classes"] = "all in turn" if label is None else label
         facts["guidance"] = "none" if guidance == 1 else guidance

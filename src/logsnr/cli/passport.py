@@ -74,7 +74,7 @@ def passport(
             denoiser,
             x,
             cond=cond,
-            name=model,
+            name=support.model_name(model),
             images=images,
             trajectories=trajectories,
             sigma_range=None

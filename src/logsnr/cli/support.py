@@ -51,6 +51,25 @@ def run_denoiser(model: str) -> NetworkDenoiser:
     return denoiser
 
 
+def model_name(model: str) -> str:
+    """What reports call a model: a folder by its name alone."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
+def alone(plan: Path, **options: object) -> None:
+    """Refuse options beside a plan's file, which says all that they could.
+
+    Raises:
+        LogsnrError: if one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise LogsnrError(
+                f"--{name.replace('_', '-')} {value} with --plan {plan}, which says it already: leave one of them out"
+            )
+
+
 def solver_plan(
     denoiser: Loaded,
     nfe: int,

@@ -125,7 +125,7 @@ def _between(schedule: Schedule, ends: tuple[float, float], preset: str) -> Sche
 def _weighting(part: Part, sigma_data: float) -> Weighting:
     """The weighting of a name, or of a mapping with its parameters, `base`, `envelope` and `shift`."""
     where = "objective.weighting"
-    parameters = {"name": part} if isinstance(part, str) else dict(part)
+    parameters: dict[str, Any] = {"name": part} if isinstance(part, str) else dict(part)
     envelope, shift = parameters.pop("envelope", False), parameters.pop("shift", 0.0)
     if not isinstance(envelope, bool):
         raise LogsnrError(f"{where}.envelope = {envelope!r}: give true or false")

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,13 @@ def export_diffusers(
     pipeline = getattr(diffusers, pipeline_for(denoiser))(unet=unet, scheduler=scheduler_for(denoiser))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        temporary = target.with_name(f".{target.name}-{os.getpid()}")
+        temporary.mkdir()
         try:
             pipeline.save_pretrained(temporary)
-            temporary.chmod(0o755)
+            mode = (temporary / "model_index.json").stat().st_mode
+            for weights in temporary.rglob("*.safetensors"):  # which are written for their owner alone
+                weights.chmod(mode)
             if target.exists():
                 target.rmdir()
             temporary.replace(target)

@@ -232,7 +232,8 @@ def read_plans(paths: Iterable[Path]) -> dict[str, Plan]:
         for nfe, plan in several.items():
             which = "" if len(several) == 1 else f", {nfe}"
             name = path.stem + which
-            found[name if name not in found else f"{path}{which}"] = plan
+            names = (name, f"{path.parent.name}/{name}", f"{path}{which}")  # a report tells no place but at need
+            found[next((free for free in names if free not in found), name)] = plan
     return found
 
 
