@@ -92,11 +92,12 @@ def check_folder(folder: str | os.PathLike[str], option: str = "--out") -> Path:
         LogsnrError: if something else has its name, or the disk refuses.
     """
     folder = expanded(folder)
-    probe = folder / f".write-{os.getpid()}-{next(_count)}.tmp"
+    probe = folder / f".write.{os.getpid()}-{next(_count)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+        remove_temporaries(folder, "write")
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror or one_line(error)
         raise LogsnrError(
