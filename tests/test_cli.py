@@ -63,6 +63,11 @@ def test_train_leaves_a_run_that_loads_and_resumes(run, tiny):
     code, out, _ = run("train", "digits", "--out", tiny, "--json", "--resume", *arguments, "--set", "steps=4")
     assert code == 0
     assert json.loads(out)["steps"] == 4
+    read = "digits: 1,797 images (297 held out), 8 x 8 in grey, 17 grey levels; 10 classes: 0 178, 1 182, "
+    assert json.loads(out)["data"].startswith(read)
+    code, out, err = run("train", "digits", "--out", tiny, "--resume", *arguments, "--set", "steps=4")
+    assert code == 0
+    assert err.startswith(read)
     code, out, err = run("train", "digits", "--out", tiny, *arguments)
     assert code == 2
     assert err.count("\n") == 1

@@ -182,6 +182,20 @@ def test_sources_that_do_not_exist(tmp_path):
         load(npz(tmp_path, images=pictures()), size=8)
 
 
+@pytest.mark.parametrize("option", [{"size": 8}, {"channels": 1}, {"background": "black"}, {"broken": "skip"}])
+def test_options_of_folders_beside_other_data(tmp_path, option):
+    for source in ("digits", npz(tmp_path, images=pictures())):
+        with pytest.raises(LogsnrError, match="apply to folders of images: remove them"):
+            load(source, **option)
+
+
+def test_a_layout_beside_what_has_none(tmp_path):
+    write_images(tmp_path, pictures(2))
+    for source in ("digits", tmp_path):
+        with pytest.raises(LogsnrError, match=r"data.layout applies to .npz and .npy files: remove it"):
+            load(source, layout="NCHW")
+
+
 def write_images(folder, images):
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):

@@ -155,7 +155,22 @@ def _is_folder(source: str) -> bool:
     return expanded(source).is_dir()
 
 
+def _no_folder(config: DataConfig) -> None:
+    """Refuse options of a folder for what is none."""
+    if config.size is not None or config.channels is not None:
+        raise LogsnrError(
+            f"data.size and data.channels apply to folders of images: remove them to read {config.source}"
+        )
+    if config.background != "white" or config.broken != "stop":
+        raise LogsnrError(
+            f"data.background and data.broken apply to folders of images: remove them to read {config.source}"
+        )
+
+
 def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
+    _no_folder(config)
+    if config.layout is not None:
+        raise LogsnrError("data.layout applies to .npz and .npy files: remove it to read digits")
     datasets = require("sklearn.datasets", extra="train", purpose="data.source = 'digits'")
     digits = datasets.load_digits()
     images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
@@ -176,10 +191,7 @@ def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
 
 def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
     path = expanded(config.source)
-    if config.size is not None or config.channels is not None:
-        raise LogsnrError(f"data.size and data.channels apply to folders of images: remove them to read {path}")
-    if config.background != "white" or config.broken != "stop":
-        raise LogsnrError(f"data.background and data.broken apply to folders of images: remove them to read {path}")
+    _no_folder(config)
     arrays = _arrays(path)
     stored, test = _pick(arrays, IMAGE_KEYS), _pick(arrays, TEST_IMAGE_KEYS)
     if stored is None:

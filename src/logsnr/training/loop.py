@@ -72,6 +72,7 @@ class Summary:
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
             "loss": self.loss if math.isfinite(self.loss) else None,
+            "data": self.denoiser.card.get("data"),
         }
 
 
