@@ -274,9 +274,10 @@ def test_files_have_the_permissions_that_the_user_gives(tmp_path, umask):
 
 @pytest.mark.parametrize("source", ["/home/someone/data/x.npz", "~/data/x.npz", "data/x.npz", "digits"])
 def test_a_card_keeps_of_a_place_the_name_alone(tmp_path, source):
-    recipe = {"data": {"source": source, "flip": True}, "steps": 1}
+    recipe = {"data": {"source": source, "flip": True}, "steps": 1, "init_from": f"/home/someone/{source}"}
     save_denoiser(make(), tmp_path, training=recipe)
     kept = load_denoiser(tmp_path).card["training"]
     assert kept["data"]["source"] == ("x.npz" if source[0] in "/~" else source)
     assert recipe["data"]["source"] == source
-    assert {**kept, "data": None} == {**recipe, "data": None}
+    assert kept["init_from"] == source.rpartition("/")[2]
+    assert {**kept, "data": None, "init_from": None} == {**recipe, "data": None, "init_from": None}

@@ -104,20 +104,12 @@ def denoiser_pair(
     return Pair(folder=expanded(folder), name=CARD, stem=MODEL, card=card, tensors=weights)
 
 
-def _for_others(training: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The recipe without places on this machine: of data and models by an absolute path the name is kept alone."""
-    if training is None:
-        return None
-    kept = dict(training)
-    if "source" in (training.get("data") or {}):
-        kept["data"] = {**training["data"], "source": _name(training["data"]["source"])}
-    if training.get("init_from"):
-        kept["init_from"] = _name(training["init_from"])
-    return kept
-
-
-def _name(place: str) -> str:
-    return Path(place).name if str(place).startswith("~") or Path(place).is_absolute() else place
+def _for_others(value: Any) -> Any:
+    """The recipe without places on this machine: of an absolute path (data, init_from) the name is kept alone."""
+    if isinstance(value, dict):
+        return {key: _for_others(inner) for key, inner in value.items()}
+    placed = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return Path(value).name if placed else value
 
 
 def load_denoiser(folder: str | Path) -> NetworkDenoiser:
