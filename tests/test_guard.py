@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -163,3 +164,21 @@ def test_the_shell_completes_commands_options_and_models(monkeypatch, capsys):
     assert complete("logsnr sam") == ["sample"]
     assert complete("logsnr sample zoo:") == [f"zoo:{name}" for name in zoo.names()]
     assert "--guidance" in complete("logsnr sample --gui")
+
+
+def test_warnings_are_notes_of_one_line(run, monkeypatch):
+    def warn(*options: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("the first\nof two", UserWarning, stacklevel=1)
+        raise LogsnrError("enough")
+
+    monkeypatch.setattr("logsnr.training.load_recipe", warn)
+    assert run("train", "digits")[2] == "logsnr: note: the first of two\nlogsnr: error: enough\n"
+    assert run("--quiet", "train", "digits")[2] == "logsnr: error: enough\n"
+
+
+def test_more_images_than_memory_holds_are_refused_before_they_are_drawn(run):
+    code, _, err = run("sample", "zoo:digits", "-n", 10**12, "--nfe", 1)
+    assert code == 2
+    assert "-n 1000000000000: 1e+12 images of (1, 8, 8) take 7.68e+05 GB" in err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextvars import ContextVar
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -113,4 +114,5 @@ def main() -> None:
     own, rest = sys.argv[1:end], sys.argv[end:]
     first = [word for word in ANYWHERE if word in own]
     args = [*first, *(word for word in own if word not in ANYWHERE), *rest]
-    sys.exit(guarded(lambda: app(args, prog_name="logsnr", standalone_mode=False), debug="--debug" in first))
+    command = partial(app, args, prog_name="logsnr", standalone_mode=False)
+    sys.exit(guarded(command, debug="--debug" in first, quiet="--quiet" in first))

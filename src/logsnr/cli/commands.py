@@ -166,8 +166,8 @@ def sample(
             dim=denoiser.dim,
         )
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n, *denoiser.shape, generator=generator)
     cond = support.sampled_condition(denoiser, label, prompt, n)
+    noise = torch.randn(n, *denoiser.shape, generator=generator)
     gaussian = support.start_of(start, plan, chosen)
     began = time.perf_counter()
     x = run(

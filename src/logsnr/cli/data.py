@@ -11,6 +11,7 @@ from logsnr.errors import LogsnrError
 from logsnr.loading import Loaded
 from logsnr.paths import expanded
 from logsnr.pixels import Pixels
+from logsnr.reading import reading
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Dataset
@@ -30,7 +31,8 @@ def image_shape(denoiser: Loaded) -> tuple[int, ...]:
 def data_config(denoiser: Loaded, source: str | None) -> DataConfig | None:
     """The data that a model was trained on, or another source, a folder read in the model's shape; None for neither."""
     trained_on = (denoiser.card.get("training") or {}).get("data")
-    config = DataConfig(**trained_on) if trained_on else DataConfig()
+    with reading("the model's card, training.data,", "give --data"):
+        config = DataConfig.model_validate(trained_on or {})
     if source is None:
         return config if trained_on else None
     plain = config.model_copy(update={"source": source, "size": None, "channels": None, "layout": None})

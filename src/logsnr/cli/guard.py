@@ -10,6 +10,7 @@ import errno
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from logsnr.errors import one_line
@@ -29,13 +30,15 @@ class Stopped(Exception):  # noqa: N818
         self.code = 128 + signal_of(stop)
 
 
-def guarded(command: Callable[[], object], *, debug: bool) -> int:
-    """Run a command; its exit code."""
+def guarded(command: Callable[[], object], *, debug: bool = False, quiet: bool = False) -> int:
+    """Run a command; its exit code.  Warnings are notes of a line each, none if `quiet`."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks ends no command
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _unsaid if quiet else _noted
+            code = command()
         sys.stdout.flush()
     except Stopped as stop:
         print(f"logsnr: {stop}", file=sys.stderr)
@@ -49,6 +52,14 @@ def guarded(command: Callable[[], object], *, debug: bool) -> int:
             print(f"logsnr: error: {one_line(told(error))}", file=sys.stderr)
         return BAD_INPUT
     return code if isinstance(code, int) else 0
+
+
+def _noted(message: Warning | str, *rest: object, **more: object) -> None:
+    print(f"logsnr: note: {one_line(str(message))}", file=sys.stderr)
+
+
+def _unsaid(*rest: object, **more: object) -> None:
+    pass
 
 
 def told(error: Exception) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
+from logsnr.reading import gigabytes, memory
 from logsnr.sampling import GaussianStart, Plan, probe
 from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
@@ -249,8 +251,22 @@ def class_of(denoiser: Loaded, text: str | None) -> int | None:
         raise unknown("--class", text, names, ", or a number") from None
 
 
+def check_number(n: int, shape: Sequence[int]) -> None:
+    """Refuse more images than this machine holds: noise, state and what moves it.
+
+    Raises:
+        LogsnrError: naming the bytes.
+    """
+    if (need := 12 * n * math.prod(shape)) > memory():
+        raise LogsnrError(
+            f"-n {n}: {n:.3g} images of {tuple(shape)} take {gigabytes(need)}, this machine has {gigabytes(memory())}: "
+            "draw fewer, and others with another --seed"
+        )
+
+
 def condition(denoiser: Loaded, label: int | None, n: int) -> dict[str, Any]:
     """The class of every image; without one, a conditional model draws its classes in turn."""
+    check_number(n, denoiser.shape)
     classes = denoiser.card.get("classes", 0)
     if not classes:
         if label is not None:
@@ -311,6 +327,7 @@ def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n
     Raises:
         LogsnrError: if the model takes none, or needs one.
     """
+    check_number(n, denoiser.shape)
     if not isinstance(denoiser, PipelineDenoiser):
         return condition(denoiser, label, n)
     told = denoiser.told

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,9 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # a line of another's making is dropped too
             entry: Any = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
-            kept.append(line + "\n")
+            if isinstance(entry, dict) and entry["step"] <= step:
+                kept.append(line + "\n")
     replace_file(path, "".join(kept).encode())
