@@ -295,10 +295,12 @@ def sampled_model(
         raise LogsnrError(f"--negative-prompt {negative_prompt!r} without guidance does nothing: give --guidance too")
     if is_pipeline(model):
         require_diffusers("a diffusers pipeline")
-        if not console(stderr=True).is_terminal:
-            for library in ("diffusers", "transformers"):  # their "Loading ..." bars, on stderr
-                if find_spec(library) is not None:
-                    import_module(f"{library}.utils.logging").disable_progress_bar()
+        for library in ("diffusers", "transformers"):
+            if find_spec(library) is not None:
+                log = import_module(f"{library}.utils.logging")
+                log.set_verbosity_error()  # what is wrong, our error says in one line
+                if not console(stderr=True).is_terminal:
+                    log.disable_progress_bar()  # "Loading ...", on stderr
         scale = None if guidance == 1 else guidance  # not asked for: a network that is told it has a default
         denoiser = load(model, prompt=prompt, negative_prompt=negative_prompt, guidance=scale, null_class=null_class)
         return denoiser, denoiser
