@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
         what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare` and `passport`",
         kept="exit code 130 or 143, one line that says what was kept; trainings and searches go on to the same end",
         function="stops:interruptions",
-        least=40,
+        least=30,
     ),
     "full-disk": Kind(
         what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
