@@ -26,6 +26,7 @@ from logsnr.exact import Gaussian
 from logsnr.interrupts import Interrupted
 from logsnr.models import UNet, UNetConfig
 from logsnr.paths import expanded
+from logsnr.sampling import GaussianStart
 from logsnr.training import load_data, loop, recipe_from, trackers, train
 from logsnr.training.checkpoint import load_state, repair, save_state
 from logsnr.training.config import DataConfig
@@ -386,3 +387,12 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
     assert expanded("~/x") == tmp_path / "x"
     with pytest.raises(ValueError, match="'~nobody-at-all/x' names the home of an unknown user"):
         expanded("~nobody-at-all/x")
+
+
+def test_another_start_beside_the_plan_is_refused_before_the_search(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("logsnr.cli.support.calibrated", lambda *a, **k: pytest.fail("searched"))
+    GaussianStart.fit(torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))).save(
+        tmp_path / "start.safetensors"
+    )
+    code, _, err = run("calibrate", "zoo:digits", "--start", "data", "--out", tmp_path / "plan.json")
+    assert (code, "start.safetensors is another start, which other plans may need" in err) == (2, True)

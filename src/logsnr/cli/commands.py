@@ -251,6 +251,7 @@ def calibrate(
 
         usable = Passport.load(passport).sampling_range
     gaussian = support.fitted_start(denoiser, start, data, seed, quiet=hushed(json_))
+    support.check_start(gaussian, out)
     try:
         plan = support.calibrated(
             denoiser,
@@ -269,8 +270,8 @@ def calibrate(
     except KeyboardInterrupt as stop:
         how = f": {support.this_command('--resume', str(keep))}" if keep.exists() else ""
         raise Interrupted(f"interrupted before there was a plan{how}", signum=signal_of(stop)) from stop
-    kept = support.keep_start(gaussian, plan, out)
     plan.save(out)
+    kept = support.keep_start(gaussian, plan, out)
     report = plan.meta["report"]
     if json_:
         facts = {"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report}

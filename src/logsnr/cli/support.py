@@ -170,18 +170,20 @@ def fitted_start(
     return GaussianStart.fit(denoiser.encode(images), labels=labels, null=None if labels is None else null)
 
 
-def keep_start(start: GaussianStart | None, plan: Plan, out: Path) -> Path | None:
-    """Save the start beside a plan that needs it.
+def check_start(start: GaussianStart | None, out: Path) -> None:
+    """Make sure, before the search, that a start can be kept beside its plan.
 
     Raises:
         LogsnrError: if another one lies there.
     """
-    if start is None or not plan.meta.get("start"):
-        return None
     path = out.with_name(START)
-    if path.is_file() and GaussianStart.load(path).fingerprint != start.fingerprint:
+    if start is not None and path.is_file() and GaussianStart.load(path).fingerprint != start.fingerprint:
         raise LogsnrError(f"{path} is another start, which other plans may need: give --out in another folder")
-    return start.save(path)
+
+
+def keep_start(start: GaussianStart | None, plan: Plan, out: Path) -> Path | None:
+    """Save the start beside a plan that needs it."""
+    return start.save(out.with_name(START)) if start is not None and plan.meta.get("start") else None
 
 
 def start_of(file: Path | None, plan_file: Path | None, plan: Plan) -> GaussianStart | None:
