@@ -42,7 +42,8 @@ def load(
 
     Args:
         source: "zoo:NAME", a model of `logsnr.zoo.names()`; the folder of a run (it holds card.json and a safetensors
-            file); the folder of a diffusers pipeline (model_index.json), or its hub id.
+            file); the folder of a diffusers pipeline (model_index.json), or its hub id, owner/name; hub:owner/name
+            where that could be a folder here.
         prompt: of a pipeline, a text or several; of a class-conditional one, a class.
         negative_prompt: what guidance leads away from; None for the pipeline's own "no condition".
         guidance: diffusers' guidance_scale: 1 or less for none; None for none too, or for the pipeline's own default

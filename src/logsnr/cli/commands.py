@@ -281,7 +281,7 @@ def calibrate(
         print(f"{out}: {plan.nfe} evaluations; RMSE to the teacher's end points on noise the search has not seen:")
         for name, error in sorted(errors.items(), key=lambda item: item[1])[:6]:
             print(f"  {error:.4f}  {name}")
-    if plan.meta["interrupted"]:
+    if plan.meta.get("interrupted"):
         raise Interrupted(
             f"interrupted: {out} is the best plan of {plan.nfe} evaluations so far; what was measured is kept: "
             f"{support.this_command('--resume', str(keep))}",

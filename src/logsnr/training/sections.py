@@ -236,10 +236,16 @@ class SamplesConfig(Section):
 
     @model_validator(mode="after")
     def _a_plan(self) -> SamplesConfig:
+        if self.gamma not in (None, 2.0) and self._gamma is None:  # 0.1 wrote a 2 whatever the solver
+            raise ValueError(f"gamma = {self.gamma} is of gradient estimation: leave it out with solver {self.solver}")
         self.plan(0.01, 100.0, 1.0)
         return self
 
+    @property
+    def _gamma(self) -> float | None:
+        takes = SOLVERS[find_solver(self.solver, "rows", "plan")[0]].takes
+        return self.gamma if "gamma" in takes else None
+
     def plan(self, low: float, high: float, sigma_data: float) -> Plan:
         """The sampler of a model with this range of noise levels."""
-        gamma = self.gamma if "gamma" in SOLVERS[find_solver(self.solver, "rows", "plan")[0]].takes else None
-        return named_plan(self.solver, self.steps, low, high, sigma_data=sigma_data, gamma=gamma)
+        return named_plan(self.solver, self.steps, low, high, sigma_data=sigma_data, gamma=self._gamma)
