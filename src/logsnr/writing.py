@@ -107,6 +107,19 @@ def check_folder(folder: str | os.PathLike[str], option: str = "--out") -> Path:
 
 
 @contextmanager
+def no_empty_folders(path: Path) -> Iterator[None]:
+    """Leave no folder behind that was not there and that nothing was written into, if the work inside fails."""
+    fresh = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in fresh:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def only_writer(path: Path, what: str) -> Iterator[None]:
     """Be the only process that writes at `path`, a folder or a file, while inside.
 

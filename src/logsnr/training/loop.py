@@ -31,7 +31,7 @@ from logsnr.training.pictures import save_picture
 from logsnr.training.processes import first_process, note, own_accelerator, own_random_state, progress_bar
 from logsnr.training.run import Run
 from logsnr.training.trackers import Tracker
-from logsnr.writing import check_folder, only_writer
+from logsnr.writing import check_folder, no_empty_folders, only_writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def train(
     if resume and not has_state(out):
         raise LogsnrError(f"{out} holds no run to resume: start it without resume, or give the folder of a run")
     first = first_process()
-    with only_writer(check_folder(out), "this run") if first else nullcontext():
+    with no_empty_folders(out), only_writer(check_folder(out), "this run") if first else nullcontext():
         if not resume and not overwrite:
             check_free(out)
         data = load_data(recipe.data, progress=progress) if data is None else data
