@@ -365,6 +365,8 @@ def test_links_are_followed_modes_kept_and_pipes_written_to(tmp_path):
     replace_file(pipe, b"through")
     reader.join()
     assert (read, pipe.is_fifo()) == ([b"through"], True)
+    with pytest.raises(OSError, match=r"\[Errno 21\] Is a directory: '.*/there'"):
+        replace_file(tmp_path / "there", b"")
     replace_file("/dev/null", b"gone")
     assert Path("/dev/null").is_char_device()
     dead = Forked(lambda: None)

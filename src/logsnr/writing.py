@@ -31,7 +31,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
         OSError: from the file system; what was at `path` before is untouched.
     """
     path = expanded(path)
-    if _is_stream(path):
+    if is_stream(path):
         with open(path, "wb") as stream:
             stream.write(data)
         return
@@ -46,9 +46,11 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # whoever reads it knows this name, not the temporary
         raise
     if os.name == "posix":
         with suppress(OSError):  # the file is in place; not every file system syncs folders
@@ -80,7 +82,7 @@ def check_output(path: str | os.PathLike[str], option: str = "--out") -> Path:
     path = expanded(path)
     if path.is_dir():
         raise LogsnrError(f"{option} {path} is a folder: give the name of a file in it")
-    if not _is_stream(path):
+    if not is_stream(path):
         check_folder(Path(os.path.realpath(path)).parent, option)
     return path
 
@@ -169,7 +171,7 @@ def _same(handle: int, path: Path) -> bool:
         return False
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is a device, a pipe or a socket, or one of this process's own open files by name."""
     try:
         mode = path.stat().st_mode

@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
         what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
         kept="one line that names the file, exit code 2, what was there before intact; with space, on to the same end",
         function="disks:refusing",
-        least=30,
+        least=15,
     ),
     "two-in-a-folder": Kind(
         what="two `train`, two `calibrate --resume` of one file, or a `train` over somebody's model, at one time",

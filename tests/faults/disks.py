@@ -37,7 +37,8 @@ def refusing(folder: Path) -> Iterator[Fault]:
             if code == 0 and "no picture" not in said:
                 break  # it writes fewer files
             what = f"{name}, {errno.errorcode[number]} at file {n}"
-            if "Traceback" in said or code not in (0, 2) or os.strerror(number).lower() not in said.lower():
+            named = str(out) in said and any(text in said.lower() for text in (os.strerror(number).lower(), "no space"))
+            if "Traceback" in said or code not in (0, 2) or not (named or "no picture" in said):
                 yield what, f"ended with {code}: {said[-300:]}"
                 continue
             if list(out.rglob("*.tmp")):

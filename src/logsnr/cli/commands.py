@@ -236,13 +236,15 @@ def calibrate(
     from logsnr.cli import support
     from logsnr.errors import LogsnrError
     from logsnr.interrupts import Interrupted, last_signal, signal_of
-    from logsnr.writing import check_output
+    from logsnr.writing import check_output, is_stream
 
     usable = None
     if passport is not None and range_ is not None:
         raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
     out = check_output(out)
-    keep = check_output(out.with_suffix(".measured.json") if resume is None else resume, "--resume")
+    keep = None if is_stream(out) else out.with_suffix(".measured.json")
+    if resume is not None:
+        keep = check_output(resume, "--resume")
     denoiser = support.run_denoiser(model)
     if range_ is not None:
         usable = support.asked_range(denoiser, range_, support.condition(denoiser, None, 12), seed)
@@ -268,7 +270,7 @@ def calibrate(
             first=first,
         )
     except KeyboardInterrupt as stop:
-        how = f": {support.this_command('--resume', str(keep))}" if keep.exists() else ""
+        how = f": {support.this_command('--resume', str(keep))}" if keep and keep.exists() else ""
         raise Interrupted(f"interrupted before there was a plan{how}", signum=signal_of(stop)) from stop
     plan.save(out)
     kept = support.keep_start(gaussian, plan, out)
@@ -282,10 +284,9 @@ def calibrate(
         for name, error in sorted(errors.items(), key=lambda item: item[1])[:6]:
             print(f"  {error:.4f}  {name}")
     if plan.meta.get("interrupted"):
+        how = f"; what was measured is kept: {support.this_command('--resume', str(keep))}" if keep else ""
         raise Interrupted(
-            f"interrupted: {out} is the best plan of {plan.nfe} evaluations so far; what was measured is kept: "
-            f"{support.this_command('--resume', str(keep))}",
-            signum=last_signal(),
+            f"interrupted: {out} is the best plan of {plan.nfe} evaluations so far{how}", signum=last_signal()
         )
 
 

@@ -200,7 +200,7 @@ def calibrated(
     n: int,
     rollouts: int | None,
     resume: Path | None,
-    keep: Path,
+    keep: Path | None,
     seed: int,
     *,
     quiet: bool,

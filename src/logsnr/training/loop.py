@@ -181,7 +181,7 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
 
     done = False
     tracker = Tracker(run.accelerator, recipe, out)
-    with put_off() as asked, progress_bar(progress and run.rank == 0) as show:
+    with put_off() as asked, progress_bar(progress and run.rank == 0) as show, tracker:
         while not done and not _finished(run, first, asked):
             loss = run.advance()
             if due(recipe.log_every):
@@ -204,7 +204,6 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
         rate = metrics.rate
         if saved_at != run.step:
             checkpoint()
-        tracker.close()
         if asked.signum is not None and not done and run.step != recipe.steps:
             raise Interrupted(
                 f"interrupted after step {run.step}, which is saved in {out}: resume (resume=True, --resume) to go on",

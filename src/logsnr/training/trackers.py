@@ -40,7 +40,10 @@ class Tracker:
         values = {key: value for key, value in line.items() if value is not None and key != "step"}
         self._try(lambda: self.accelerator.log(values, step=line["step"]))
 
-    def close(self) -> None:
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         """Let it finish what it has not sent."""
         self._try(lambda: [each.finish() for each in self.accelerator.trackers])
 
