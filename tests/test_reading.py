@@ -252,3 +252,10 @@ def test_damage_at_random_is_a_clear_error_or_none(files, name):
     finally:
         file.write_bytes(whole)
     read(file)
+
+
+@pytest.mark.parametrize("key", ["samples.steps", "samples.count", "objective.adaptive.bins", "batch", "network.patch"])
+def test_numbers_of_a_recipe_are_bounded(key):
+    for number in (10**12, 10**400):
+        with pytest.raises(LogsnrError, match=rf"{key} = 1000.*less than or equal to"):
+            load_recipe("digits", {key: number})

@@ -177,6 +177,7 @@ def test_the_checkpoint_of_another_network_is_refused_by_name(tmp_path):
             "field of prediction v 'sigma_dat' is not one of label, path",
         ),
         ({"shape": None}, "cannot be read as the description of a denoiser"),
+        ({"prediction": {"name": "v", "label": ["flow"]}}, r"label of prediction v = \['flow'\]: give a name"),
         ({"classes": "3"}, "classes = '3', the network's is 3"),
         ({"training": "digits"}, "training = 'digits' is no mapping"),
         ({"sigma_data": -1}, "sigma_data -1.0 is none"),

@@ -90,7 +90,7 @@ Range = Annotated[
         help="First and last noise level: LOW,HIGH, or probe to find where the model is of use [default: all].",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=-(2**63), max=2**63 - 1)]
 
 
 class Named(TyperCommand):

@@ -294,7 +294,7 @@ def calibrate(
 def evaluate(
     model: Model,
     data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
-    evaluations: Annotated[int, typer.Option(help="Network evaluations per image, a multiple of 8.")] = 32,
+    evaluations: Annotated[int, typer.Option(help="Network evaluations per image, a multiple of 8.", max=100_000)] = 32,
     limit: Annotated[int | None, typer.Option(help="Use only the first images of the held-out set.", min=1)] = None,
     logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,
     logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the bound's range.")] = None,

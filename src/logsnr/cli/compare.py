@@ -46,13 +46,15 @@ def compare(
     ] = None,
     n: Annotated[int, typer.Option("--number", "-n", help="Images per sampler.", min=2)] = 512,
     chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
-    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.", min=16)] = 100,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.", min=16, max=10_000)] = 100,
     data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
     features: Annotated[
         str | None,
         typer.Option(help="Of FD and KID: {spaces}, none, or module:function [default: what the data allow]."),
     ] = None,
-    bootstrap: Annotated[int, typer.Option(help="Replicates behind the standard errors of FD and KID.", min=2)] = 100,
+    bootstrap: Annotated[
+        int, typer.Option(help="Replicates behind the standard errors of FD and KID.", min=2, max=100_000)
+    ] = 100,
     everything: Annotated[
         bool, typer.Option("--all", help="Print every grid of a solver, not its best alone.")
     ] = False,

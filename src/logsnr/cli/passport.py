@@ -31,8 +31,8 @@ def passport(
         Path | None, typer.Option(help="The page; the JSON file lies beside it [default: passport.html in the run].")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt or class of a pipeline.")] = None,
-    images: Annotated[int, typer.Option(help="Samples noised at every level.", min=1)] = 128,
-    trajectories: Annotated[int, typer.Option(help="Sampling trajectories.", min=1)] = 32,
+    images: Annotated[int, typer.Option(help="Samples noised at every level.", min=1, max=100_000)] = 128,
+    trajectories: Annotated[int, typer.Option(help="Sampling trajectories.", min=1, max=100_000)] = 32,
     sigma_max: Annotated[float | None, typer.Option(help="Largest noise level [default: the model's range].")] = None,
     sigma_min: Annotated[float | None, typer.Option(help="Smallest noise level [default: the model's range].")] = None,
     seed: Seed = 0,

@@ -219,4 +219,6 @@ def prediction_from_json(data: dict[str, Any]) -> Prediction:
     if isinstance(label, dict):
         abar = torch.tensor(label["alphas_cumprod"], dtype=torch.float64)
         fields["label"] = TimestepTable(abar, name=label["table"])
+    elif "label" in fields and not isinstance(label, str):
+        raise LogsnrError(f"label of prediction {name} = {shown(label)}: give a name ({', '.join(LABELS)}) or a table")
     return PREDICTIONS[name](**fields)

@@ -15,7 +15,8 @@ from logsnr.sampling.names import SOLVERS, find_solver, named_plan
 from logsnr.sampling.plan import Plan
 from logsnr.training.images import REFUSE, colour
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=10_000)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -102,7 +103,7 @@ class AdaptiveConfig(Section):
     """
 
     importance: Literal["auto", "error", "gradient"] = "auto"
-    bins: Count = 100
+    bins: Few = 100
     decay: Probability = 0.999
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
     true_every: Annotated[int, Field(ge=0)] = 50
@@ -229,9 +230,9 @@ class SamplesConfig(Section):
     """
 
     every: Annotated[int, Field(ge=0)] = 1000
-    count: Count = 64
+    count: Few = 64
     solver: str = "ge"
-    steps: Count = 20
+    steps: Few = 20
     gamma: PositiveFloat | None = None
 
     @model_validator(mode="after")
