@@ -53,6 +53,13 @@ def test_json_has_a_depth():
             parse_json("[" * depth + "]" * depth)
 
 
+def test_whole_numbers_end_where_machines_do():
+    assert parse_json(f"[{2**63}, 1e300]") == parse_yaml(f"[{2**63}, 1.0e+300]") == [2**63, 1e300]
+    for parse in (parse_json, parse_yaml):
+        with pytest.raises(LogsnrError, match=r"beyond 2\^63"):
+            parse(f'{{"a": [{2**63 + 1}]}}')
+
+
 def test_yaml_has_few_aliases_and_they_count_written_out(monkeypatch):
     assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1}}
     nine = {b: ", ".join([f"*{a}"] * 9) for a, b in pairwise("abcdefghi")}

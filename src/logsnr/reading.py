@@ -176,6 +176,8 @@ def _bounded(values: Any) -> Any:
                 below += value.values() if isinstance(value, dict) else value
                 if count + len(below) > MOST:
                     raise LogsnrError(f"more than {MOST:,} values: this is no file of that kind")
+            elif isinstance(value, int) and abs(value) > 2**63:
+                raise LogsnrError("a whole number beyond 2^63: give it with an exponent, e.g. 1e+30")
         if not below:
             return values
         level, count = below, count + len(below)
