@@ -12,7 +12,7 @@ geometric levels from the model's largest level).  Judged are
     held out      the same, of plans that were fitted without this network (--plans, of tools/universal.py --held-out)
     default       gradient estimation alone
     start         auto from a lower level, brought there by the Gaussian of the data (--images), and down to where
-                  `ls.probe` finds the network of use, if on 16 other noises that is nearer to the teacher
+                  `ls.probe` finds the network of use, if 16 other noises say that it is nearer to the teacher
     peers         diffusers' schedulers on every spacing that they offer
 
 The *best single peer* is the scheduler and spacing of least geometric mean over all other models (leave one out), at
@@ -68,8 +68,9 @@ MARKS = ("<!-- tables -->", "<!-- end of tables -->")
 def entries_of(model: NetworkDenoiser, name: str, cond: Cond, options: argparse.Namespace) -> list[Entry]:
     """All that takes part."""
     low, high = model.sampling_range
-    found = [*peers(model, NFE, solvers=options.solvers, grids=options.grids), *uncalibrated(model, NFE)]
-    for n in NFE:
+    found = [*peers(model, options.nfe, solvers=options.solvers, grids=options.grids)]
+    found += uncalibrated(model, options.nfe)
+    for n in options.nfe:
         found.append(entry(model, automatic(model, n, low, high), "auto", n))
     if options.plans and (file := options.plans / f"without {name}.json").exists():
         for n, relative in plans_from(file).items():
@@ -102,19 +103,34 @@ def started(model: NetworkDenoiser, images: Tensor, cond: Cond, options: argpars
     ends = sample(model, teacher_plan(100, low, high), noise=noise, cond=few)
     bottom = probe(model, cond=few, seed=options.seed).low
     found = []
-    for n in NFE:
+    for n in options.nfe:
         tried: list[tuple[Plan, GaussianStart | None]] = [(automatic(model, n, low, high), None)]
         for last in {low, bottom}:
             for first in (u * model.sigma_data for u in FIRSTS if 2 * last < u * model.sigma_data < high):
                 tried += [(automatic(model, n, last, first, knows=True), start) for start in (None, gaussian)]
-        errors = [(sample(model, p, noise=noise, cond=few, start=s) - ends).square().mean() for p, s in tried]
-        plan, start = tried[min(range(len(tried)), key=lambda i: float(errors[i]))]
+        logs = [squares(sample(model, p, noise=noise, cond=few, start=s), ends).log() for p, s in tried]
+        plan, start = tried[chosen(logs)]
         print(f"start, {n}: sigma {plan.sigmas[0]:.4g}, {'noise' if start is None else 'Gaussian'}", flush=True)
         one = entry(model, plan, "start", n)
         if start is not None:
             one = replace(one, run=partial(begun, plan, start))
         found.append(one)
     return found
+
+
+def squares(x: Tensor, ends: Tensor) -> Tensor:
+    """Mean squared error of each sample, float64."""
+    return (x.double() - ends.double()).square().flatten(1).mean(1)
+
+
+def chosen(logs: list[Tensor]) -> int:
+    """Of logarithms of paired errors the least on average, of those two standard errors below the first; or the first.
+
+    A few samples end in another mode than the teacher's whatever the plan, and would be most of a mean square.
+    """
+    below = [one - logs[0] for one in logs]
+    sure = [i for i, d in enumerate(below) if i and float(d.mean() + 2 * d.std() / math.sqrt(len(d))) < 0]
+    return min(sure, key=lambda i: float(below[i].mean()), default=0)
 
 
 def begun(plan: Plan, start: GaussianStart, model: Denoiser, noise: Tensor, cond: Cond, generator: Any) -> Tensor:
@@ -180,7 +196,8 @@ def best_single(others: list[Errors]) -> str:
 def tables(results: dict[str, Comparison]) -> str:
     """Errors by model and number of evaluations, and ratios with their geometric means."""
     text, ratios = "", []
-    for n in NFE:
+    sizes = sorted(set.intersection(*(set(result.budgets) for result in results.values())))
+    for n in sizes:
         all_ = {name: errors(result, n) for name, result in results.items()}
         text += f"\n### {n} evaluations\n\n" + head((*COLUMNS, *RATIOS))
         for name, (theirs, ours) in all_.items():
@@ -194,7 +211,7 @@ def tables(results: dict[str, Comparison]) -> str:
             cells += [told(single, theirs), told(best, theirs), *(f"{ratio[column]:.2f}" for column in RATIOS)]
             text += "| " + " | ".join(cells) + " |\n"
     text += "\n### Geometric means over the models\n\n" + head(["evaluations", *ratios[0][1]])
-    for at in (*NFE, None):
+    for at in (*sizes, None):
         row = [mean(r[key] for n, r in ratios if at in (n, None)) for key in ratios[0][1]]
         text += f"| {'all' if at is None else at} | " + " | ".join(f"{value:.2f}" for value in row) + " |\n"
     return text
@@ -236,6 +253,7 @@ def write(work: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=[], help=f"of {', '.join(NAMES)}; all of them")
+    parser.add_argument("--nfe", type=lambda v: [int(n) for n in v.split(",")], default=list(NFE))
     parser.add_argument("--noises", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=10**6)
     parser.add_argument("--solvers", type=lambda v: v.split(","), default=[], help="peers that start so")
