@@ -35,7 +35,7 @@ MIDDLE = 4.0
 CENTRE = 3.0
 """The level of theta = pi/4, in units of sigma_data."""
 UNIVERSAL_FROM = 4
-"""Of three evaluations the two are equal."""
+"""The universal plan of three evaluations was judged on no network that its fit did not know."""
 
 
 def first_level(nfe: int, low: float, high: float, *, sigma_data: float, finite_at_inf: bool) -> float:
