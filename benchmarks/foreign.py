@@ -78,8 +78,10 @@ def entries_of(model: NetworkDenoiser, name: str, cond: Cond, options: argparse.
             found.append(entry(model, scaled(relative, model.sigma_data, low, first), "held out", n))
     if options.images:
         least, most = MODELS[name]["range"] if name in MODELS else (-1, 1)
-        images = load_data(DataConfig(source=options.images)).train_images[:9000].float() / 255
-        found += started(model, (least + (most - least) * images).to(options.device), cond, options)
+        data = load_data(DataConfig(source=options.images))
+        x = (least + (most - least) * data.train_images[:9000].float() / 255).to(options.device)
+        labels = data.train_labels[:9000] if model.classes and data.train_labels is not None else None
+        found += started(model, GaussianStart.fit(x, labels=labels), cond, options)
     return found
 
 
@@ -93,11 +95,10 @@ def entry(model: NetworkDenoiser, plan: Plan, name: str, n: int) -> Entry:
     return plan_entry(model, plan, name, "its own levels", name, "logsnr", n)
 
 
-def started(model: NetworkDenoiser, images: Tensor, cond: Cond, options: argparse.Namespace) -> list[Entry]:
+def started(model: NetworkDenoiser, gaussian: GaussianStart, cond: Cond, options: argparse.Namespace) -> list[Entry]:
     """At each number of evaluations the best of `auto` and of automatic plans from lower levels, from the noise itself
     and from the data's Gaussian, with the model's smallest level and the probed one, on a few noises of their own."""
     low, high = model.sampling_range
-    gaussian = GaussianStart.fit(images)
     noise = torch.randn(FEW, *model.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(options.device)
     few = in_turn(cond, torch.arange(FEW))
     ends = sample(model, teacher_plan(100, low, high), noise=noise, cond=few)
