@@ -127,8 +127,8 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
 
     assert meta("--nfe", 3) == own.meta
     assert meta("--nfe", 3, "--guidance", 2, "--class", 1) == own.meta
-    assert meta("--nfe", 4)["solver"] == "default"  # there is no own plan of four
-    assert meta("--nfe", 6)["solver"] == "universal"
+    assert meta("--nfe", 4)["solver"] == "universal"  # there is no own plan of four
+    assert meta("--nfe", 13)["solver"] == "default"
     assert meta("--nfe", 3, "--solver", "ge")["solver"] == "ge"
     ends = facts("--nfe", 3, "--sigma-max", 19, "--sigma-min", 0.1)
     assert (ends["sigmas"][0], ends["plan"]["solver"]) == (19, "default")

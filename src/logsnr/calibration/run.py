@@ -84,7 +84,7 @@ def calibrate(
         basis: what rows combine, or "auto".
         sigma_range: (smallest, largest) level of the teacher and bounds of the plan's; "probe" finds them
             (`logsnr.probe`, with this seed); None is the denoiser's `sampling_range`.
-        n: number of noises to fit to, at least 6; half as many to select by and to report on, or all of them up
+        n: number of noises to fit to, at least 4; half as many to select by and to report on, or all of them up
             to 64.
         generator: source of the seed; or
         seed: the seed itself.

@@ -20,6 +20,8 @@ from logsnr.sampling.start import check_start
 MOST_STEPS = 20
 LATER = ("first", "gaussian")
 """Settings that the files of earlier versions do not have: written only where they are set."""
+RANKING = 220
+"""Rollouts of single noises that the smallest search may have: about a hundred built-in solvers are ranked first."""
 LEADERS = 6
 """Built-in solvers that are measured on all selection noises, and reported."""
 
@@ -70,12 +72,17 @@ class Settings:
         if self.basis not in ("auto", *BASES):
             raise unknown("basis", self.basis, ["auto", *BASES])
         for name, value, least, most in (
-            ("n", self.n, 6, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
+            ("n", self.n, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
             ("teacher", self.teacher, max(16, 2 * nfe), 1000),
             ("rollouts", self.rollouts, 40, 200),
         ):
             if not least <= value <= most:
                 raise LogsnrError(f"{name} = {value}: must be in [{least}, {most}]")
+        if nfe > 2 and self.n * self.rollouts < RANKING:
+            raise LogsnrError(
+                f"n = {self.n} with rollouts = {self.rollouts}: ranking the built-in solvers takes them whole; give "
+                f"rollouts = {math.ceil(RANKING / self.n)}, or n = {math.ceil(RANKING / self.rollouts)}"
+            )
         if not 0 < low < high < math.inf:
             raise LogsnrError(f"sigma_range = ({low}, {high}): needs 0 < smallest < largest < inf")
         if math.log(high / low) < 2 * nfe * MIN_STEP:

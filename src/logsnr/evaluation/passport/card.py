@@ -307,8 +307,9 @@ class Passport:
         return next((f for f in self.findings if f.kind == kind), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Values for JSON, without the pictures; infinities and nan as strings."""
-        return {"version": VERSION, "kind": "passport", **_plain(self)}
+        """Values for JSON, without the pictures; infinities and nan as strings; `interrupted` where it was."""
+        values = {"version": VERSION, "kind": "passport", **_plain(self)}
+        return values if self.interrupted else {k: v for k, v in values.items() if k != "interrupted"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file whole."""
