@@ -53,7 +53,7 @@ def test_a_file_keeps_it_to_the_last_bit(tmp_path) -> None:
     data = json.loads(path.read_text())
     data["version"] = 2
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="version"):
+    with pytest.raises(ValueError, match="format 2, of a newer logsnr"):
         Plan.load(path)
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import logsnr as ls
+import logsnr.adapters.scheduler
 from logsnr.evaluation.passport import Passport
 from logsnr.sampling.counted import Counted
 from logsnr.training import load_recipe, train
@@ -89,7 +90,8 @@ def test_a_calibration_is_read_from_its_resume_file(denoiser, tmp_path):
 def test_a_pipeline_and_a_scheduler_draw_what_they_drew(expected, monkeypatch):
     """The folder names `logsnr.adapters.scheduler`, which the usual import must bring in."""
     diffusers = pytest.importorskip("diffusers")
-    monkeypatch.delitem(sys.modules, "logsnr.adapters.scheduler", raising=False)
+    monkeypatch.setattr(logsnr.adapters, "scheduler", logsnr.adapters.scheduler)  # comes back after the test
+    monkeypatch.delitem(sys.modules, "logsnr.adapters.scheduler")
     from logsnr.adapters import GradientEstimationScheduler
 
     pipe = diffusers.DDPMPipeline.from_pretrained(OLD / "pipeline")

@@ -125,7 +125,8 @@ def test_names_are_no_formulas():
         assert name in encoded(figure, "svg").decode()
 
 
-def test_version_and_lists(run):
+def test_version_and_lists(run, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     code, out, _ = run("--version")
     assert (code, out) == (0, f"logsnr {application.logsnr.__version__}\n")
     code, out, _ = run("recipes")

@@ -241,17 +241,17 @@ def test_it_comes_back_from_its_file(passport, tmp_path):
     text = (tmp_path / "new" / "p.json").read_text()
     assert json.loads(text)["version"] == 1
     for broken, message in (
-        (text[:100], "not a readable passport"),
-        ("[]", "is no passport of version 1"),
-        (text.replace('"version": 1', '"version": 2'), "is no passport of version 1"),
-        (text.replace('"seed": 0', '"sead": 0'), "is damaged"),
-        (text.replace('"levels": [', '"levels": [3, ', 1), "is damaged"),
+        (text[:100], "cannot be read as a passport"),
+        ("[]", "holds a list, no mapping of names"),
+        (text.replace('"version": 1', '"version": 2'), "of a newer logsnr"),
+        (text.replace('"seed": 0', '"sead": 0'), "cannot be read as a passport"),
+        (text.replace('"levels": [', '"levels": [3, ', 1), "cannot be read as a passport"),
     ):
         (tmp_path / "broken.json").write_text(broken)
         with pytest.raises(LogsnrError, match=message) as caught:
             Passport.load(tmp_path / "broken.json")
         assert "\n" not in str(caught.value)
-    with pytest.raises(LogsnrError, match="not a readable passport"):
+    with pytest.raises(LogsnrError, match="does not exist: give the .json file"):
         Passport.load(tmp_path / "missing.json")
 
 
@@ -366,7 +366,7 @@ def test_the_command_examines_a_pipeline_on_the_data_given(tmp_path, monkeypatch
     x = ls.Pixels(17).encode(torch.cat([data.test_images, data.train_images])[:2048])
     found = Passport.load(tmp_path / "p.json")
     assert found.network.startswith("UNet2DModel")
-    by_hand = examine(ls.load(tmp_path / "tiny"), x, images=32, trajectories=2, name=str(tmp_path / "tiny"))
+    by_hand = examine(ls.load(tmp_path / "tiny"), x, images=32, trajectories=2, name="tiny")
     assert found.to_dict() == by_hand.to_dict()
     assert {f.kind for f in found.troubles} == {"undertrained"}
 

@@ -71,7 +71,18 @@ def test_python_block(block, checkout, capsys):
 def test_command_lines(checkout):
     """In this process, where torch and diffusers are loaded; one that needs little in its own, as a shell would."""
     lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("logsnr")]
-    commands = ["sample", "sample", "train", "evaluate", "passport", "compare", "calibrate", "objective", "export"]
+    commands = [
+        "sample",
+        "sample",
+        "train",
+        "evaluate",
+        "passport",
+        "compare",
+        "calibrate",
+        "objective",
+        "export",
+        "zoo",
+    ]
     assert [shlex.split(line, comments=True)[1] for line in lines] == commands
     for line in lines:
         name = line.split()[1]

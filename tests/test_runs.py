@@ -115,6 +115,14 @@ def test_a_resume_writes_the_card_that_a_kill_kept_from_the_last_checkpoint(tmp_
 # Signals
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell starts what runs in its background deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish_and_be_saved(tmp_path, digits, sig):
     train(recipe(), tmp_path / "whole", data=digits)

@@ -57,7 +57,7 @@ THREE = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))
         ({"prediction_type": "flow_prediction", "start": 1.5}, r"times in \(0, 1\]"),
         (
             {"prediction_type": "flow_prediction", "grid": "trailing"},
-            "not one of log-linear, karras, flow, beta, which this flow model has",
+            "not one of log-linear, karras, flow, angles, beta, which this flow model has",
         ),
         ({"final_sigmas_type": "none"}, "zero, sigma_min"),
         ({"plan": ls.solvers.ddim((80.0, 1.0, 0.0))}, "sigma = 80 is outside the model's range"),

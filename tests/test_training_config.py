@@ -95,7 +95,7 @@ def test_recipes_of_version_0_1_call_grey_levels_levels():
         ({"objective": {"weighting": "elbo"}}, "objective: give a preset, or both a weighting and a schedule"),
         ({"objective": {"preset": "edm", "weighting": "elbo"}}, "give a preset or a weighting"),
         ({"objective": {"preset": "edm", "logsnr": [5, -5]}}, "logsnr = [5.0, -5.0]: give [lo, hi] with lo < hi"),
-        ({"samples": {"solver": "ddim", "gamma": 1.5}}, "samples: gamma = 1.5 is of gradient estimation: leave it out"),
+        ({"samples": {"solver": "ddim", "gamma": 1.7}}, "samples: gamma = 1.7 is of gradient estimation: leave it out"),
         ({"steps": None}, "training has no end: give steps or max_seconds"),
         ({"network": {"classes": 10}}, "network.classes = 10 comes from the data: use conditional: true"),
         ({"network": {"channels": [10]}}, "network: channels 10 with norm_groups 16"),

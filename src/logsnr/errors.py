@@ -65,15 +65,15 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."
 
 
-def nearest(value: object, known: Iterable[object]) -> str:
+def nearest(value: object, known: Iterable[object], cutoff: float = 0.5) -> str:
     """The known name that a misspelt `value` most resembles, upper and lower case alike; "" if none does.
 
-    Of numbers the one least far away.
+    Of numbers the one least far away.  `cutoff` is how alike they must be, from 0 to 1.
     """
     if isinstance(value, (int, float)):
         return min(map(str, known), key=lambda number: abs(float(number) - value), default="")
     names = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=cutoff)
     return names[found[0]] if found else ""
 
 

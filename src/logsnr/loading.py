@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.errors import LogsnrError, shown
+from logsnr.errors import LogsnrError, nearest, shown
 from logsnr.files import CARD
 from logsnr.paths import expanded
 from logsnr.sampling import GaussianStart, Plan
@@ -192,7 +191,7 @@ def _seems_local(path: Path) -> bool:
     owner = path.parent.name.lower()
     here = [entry.name.lower() for entry in Path().iterdir() if entry.is_dir()] if Path().is_dir() else []
     beside = (*Path().glob(f"*/{path.name}/{CARD}.json"), *Path().glob(f"*/{path.name}/model_index.json"))
-    return owner in USUAL or bool(difflib.get_close_matches(owner, here, n=1, cutoff=0.7)) or bool(beside)
+    return owner in USUAL or bool(nearest(owner, here, cutoff=0.7)) or bool(beside)
 
 
 SOURCES: dict[str, tuple[Callable[[str], bool], Callable[[str, dict[str, Any]], Loaded]]] = {

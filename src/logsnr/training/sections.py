@@ -237,7 +237,7 @@ class SamplesConfig(Section):
 
     @model_validator(mode="after")
     def _a_plan(self) -> SamplesConfig:
-        if self.gamma not in (None, 2.0) and self._gamma is None:  # 0.1 wrote a 2 whatever the solver
+        if self.gamma not in (None, 1.5, 2.0) and self._gamma is None:  # 0.1 wrote these whatever the solver
             raise ValueError(f"gamma = {self.gamma} is of gradient estimation: leave it out with solver {self.solver}")
         self.plan(0.01, 100.0, 1.0)
         return self
