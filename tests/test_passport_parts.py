@@ -251,7 +251,7 @@ def test_it_comes_back_from_its_file(passport, tmp_path):
         with pytest.raises(LogsnrError, match=message) as caught:
             Passport.load(tmp_path / "broken.json")
         assert "\n" not in str(caught.value)
-    with pytest.raises(LogsnrError, match="does not exist: give the .json file"):
+    with pytest.raises(LogsnrError, match=r"does not exist: give the \.json file"):
         Passport.load(tmp_path / "missing.json")
 
 
