@@ -146,7 +146,7 @@ def _best(c: Comparison) -> dict[str, Any]:
             assert row.rmse is not None
             kinds.setdefault(kind, {
                 "evaluations": row.evaluations,
-                "sampler": kind if kind != "stock" else f"best stock: {row.name}",
+                "sampler": kind if kind != "stock" else f"best of all others: {row.name}",
                 "rmse": row.rmse.value,
                 **_distance(row.frechet),
             })  # fmt: skip

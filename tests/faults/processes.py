@@ -40,7 +40,7 @@ class Forked:
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status
 
-    def wait(self, seconds: float = 120.0) -> int | None:
+    def wait(self, seconds: float = 300.0) -> int | None:
         """The exit code; None if it is still running after so many seconds."""
         end = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < end:

@@ -77,7 +77,8 @@ def _calibrate(folder: Path, out: Path, again: bool) -> list[str]:
 
 
 def _compare(folder: Path, out: Path, again: bool) -> list[str]:
-    options = ["--nfe", "4,5", "-n", "64", "--features", "none", "--no-peers", "--out", str(out)]
+    few = ["--solvers", "ge,unipc", "--grids", "karras", "--features", "none", "--no-peers"]
+    options = ["--nfe", "4,5", "-n", "64", *few, "--out", str(out)]
     return ["compare", str(folder / "model"), *options]
 
 
