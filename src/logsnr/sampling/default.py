@@ -96,9 +96,9 @@ def plan_for(denoiser: Denoiser, nfe: int) -> Plan:
     """The plan of `nfe` evaluations for a denoiser about which nothing else is said; `plan.meta["solver"]` says which.
 
     The model's own (`denoiser.plans`, calibrated for it) where there is one of that number, else `auto_plan` over
-    `sampling_range`.  Guided denoisers have the plans of the model inside, made without guidance: still the better ones (zoo:fashion-mnist-classes at
-    scale 2, RMSE to the teacher at 5 and 10 evaluations: .085 and .022, of the universal plans before these .110 and
-    .027).
+    `sampling_range`.  Guided denoisers have the plans of the model inside, made without guidance: still the better ones
+    (zoo:fashion-mnist-classes at scale 2, RMSE to the teacher at 5 and 10 evaluations: .085 and .022, of the universal
+    plans of 0.1 .110 and .027).
 
     Raises:
         ValueError: if nfe is no positive number.
