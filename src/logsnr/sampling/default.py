@@ -23,7 +23,7 @@ from dataclasses import replace
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.sampling.grids import angles, flow_range
-from logsnr.sampling.plan import Plan
+from logsnr.sampling.plan import Basis, Grid, Plan
 from logsnr.sampling.solvers import ge, ipndm
 from logsnr.sampling.universal import universal_plan, universal_sizes
 
@@ -43,6 +43,11 @@ def first_level(nfe: int, low: float, high: float, *, sigma_data: float, finite_
     if finite_at_inf:
         return high
     return min(high, max(max(min(15.0 * nfe, 120.0), 8.0 * nfe) * sigma_data, 2 * low))
+
+
+def default_rows(levels: Grid, basis: Basis = "eps") -> Plan:
+    """The default's solver on levels of one's own: gradient estimation, beyond `MOST` steps iPNDM-4."""
+    return ge(levels, GAMMA, basis) if len(levels) - 1 <= MOST else ipndm(levels, 4, basis)
 
 
 def default_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, finite_at_inf: bool = True) -> Plan:
@@ -67,9 +72,9 @@ def default_plan(nfe: int, low: float, high: float, *, sigma_data: float = 1.0, 
         raise LogsnrError(f"sigma_data = {sigma_data}: must be in (0, inf); about 1 for latents, .5 for images")
     high = first_level(nfe, low, high, sigma_data=sigma_data, finite_at_inf=finite_at_inf)
     if nfe <= MOST:
-        plan = ge(flow_range(nfe, high, low, last="min", shift=MIDDLE * sigma_data), GAMMA)
+        plan = default_rows(flow_range(nfe, high, low, last="min", shift=MIDDLE * sigma_data))
     else:
-        plan = ipndm(angles(nfe, high, low, shift=CENTRE * sigma_data), 4)
+        plan = default_rows(angles(nfe, high, low, shift=CENTRE * sigma_data))
     return replace(plan, meta={**plan.meta, "solver": "default", "sigma_data": sigma_data})
 
 

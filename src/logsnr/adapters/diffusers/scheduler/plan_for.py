@@ -26,9 +26,9 @@ from logsnr.adapters.diffusers.config import Noising, limit
 from logsnr.adapters.diffusers.scheduler.grid_for import check_spacing, ends, explicit, named, shift_of
 from logsnr.noise import covers
 from logsnr.sampling import Plan, solvers
-from logsnr.sampling.default import GAMMA, MIDDLE, MOST, auto_plan
+from logsnr.sampling.default import GAMMA, MIDDLE, auto_plan, default_rows
 from logsnr.sampling.names import SOLVERS, find_solver
-from logsnr.sampling.plan import Basis, Grid, plans_from
+from logsnr.sampling.plan import Grid, plans_from
 from logsnr.sampling.universal import LARGE
 from logsnr.timesteps import TimestepTable
 
@@ -106,9 +106,7 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
             plan = automatic(config, model, asked.steps, shift)
         elif told:
             grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
-            many = auto and len(grid) - 1 > MOST  # as the default goes over to it
-            basis: Basis = "velocity" if model.flow else "eps"
-            plan = solvers.ipndm(grid, 4, basis) if many else solve(config, model, grid)
+            plan = default_rows(grid, "velocity" if model.flow else "eps") if auto else solve(config, model, grid)
         else:
             plan = solve(config, model, named(config, model, asked.steps, shift))
     check_range(plan, model)
