@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and one clear line with exit code 2 for bad input."""
 
+import errno
 import json
 import shutil
 import sys
@@ -138,6 +139,22 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
     assert (told["sigmas"], told["plan"]) == ([plan.sigmas[0], plan.sigmas[-2]], plan.meta)
     with pytest.raises(LogsnrError, match=r"has no plans \(.*plans.json is missing\): make one with logsnr calibrate"):
         ls.load_plans(tiny)
+
+
+def test_a_plan_that_no_disk_takes_is_on_stdout(run, tiny, tmp_path, monkeypatch):
+    """The search is over, the disk is full: the plan is not lost with the file."""
+    found = []
+
+    def full(plan, path):
+        found.append(plan)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(ls.Plan, "save", full)
+    out_file = tmp_path / "plan.json"
+    code, out, err = run("calibrate", tiny, "--nfe", 2, "-n", 8, "--rollouts", 40, "--out", out_file)
+    assert (code, ls.Plan.from_dict(json.loads(out))) == (2, found[0])
+    assert f"no space left on the device for {out_file}" in err
+    assert not out_file.exists()
 
 
 def test_calibrate_writes_a_plan_that_sample_runs(run, tiny, tmp_path):

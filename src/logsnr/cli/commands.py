@@ -272,7 +272,11 @@ def calibrate(
     except KeyboardInterrupt as stop:
         how = f": {support.this_command('--resume', str(keep))}" if keep and keep.exists() else ""
         raise Interrupted(f"interrupted before there was a plan{how}", signum=signal_of(stop)) from stop
-    plan.save(out)
+    try:
+        plan.save(out)
+    except OSError:
+        support.print_json(plan.to_dict())  # minutes of work: on stdout it is not lost
+        raise
     kept = support.keep_start(gaussian, plan, out)
     report = plan.meta["report"]
     if json_:
