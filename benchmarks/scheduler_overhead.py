@@ -4,7 +4,7 @@
 
 The network's answer is a stored tensor, so what is timed is `step` alone, called as pipelines call it.  Rounds
 alternate, so that a busy machine slows all; read the ratio, the median over rounds of neighbouring runs.
-Target: at most .6 of either.
+Target: at most .3 of either.
 """
 
 from __future__ import annotations

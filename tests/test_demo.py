@@ -35,7 +35,7 @@ def demos(tmp_path_factory):
     """Three small demos in one folder: one that the clock ended, another, and that one once more."""
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_run, "SAMPLES", 50)
+        patch.setattr(demo_run, "SAMPLES", 30)
         patch.setattr(demo_run, "TEACHER_STEPS", 40)
         patch.setattr(demo_run, "train_classifier", partial(train_classifier, epochs=1))
         patch.setattr(demo_run, "bits_per_dim", partial(ls.bits_per_dim, evaluations_per_image=EVALUATIONS))
@@ -71,7 +71,7 @@ def test_the_summary_counts_what_was_asked(demo):
         *((name, n) for name in ("DDIM", "GE (gamma 2)", "DDPM") for n in (5, 10, 20)),
         ("teacher (UniPC-3)", 40),
     ]
-    assert summary["samples_per_row"] == 50
+    assert summary["samples_per_row"] == 30
     assert summary["likelihood"]["held_out_images"] == 297
     assert summary["likelihood"]["grey_levels"] == 17
     assert summary["training"]["steps"] == 4

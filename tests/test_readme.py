@@ -24,7 +24,7 @@ TINY = [
 FASTER = {
     "train": shlex.join(TINY),
     "passport": "--trajectories=2",
-    "compare": "--number=2 --teacher-steps=16",
+    "compare": "--number=2 --teacher-steps=16 --solvers=ge,unipc,DDIM",
     "calibrate": "--rollouts=40",
 }
 """Options that make a line of the README quick; all else of it runs as it stands."""

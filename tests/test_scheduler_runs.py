@@ -205,6 +205,47 @@ def test_what_is_kept_of_runs_is_bounded(monkeypatch) -> None:
     assert len(kept) == 4
 
 
+def test_a_forgotten_estimate_makes_room_for_the_next() -> None:
+    """Its memory is written again, not freed: new pages cost more than arithmetic.  The states handed out are new."""
+    scheduler = made(solver="ipndm")
+    scheduler.set_timesteps(9)
+    kept, places, x = scheduler._current._runs, set(), state()
+    out = []
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(network(x, t), t, x, return_dict=False)[0]
+        out.append((x, x.clone()))
+        places |= {estimate.data_ptr() for estimate in kept[0].history if estimate is not None}
+    assert len(places) == 3
+    assert all(torch.equal(now, then) for now, then in out)
+    assert not places & {x.data_ptr() for x, _ in out}
+
+
+@pytest.mark.parametrize("options", [{"gamma": 2.0}, {"solver": "ipndm"}])
+def test_gradients_flow_through_a_whole_loop(options) -> None:
+    """Nothing that a gradient needs is written over.  With F = z/2 the end is linear: grad . x = v . end(x)."""
+    scheduler = made("v_prediction", **options)
+    x = state().double().requires_grad_()
+    v = state(1).double()
+
+    def end(z: Tensor) -> Tensor:
+        scheduler.set_timesteps(7)
+        for t in scheduler.timesteps:
+            z = scheduler.step(0.5 * z, t, z, return_dict=False)[0]
+        return z
+
+    end(x).backward(v)
+    assert torch.allclose((x.grad * x).sum(), (v * end(x.detach())).sum(), rtol=1e-12)
+
+
+def test_inference_mode_may_end_in_the_middle_of_a_loop() -> None:
+    scheduler = made(solver="ipndm")
+    scheduler.set_timesteps(8)
+    whole = loop(scheduler, state(), scheduler.timesteps)
+    with torch.inference_mode():
+        half = loop(scheduler, state(), scheduler.timesteps[:5])
+    assert torch.equal(loop(scheduler, half.clone(), scheduler.timesteps[5:]), whole)
+
+
 def test_a_late_start_beside_a_run_that_was_given_up() -> None:
     """Skipping a step is an error; a pipeline that says where it begins may begin there."""
     scheduler = made(gamma=2.0)

@@ -1,12 +1,6 @@
 """Trajectories: everything that one `set_timesteps` call made, the runs along it, and which of them a step belongs to.
 
-A trajectory is a plan, its timesteps on a device, and for every start k the arithmetic of `plan.tail(k)`:
-
-    state' = A state + B F + sum_{j>=1} C_j e_{i-j} + N w,        e_i = P state + Q F
-
-with F the network's output and e_i the estimate in the plan's basis.  A, B, C, N, P and Q are host floats: `sample`'s
-update, the prediction's row and the state's scale multiplied out in float64.  A step is a few fused multiply-adds and
-reads nothing back from the device.
+A trajectory is a plan, its timesteps on a device, and for every start k the arithmetic of `plan.tail(k)`.
 
 A run is one loop over the timesteps: the index it expects next, and its estimates.  Which run a call belongs to is
 told by the state it brings: the very tensor that the run's last step returned.  A pipeline that has replaced the state
@@ -25,7 +19,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +26,10 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from logsnr.adapters.diffusers.config import Noising
+from logsnr.adapters.diffusers.scheduler.arithmetic import Arithmetic, arithmetic_of, combined, stored
 from logsnr.adapters.diffusers.scheduler.plan_for import with_eta
 from logsnr.noise import alpha_s
-from logsnr.sampling.loop import updates
-from logsnr.sampling.plan import Basis, Plan
+from logsnr.sampling.plan import Plan
 
 Draw = Callable[[Tensor], Tensor]
 """Noise like a state, from the pipeline's generator."""
@@ -45,21 +38,6 @@ RUNS = 64
 """Runs that a trajectory keeps."""
 TRAJECTORIES = 32
 """Trajectories that a scheduler keeps for lookups by value."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """One step as host floats (module docstring), and what a changed x0 needs: the step in terms of z, x0 and eps."""
-
-    state: float
-    output: float
-    terms: tuple[tuple[int, float], ...]  # (position in the history, C)
-    noise: float
-    store: tuple[float, float] | None  # (P, Q), where a later step reads this estimate
-    basis: Basis
-    keep: float  # weight of the state alpha x0 + s eps, itself in z
-    gain: float  # weight of this estimate, in the step's basis
-    step_basis: Basis
 
 
 class Run:
@@ -176,18 +154,22 @@ class Trajectory:
         start = 0 if run is None else run.start
         step = (run.arithmetic if run is not None and eta == 0 else self.program(start, eta))[index - start]
         state = sample if sample.dtype in (torch.float32, torch.float64) else sample.to(torch.float32)
+        history = [] if run is None else run.history
+        estimate = None
         if self.limit is None:
-            estimate = None if step.store is None else _combine(step.store, state, output)
-            moved = state * step.state if state is sample else state.mul_(step.state)
-            moved.add_(output, alpha=step.output)
+            moved = (state * step.state).add_(output, alpha=step.output)
         else:
             moved, estimate = self._limited(index, step, output, state)
         for position, weight in step.terms:
-            past = None if run is None else run.history[position]
+            past = history[position]
             assert past is not None
             moved.add_(past, alpha=weight)
         if step.noise:
             moved.add_(draw(moved), alpha=step.noise)
+        if estimate is None and step.store is not None:
+            # Last of all, since it goes where the estimate lay that no later step reads.
+            spare = history[-1] if len(history) == self._kept else None
+            estimate = stored(step.store, state, output, spare)
         return moved if moved.dtype == sample.dtype else moved.to(sample.dtype), estimate
 
     def denoised(self, index: int, output: Tensor, sample: Tensor) -> Tensor:
@@ -240,7 +222,7 @@ class Trajectory:
         known = self._programs.get((start, eta))
         if known is None:
             plan = self.plan if eta == 0 else with_eta(self.plan, eta)
-            known = _arithmetic(plan.tail(start), self.model)
+            known = arithmetic_of(plan.tail(start), self.model, self.limit is not None)
             if len(self._programs) > RUNS:
                 self._programs.clear()
             self._programs[start, eta] = known
@@ -252,7 +234,7 @@ class Trajectory:
         alpha, s = alpha_s(sigma)
         k = self.model.scale(sigma)
         (a_z, a_F), (b_z, b_F) = self.model.prediction.x0_row(alpha, s), self.model.prediction.eps_row(alpha, s)
-        return _combine((a_z / k, a_F), state, output), _combine((b_z / k, b_F), state, output)
+        return combined((a_z / k, a_F), state, output), combined((b_z / k, b_F), state, output)
 
     def _limited(self, index: int, step: Arithmetic, output: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """The step with a limited x0: eps is kept, as DDIM does, and the state becomes alpha x0 + s eps."""
@@ -349,46 +331,3 @@ def some(labels: list[float]) -> str:
     if len(labels) <= 6:
         return ", ".join(f"{label:g}" for label in labels)
     return ", ".join(f"{label:g}" for label in labels[:3]) + f" ... {labels[-1]:g}"
-
-
-def _combine(row: tuple[float, float], state: Tensor, output: Tensor) -> Tensor:
-    """c_1 state + c_2 F in a new tensor of the state's dtype."""
-    c1, c2 = row
-    if c1 == 0:
-        return output.to(state.dtype, copy=True) if c2 == 1 else output.to(state.dtype) * c2
-    return (state * c1).add_(output, alpha=c2)
-
-
-def _arithmetic(plan: Plan, model: Noising) -> list[Arithmetic]:
-    """Every step of a plan, multiplied out for a model."""
-    steps = updates(plan)
-    read = {i - j for i, step in enumerate(steps) for j, w in enumerate(step.weights) if j and w != 0}
-    out = []
-    for i, step in enumerate(steps):
-        sigma, target = plan.sigmas[i], plan.sigmas[i + 1]
-        alpha, s = alpha_s(sigma)
-        k, k_ = model.scale(sigma), model.scale(target)
-
-        def row(basis: Basis, alpha: float = alpha, s: float = s, k: float = k) -> tuple[float, float]:
-            needs_x0, needs_eps = basis != "eps", basis != "x0"
-            x_z, x_F = model.prediction.x0_row(alpha, s) if needs_x0 else (0.0, 0.0)
-            e_z, e_F = model.prediction.eps_row(alpha, s) if needs_eps else (0.0, 0.0)
-            sign = -1.0 if basis == "velocity" else 1.0
-            return (e_z + sign * x_z) / k, e_F + sign * x_F
-
-        z_weight, F_weight = row(step.basis)
-        keep, gain = k_ * step.rescale * step.keep, k_ * step.rescale * step.weights[0]
-        out.append(
-            Arithmetic(
-                state=keep / k + gain * z_weight,
-                output=gain * F_weight,
-                terms=tuple((j - 1, k_ * step.rescale * w) for j, w in enumerate(step.weights) if j and w != 0),
-                noise=k_ * step.noise,
-                store=row(plan.basis) if i in read else None,
-                basis=plan.basis,
-                keep=keep,
-                gain=gain,
-                step_basis=step.basis,
-            )
-        )
-    return out
