@@ -9,7 +9,7 @@ import numpy as np
 import odd_images
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch.overrides import TorchFunctionMode
 
 from logsnr import load
@@ -37,6 +37,34 @@ def test_one_file_is_one_picture(tmp_path):
     assert found.mode == "RGBA"
     assert found.said == ("turned as their EXIF says", "transparent, laid on black")
     assert np.array_equal(found.pixels, np.rot90(odd_images.OVER["black"], -1).transpose(2, 0, 1))
+
+
+def swapped() -> bytes:
+    """sRGB under another name, with red and green exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    entries = {bytes(profile[i : i + 4]): i for i in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12)}
+    red, green = (slice(entries[name] + 4, entries[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "rsGB".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored", "seen"),
+    [("RGB", (255, 0, 0), (0, 255, 0)), ("RGBA", (0, 200, 0, 255), (200, 0, 0)), ("RGBA", (9, 9, 9, 0), (0, 0, 0))],
+)
+def test_colours_are_those_of_their_profile(mode, stored, seen, tmp_path):
+    picture = Image.new(mode, (4, 4), stored)
+    picture.save(tmp_path / "a.png", icc_profile=swapped())
+    found = read_image(tmp_path / "a.png", background="black")
+    assert np.abs(found.pixels[:, 1, 1].astype(int) - seen).max() <= 1
+    assert found.said[0] == "of another colour profile, made sRGB"
+    # sRGB itself changes nothing, and says nothing; what is no profile is said
+    picture = Image.new("RGB", (4, 4), (12, 34, 56))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile, said in ((srgb, ()), (b"none", ("with a colour profile that cannot be read, taken for sRGB",))):
+        picture.save(tmp_path / "b.png", icc_profile=profile)
+        found = read_image(tmp_path / "b.png")
+        assert (found.pixels[:, 1, 1].tolist(), found.said) == ([12, 34, 56], said)
 
 
 def test_what_was_read_is_said_in_a_line(tmp_path):

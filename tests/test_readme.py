@@ -92,7 +92,7 @@ def test_command_lines(checkout):
             assert done.returncode == 0, done.stderr
         else:
             command(f"{line.split('#')[0]} {FASTER.get(name, '')}")
-    for file in ("samples.png", "boots.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
+    for file in ("samples.png", "bags.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
         assert (checkout / file).exists()
 
 

@@ -102,6 +102,8 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path, digits,
     summary = train(recipe(**changes), tmp_path / "cut", resume=True, data=digits)
     assert (summary.resumed_from, summary.steps) == (6, 12)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    again = train(recipe(**changes), tmp_path / "cut", resume=True, data=digits)
+    assert str(again) == "nothing to do: all 12 steps were taken before (--set steps=N takes more)"
 
 
 def test_a_resume_in_the_middle_of_a_line_of_metrics(tmp_path, digits):
@@ -526,7 +528,7 @@ def test_training_learns_what_can_be_computed(tmp_path):
 
 
 def adaptive(importance, **changes):
-    section = {"importance": importance, "true_every": 2, "true_samples": 2}
+    section = {"importance": importance, **({"true_every": 2, "true_samples": 2} if importance == "gradient" else {})}
     return recipe(
         objective={"weighting": "elbo", "logsnr": [-8, 8], "adaptive": section},
         steps=7,
@@ -534,6 +536,14 @@ def adaptive(importance, **changes):
         checkpoint_every=3,
         **changes,
     )
+
+
+@pytest.mark.parametrize("importance", ["error", "auto"])
+def test_what_only_the_gradient_needs_is_refused_elsewhere(tmp_path, digits, importance):
+    section = {"importance": importance, "true_every": 7}
+    objective = {"weighting": {"name": "sigmoid", "bias": 2.0}, "logsnr": [-8, 8], "adaptive": section}
+    with pytest.raises(LogsnrError, match=r"objective.adaptive.true_every = 7 is of importance: gradient"):
+        train(recipe(objective=objective), tmp_path, data=digits)
 
 
 @pytest.mark.parametrize(

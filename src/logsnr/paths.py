@@ -1,9 +1,18 @@
-"""Paths as people write them: the one place where `~` is read, for options, recipes and calls alike."""
+"""Paths as people write them, the one place where `~` is read; and where the bundled recipes lie."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")
+"""Where bundled recipes lie: in an installed package, and in a checkout."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the library."""
+    return sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

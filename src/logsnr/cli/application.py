@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 import logsnr
 from logsnr.cli.guard import Stopped, guarded
 from logsnr.interrupts import raised
+from logsnr.paths import recipe_names
 from logsnr.terminal import console
 from logsnr.zoo import PREFIX, names
 
@@ -79,6 +80,11 @@ def note(text: str) -> None:
 def models(incomplete: str) -> list[str]:
     """Models of the zoo that begin so, for the shell; folders it completes by itself."""
     return [name for name in (f"{PREFIX}{known}" for known in names()) if name.startswith(incomplete)]
+
+
+def recipe_stems(incomplete: str) -> list[str]:
+    """Bundled recipes that begin so, for the shell."""
+    return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed
+from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed, recipe_stems
 from logsnr.terminal import console
 
 
@@ -39,7 +39,11 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or the name of a bundled one: digits, fashion_mnist, cifar10_small.")
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a bundled one: digits, fashion_mnist, cifar10_small.",
+            autocompletion=recipe_stems,
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue exactly where the last checkpoint ends.")] = False,

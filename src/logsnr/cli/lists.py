@@ -28,8 +28,8 @@ def recipes(json_: Json = False) -> None:
     Example: logsnr recipes
     """
     from logsnr.cli import support
+    from logsnr.paths import recipe_names
     from logsnr.training import load_recipe
-    from logsnr.training.config import recipe_names
 
     found = {name: load_recipe(name) for name in recipe_names()}
     facts: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ from logsnr.errors import LogsnrError, one_line, shown, unknown
 from logsnr.models.base import NetworkConfig
 from logsnr.models.networks import NETWORKS, AnyNetworkConfig
 from logsnr.models.unet import UNetConfig
+from logsnr.paths import RECIPES, recipe_names
 from logsnr.reading import LARGEST_YAML, check_format, parse_yaml, read_text
 from logsnr.training.sections import (
     AdaptiveConfig,
@@ -35,7 +36,6 @@ from logsnr.training.sections import (
 )
 
 __all__ = [
-    "RECIPES",
     "AdaptiveConfig",
     "DataConfig",
     "EMAConfig",
@@ -49,9 +49,6 @@ __all__ = [
     "recipe_from",
 ]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes")
-"""Where bundled recipes lie: in an installed package, and in a checkout."""
 FORMAT = 1
 """Version of recipes; one may say which it is of, as `format: 1`."""
 
@@ -155,11 +152,6 @@ def recipe_from(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise LogsnrError(f"{name}: " + "; ".join(_explain(dict(item), values) for item in error.errors())) from error
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the library."""
-    return sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
 
 
 def _bundled(name: str) -> Path | None:

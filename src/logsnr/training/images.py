@@ -1,6 +1,7 @@
 """Images: what one file means as a picture.
 
-    as a person sees it      turned as its EXIF says, 8 bits per channel, transparency laid on a background
+    as a person sees it      turned as its EXIF says, its colour profile made sRGB, 8 bits per channel, transparency
+                             laid on a background
     as a network wants it    grey or RGB, its central square, resized
 
 What has no one meaning is refused: 32-bit integers and floats name no white, LAB no RGB.  Whatever was done that nobody
@@ -9,6 +10,7 @@ asked for is said: `Picture.said` names it, in words that follow a count of file
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile, TiffImagePlugin
+from PIL import Image, ImageCms, ImageColor, ImageFile, TiffImagePlugin
 
 from logsnr.errors import LogsnrError, one_line
 
@@ -114,6 +116,7 @@ def read_image(file: Path, *, channels: int = 3, size: int | None = None, backgr
         said.append("turned as their EXIF says")
         if opened.format != "TIFF":
             image = image.transpose(_TURNS[turn])
+    image = _plain(image, opened.info.get("icc_profile"), said.append)
     image = _opaque(image, file, background, said.append)
     if image.mode in ("CMYK", "YCbCr"):
         said.append(f"{image.mode}, made RGB")
@@ -178,6 +181,28 @@ def _narrowed(image: ImageFile.ImageFile, file: Path, say: Callable[[str], None]
     if image.mode not in _PLAIN:
         raise LogsnrError(f"{file} holds {image.mode} values, which are not read: save it as RGB or grey")
     return image
+
+
+def _plain(image: Image.Image, profile: bytes | None, say: Callable[[str], None]) -> Image.Image:
+    """The image in sRGB, where it brings a profile of colours that are others: a photo's Display P3, a print's CMYK."""
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        flat, alpha = image, None
+        if image.mode in ("RGBA", "LA"):
+            flat, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+        seen = ImageCms.profileToProfile(flat, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        say("with a colour profile that cannot be read, taken for sRGB")
+        return image
+    assert seen is not None
+    if alpha is not None:
+        seen.putalpha(alpha)
+    say("of another colour profile, made sRGB")
+    return seen
 
 
 def _opaque(image: Image.Image, file: Path, background: str, say: Callable[[str], None]) -> Image.Image:

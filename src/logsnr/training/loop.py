@@ -59,6 +59,8 @@ class Summary:
     objective: WeightedELBO
 
     def __str__(self) -> str:
+        if self.steps == self.resumed_from:
+            return f"nothing to do: all {self.steps} steps were taken before (--set steps=N takes more)"
         return (
             f"{self.steps} steps in {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s, "
             f"loss {self.loss:.4f} nats per dimension"

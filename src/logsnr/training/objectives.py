@@ -95,6 +95,13 @@ def _adaptive(
     importance = config.importance
     if importance == "auto":
         importance = "gradient" if isinstance(weighting, ELBO) else "error"
+    if importance == "error":
+        for name, field in (("true_every", config.true_every), ("true_samples", config.true_samples)):
+            if field not in (0, AdaptiveConfig.model_fields[name].default):
+                raise LogsnrError(
+                    f"objective.adaptive.{name} = {field} is of importance: gradient, and this density is learned from "
+                    "the error: leave it out, or set objective.adaptive.importance: gradient"
+                )
     try:
         return Adaptive(
             start,
