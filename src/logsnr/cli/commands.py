@@ -1,8 +1,7 @@
-"""Commands: `logsnr demo | train | sample | calibrate | evaluate | export`."""
+"""Commands: `logsnr demo | train | calibrate | evaluate | export`."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -74,134 +73,6 @@ def train(
         support.print_json({"folder": str(folder), **summary.to_dict()})
     else:
         print(f"{folder}: {summary}")
-
-
-UNASKED = ("auto", None, None, "log-linear")
-"""solver, gamma, order and grid of `sample` where nothing was asked for."""
-
-
-@app.command(cls=Named)
-def sample(
-    model: Model,
-    nfe: Annotated[
-        int | None, typer.Option(help="Network evaluations per image [default: 10].", min=1, max=10_000)
-    ] = None,
-    solver: Annotated[
-        str,
-        typer.Option(
-            help="{solvers}, or one with its options as `logsnr compare` names it, e.g. DPM++(3M) "
-            "[default: the model's own plan of that many evaluations, else the best known; ge where a grid is named]."
-        ),
-    ] = "auto",
-    gamma: Annotated[float | None, typer.Option(help="Gradient estimation's gamma; 1 is DDIM [default: 2].")] = None,
-    order: Annotated[int | None, typer.Option(help="Order of a multistep solver [default: its own].")] = None,
-    grid: Annotated[str, typer.Option(help="Spacing of the noise levels: {grids}.")] = "log-linear",
-    sigma_max: Annotated[float | None, typer.Option(help="First noise level [default: the model's range].")] = None,
-    sigma_min: Annotated[
-        float | None, typer.Option(help="Last noise level before 0 [default: the model's range].")
-    ] = None,
-    range_: Range = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan file (JSON) instead of solver, nfe and gamma.")] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="The Gaussian start of a plan that needs one [default: start.safetensors beside the plan]."),
-    ] = None,
-    n: Annotated[int, typer.Option("--number", "-n", help="How many images.", min=1)] = 64,
-    class_: Annotated[
-        str | None, typer.Option("--class", help="Class of a class-conditional model: its name or number.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Of a diffusers pipeline: a text, or a class's name.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
-    guidance: Annotated[
-        float,
-        typer.Option(help="Classifier-free guidance in diffusers' scale; 1 is none, else two evaluations a step."),
-    ] = 1.0,
-    null_class: Annotated[
-        int | None, typer.Option(help="Of a class-conditional pixel pipeline: the class that stands for none.")
-    ] = None,
-    chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
-    seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="A .png picture, or .npy grey levels.")] = Path("samples.png"),
-    json_: Json = False,
-) -> None:
-    """Sample images from a trained model: a run, or a diffusers pipeline.
-
-    Example: logsnr sample zoo:digits --nfe 5 -n 64 --out samples.png
-
-    Example: logsnr sample pipelines/sd --prompt "a red fox" --guidance 5 -n 4 --out fox.png
-    """
-    import torch
-
-    from logsnr.cli import support
-    from logsnr.errors import LogsnrError
-    from logsnr.sampling import Plan, evaluations, plan_for
-    from logsnr.sampling import sample as run
-    from logsnr.sampling.default import auto_plan
-    from logsnr.writing import check_output
-
-    if out.suffix not in (".png", ".npy"):
-        raise LogsnrError(f"--out {out}: the suffix must be .png (a picture) or .npy (uint8 grey levels)")
-    out = check_output(out)
-    if plan is not None:
-        wishes = {"solver": None if solver == "auto" else solver, "grid": None if grid == "log-linear" else grid}
-        support.alone(plan, nfe=nfe, sigma_max=sigma_max, sigma_min=sigma_min, gamma=gamma, order=order, **wishes)
-    nfe = 10 if nfe is None else nfe
-    denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
-    label = support.class_of(denoiser, class_)
-    if range_ is not None:
-        if plan is not None or sigma_min is not None or sigma_max is not None:
-            raise LogsnrError(f"--range {range_} with --plan, --sigma-min or --sigma-max: give one of them")
-        few = support.sampled_condition(denoiser, label, prompt, 12)
-        sigma_min, sigma_max = support.asked_range(guided, range_, few, seed) or (None, None)
-    if plan:
-        chosen = Plan.load(plan)
-    elif (solver, gamma, order, grid) != UNASKED:
-        chosen = support.solver_plan(denoiser, nfe, grid, sigma_max, sigma_min, solver, gamma, order)
-    elif sigma_min is None and sigma_max is None:
-        chosen = plan_for(denoiser, nfe)
-    else:
-        low, high = denoiser.sampling_range
-        chosen = auto_plan(
-            nfe,
-            low if sigma_min is None else sigma_min,
-            high if sigma_max is None else sigma_max,
-            sigma_data=denoiser.sigma_data,
-            finite_at_inf=sigma_max is not None or denoiser.finite_at_inf,
-            dim=denoiser.dim,
-        )
-    generator = torch.Generator().manual_seed(seed)
-    cond = support.sampled_condition(denoiser, label, prompt, n)
-    noise = torch.randn(n, *denoiser.shape, generator=generator)
-    gaussian = support.start_of(start, plan, chosen)
-    began = time.perf_counter()
-    x = run(
-        guided,
-        chosen,
-        noise=noise,
-        generator=generator,
-        cond=cond,
-        start=gaussian,
-        chunk=chunk,
-        progress=not hushed(json_),
-    )
-    seconds = time.perf_counter() - began
-    spent = evaluations(guided, chosen)
-    support.write_images(x, denoiser, out)
-    facts = {
-        "out": str(out),
-        "images": n,
-        "nfe": chosen.nfe,
-        "evaluations": spent,
-        "guidance": guidance,
-        "plan": chosen.meta,
-        "sigmas": [chosen.sigmas[0], chosen.sigmas[-2]],
-        "seed": seed,
-        "seconds_per_image": seconds / n,
-    }
-    if json_:
-        support.print_json(facts)
-    else:
-        print(f"{out}: {n} images, {spent} evaluations each, {seconds / n * 1e3:.1f} ms per image")
 
 
 @app.command(cls=Named)
