@@ -9,9 +9,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test coverage lint bench faults clean
+.PHONY: help demo test test-device coverage lint bench faults clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "logsnr needs Python 3.11 or newer")'
@@ -39,6 +39,10 @@ test: lint ## lint, type-check and test (at most 8 minutes on two cores)
 
 coverage: $(DEV) ## the tests again, and which lines they reach (at least 90 %); a minute longer
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+# LOGSNR_DEVICE=cuda:1 takes another device.
+test-device: $(DEV) ## checks on this machine's accelerator: equal to the CPU, half precision, compiled, speed (minutes)
+	$(BIN)/pytest -s tests/device_checks.py
 
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/import_time.py

@@ -10,8 +10,8 @@ import logsnr
 
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
-    ["errors", "interrupts", "paths", "noise", "pixels", "images", "terminal", "theory", "projection"],
-    ["reading", "writing", "gaussian", "timesteps", "zoo"],
+    ["errors", "interrupts", "paths", "noise", "pixels", "images", "terminal", "theory", "projection", "estimate"],
+    ["reading", "writing", "devices", "gaussian", "timesteps", "zoo"],
     ["files", "predictions", "schedules"],
     ["weightings", "denoiser"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],

@@ -141,6 +141,39 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
         ls.load_plans(tiny)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample {} --nfe 2 -n 4 --out a.png",
+        "evaluate {} --evaluations 8 --limit 8",
+        "compare {} --nfe 1 -n 2 --solvers ge --no-peers --features pixels --teacher-steps 16",
+        "calibrate {} --nfe 1 -n 4 --rollouts 40",
+        "passport {} --images 32 --trajectories 2 --out p.html",
+    ],
+)
+def test_every_command_takes_a_device_and_a_precision(tiny, run, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"TEACHER": 12, "NFES": (4,), "GAMMA_STEPS": 3}.items():
+        monkeypatch.setattr(f"logsnr.evaluation.passport.trajectories.{name}", value)
+    command = [word.format(tiny) for word in line.split()]
+    code, out, err = run(*command, "--device", "cpu", "--dtype", "bf16", "--json")
+    assert code == 0, err
+    assert json.loads(out)
+    for option, value, words in (
+        ("--device", "cuda:99", "this machine has"),
+        ("--dtype", "int8", "is not one of fp32"),
+    ):
+        code, _, err = run(*command, option, value)
+        assert (code, err.count("\n")) == (2, 1)
+        assert words in err
+
+
+def test_a_network_is_compiled_in_place():
+    denoiser = ls.load("zoo:digits", compile=True)
+    assert denoiser.network._compiled_call_impl is not None
+    assert set(denoiser.state_dict()) == set(ls.load("zoo:digits").state_dict())
+
+
 def test_a_plan_that_no_disk_takes_is_on_stdout(run, tiny, tmp_path, monkeypatch):
     """The search is over, the disk is full: the plan is not lost with the file."""
     found = []

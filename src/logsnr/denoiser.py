@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.errors import unknown
+from logsnr.estimate import Estimate as Estimate
+from logsnr.estimate import Lazy as Lazy
 from logsnr.noise import alpha_s, covers, per_sample
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, Prediction
 
-Lazy = Tensor | Callable[[], Tensor]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -32,56 +34,6 @@ def _constant_when_compiled(function: _F) -> _F:
     """`torch.compiler.assume_constant_result`, without loading the whole compiler when this module is imported."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
-
-
-class Estimate:
-    """What a denoiser says of a noisy state: `x0`, `eps` and `velocity`, each `[B, *shape]`, formed when asked for.
-
-    Args:
-        x0: the estimate of E[x | z], or a function that forms it.
-        eps: the estimate of E[eps | z], or a function that forms it.
-        velocity: eps - x0, where it has a shorter form than the difference.
-        state: None where `z = alpha x0 + s eps` holds, as for every plain denoiser; else the state
-            `alpha x0 + s eps` that a sampler continues from in place of z (CFG++ renoises with another eps).
-    """
-
-    __slots__ = ("_eps", "_state", "_velocity", "_x0")
-
-    def __init__(self, x0: Lazy, eps: Lazy, velocity: Lazy | None = None, state: Lazy | None = None) -> None:
-        self._x0 = x0
-        self._eps = eps
-        self._velocity = velocity
-        self._state = state
-
-    @property
-    def x0(self) -> Tensor:
-        """The denoised sample, an estimate of E[x | z]."""
-        if not isinstance(self._x0, Tensor):
-            self._x0 = self._x0()
-        return self._x0
-
-    @property
-    def eps(self) -> Tensor:
-        """The noise, an estimate of E[eps | z]."""
-        if not isinstance(self._eps, Tensor):
-            self._eps = self._eps()
-        return self._eps
-
-    @property
-    def velocity(self) -> Tensor:
-        """The velocity eps - x0 of the flow path."""
-        if self._velocity is None:
-            self._velocity = self.eps - self.x0
-        elif not isinstance(self._velocity, Tensor):
-            self._velocity = self._velocity()
-        return self._velocity
-
-    @property
-    def state(self) -> Tensor | None:
-        """None, or the state to continue from in place of z."""
-        if self._state is not None and not isinstance(self._state, Tensor):
-            self._state = self._state()
-        return self._state
 
 
 class Denoiser(nn.Module, ABC):
@@ -150,6 +102,12 @@ class Denoiser(nn.Module, ABC):
                 "this denoiser has no pixel codec: give it one, pixels=Pixels(grey_levels), or work with x"
             )
         return self.pixels
+
+    @property
+    def device(self) -> torch.device:
+        """Where its numbers lie, and where states are brought: that of its first parameter or buffer, else the CPU."""
+        numbers = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if numbers is None else numbers.device
 
     @property
     def dim(self) -> int:

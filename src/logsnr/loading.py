@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
+from logsnr.devices import find_device, find_dtype
 from logsnr.errors import LogsnrError, nearest, shown
 from logsnr.files import CARD
 from logsnr.paths import expanded
@@ -32,7 +34,8 @@ def load(
     size: Size | None = None,
     null_class: int | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,
 ) -> Loaded:
     """A trained denoiser in eval mode, with `.encode`, `.decode`, its `.card`, its `.plans` and the `.start` they need.
 
@@ -49,8 +52,9 @@ def load(
             where the network is told the scale (Flux dev).
         size: height and width in pixels; None for the pipeline's own.
         null_class: of a class-conditional UNet2DModel, the class that stands for none.
-        device: where it runs; None for the CPU.
-        dtype: of the weights; states stay in at least float32.
+        device: where it runs: "auto" for this machine's accelerator, "cpu", "cuda:0", "mps"; None for the CPU.
+        dtype: of the weights, a dtype or "fp32", "bf16", "fp16"; states stay in at least float32.
+        compile: let torch.compile make the network faster, at the price of a minute at its first call of each shape.
 
     Returns:
         A `NetworkDenoiser` for a run, a `PipelineDenoiser` for a pipeline.
@@ -64,8 +68,8 @@ def load(
         "guidance": guidance,
         "size": size,
         "null_class": null_class,
-        "device": device,
-        "dtype": dtype,
+        "device": None if device is None else find_device(device),
+        "dtype": find_dtype(dtype),
     }
     options = {name: value for name, value in given.items() if value is not None}
     text = str(source)
@@ -75,6 +79,8 @@ def load(
         raise LogsnrError(f"{shown(text)} cannot be read ({error.strerror}): check the path") from error
     if loader is not None:
         denoiser = loader(text, options)
+        if compile:
+            network_of(denoiser).compile()  # in place: its name and weights stay
         file = plans_file(text)
         denoiser.plans = plans_from(file) if file.is_file() else {}
         beside = file.with_name(zoo.START)
@@ -90,6 +96,11 @@ def load(
         f"{text!r} is not the folder of a run (no {CARD}.json){_nearby(Path(text))}; give one of: {', '.join(SOURCES)}"
         f"{hub}"
     )
+
+
+def network_of(denoiser: Loaded) -> nn.Module:
+    """The network inside."""
+    return denoiser.network if isinstance(denoiser, NetworkDenoiser) else denoiser.plain.network
 
 
 def _is_run(source: str) -> bool:

@@ -22,6 +22,7 @@ from logsnr.calibration.rollout import TAIL, Begin, Metric, Noises, squares, tem
 from logsnr.calibration.settings import LEADERS, Settings
 from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
+from logsnr.devices import on
 from logsnr.sampling.batches import Cond, in_turn
 from logsnr.sampling.counted import Counted
 from logsnr.sampling.gaussian import GaussianStart
@@ -181,7 +182,7 @@ def draw(trial: Trial, purpose: str) -> tuple[Tensor, Cond]:
     size = settings.n if purpose == "fit" else settings.fewer
     noise = first_noise(trial.teacher, None, size, generator)
     first = PURPOSES.index(purpose) * settings.n
-    return noise, in_turn(trial.cond, torch.arange(first, first + size))
+    return noise, on(in_turn(trial.cond, torch.arange(first, first + size)), noise.device)
 
 
 def as_tensor(values: list[Any]) -> Tensor:

@@ -96,6 +96,13 @@ Range = Annotated[
         help="First and last noise level: LOW,HIGH, or probe to find where the model is of use [default: all].",
     ),
 ]
+Device = Annotated[
+    str, typer.Option(help="Where the network runs: auto (this machine's accelerator, if any), cpu, cuda, cuda:1, mps.")
+]
+Dtype = Annotated[str, typer.Option(help="Precision of the network alone: fp32, bf16 or fp16; states stay in fp32.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Let torch.compile make the network faster; its first call takes a minute.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=-(2**63), max=2**63 - 1)]
 
 

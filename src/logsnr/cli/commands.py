@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed, recipe_stems
+from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Named, Range, Seed, app, hushed, recipe_stems
 from logsnr.terminal import console
 
 
@@ -101,6 +101,9 @@ def calibrate(
         Path | None, typer.Option(help="JSON of `logsnr passport`: stay in its usable range of noise levels.")
     ] = None,
     range_: Range = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    compile_: Compile = False,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -120,7 +123,7 @@ def calibrate(
     keep = None if is_stream(out) else out.with_suffix(".measured.json")
     if resume is not None:
         keep = check_output(resume, "--resume")
-    denoiser = support.run_denoiser(model)
+    denoiser = support.run_denoiser(model, support.place(device, dtype, compile_))
     if range_ is not None:
         usable = support.asked_range(denoiser, range_, support.condition(denoiser, None, 12), seed)
     if passport is not None:
@@ -177,6 +180,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Use only the first images of the held-out set.", min=1)] = None,
     logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,
     logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the bound's range.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    compile_: Compile = False,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -190,7 +196,7 @@ def evaluate(
     from logsnr.cli.data import held_out_images
     from logsnr.likelihood import bits_per_dim, default_logsnr_range
 
-    denoiser = support.run_denoiser(model)
+    denoiser = support.run_denoiser(model, support.place(device, dtype, compile_))
     images, pixels, cond, train = held_out_images(denoiser, data, limit, quiet=hushed(json_))
     lo, hi = default_logsnr_range(pixels)
     result = bits_per_dim(

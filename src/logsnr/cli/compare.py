@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed, note
+from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Named, Range, Seed, app, hushed, note
 from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def compare(
     ] = None,
     range_: Range = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    compile_: Compile = False,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -88,7 +91,7 @@ def compare(
     samplers.check_words("solver", words["solvers"], [*compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS)
     samplers.check_words("grid", words["grids"], [*compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
-    denoiser, guided = support.sampled_model(model, None, None, guidance, None)
+    denoiser, guided = support.sampled_model(model, None, None, guidance, None, support.place(device, dtype, compile_))
     label = support.class_of(denoiser, class_)
     about, eta = _about(model, denoiser, guidance, label), None
     if passport is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logsnr.cli.application import Json, Named, Seed, app, hushed, models, note
+from logsnr.cli.application import Compile, Device, Dtype, Json, Named, Seed, app, hushed, models, note
 from logsnr.paths import expanded
 from logsnr.terminal import console, description
 
@@ -35,6 +35,9 @@ def passport(
     trajectories: Annotated[int, typer.Option(help="Sampling trajectories.", min=1, max=100_000)] = 32,
     sigma_max: Annotated[float | None, typer.Option(help="Largest noise level [default: the model's range].")] = None,
     sigma_min: Annotated[float | None, typer.Option(help="Smallest noise level [default: the model's range].")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    compile_: Compile = False,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -55,7 +58,7 @@ def passport(
     if page.suffix not in (".html", ".json"):
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
     page = check_output(page.with_suffix(".html"))
-    denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None)
+    denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None, support.place(device, dtype, compile_))
     x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
     low, high = denoiser.sampling_range
     own = sigma_min is None and sigma_max is None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logsnr.cli.application import Json, Model, Named, Range, Seed, app, hushed
+from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Named, Range, Seed, app, hushed
 
 if TYPE_CHECKING:
     from logsnr.denoiser import Denoiser
@@ -85,6 +86,7 @@ def asked(
     negative_prompt: str | None,
     guidance: float,
     null_class: int | None,
+    where: Mapping[str, Any],
     seed: int,
 ) -> Asked:
     """Model and plan by the options of a command.
@@ -101,7 +103,7 @@ def asked(
         wishes = {"solver": None if solver == "auto" else solver, "grid": None if grid == "log-linear" else grid}
         support.alone(plan, nfe=nfe, sigma_max=sigma_max, sigma_min=sigma_min, gamma=gamma, order=order, **wishes)
     nfe = 10 if nfe is None else nfe
-    denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class)
+    denoiser, guided = support.sampled_model(model, prompt, negative_prompt, guidance, null_class, where)
     label = support.class_of(denoiser, class_)
     if range_ is not None:
         if plan is not None or sigma_min is not None or sigma_max is not None:
@@ -148,6 +150,9 @@ def sample(
     guidance: Guidance = 1.0,
     null_class: NullClass = None,
     chunk: Annotated[int, typer.Option(help="Images per network call.", min=1)] = 256,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    compile_: Compile = False,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="A .png picture, or .npy grey levels.")] = Path("samples.png"),
     json_: Json = False,
@@ -172,7 +177,7 @@ def sample(
     what = asked(
         model, nfe=nfe, solver=solver, gamma=gamma, order=order, grid=grid, sigma_max=sigma_max, sigma_min=sigma_min,
         range_=range_, plan=plan, start=start, class_=class_, prompt=prompt, negative_prompt=negative_prompt,
-        guidance=guidance, null_class=null_class, seed=seed,
+        guidance=guidance, null_class=null_class, where=support.place(device, dtype, compile_), seed=seed,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     cond = support.sampled_condition(what.denoiser, what.label, prompt, n)
@@ -187,7 +192,7 @@ def sample(
         start=what.start,
         chunk=chunk,
         progress=not hushed(json_),
-    )
+    ).cpu()
     seconds = time.perf_counter() - began
     spent = evaluations(what.guided, what.plan)
     support.write_images(x, what.denoiser, out)

@@ -7,10 +7,11 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from logsnr.calibration import Progress, calibrate
 from logsnr.cli.application import note
 from logsnr.cli.data import data_of
 from logsnr.denoiser import Denoiser, NetworkDenoiser
+from logsnr.devices import AUTO, find_device, find_dtype, told
 from logsnr.errors import LogsnrError, unknown
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
@@ -44,10 +46,18 @@ OWN_SAMPLES = 2000
 """Samples that a model draws for its own Gaussian start."""
 
 
-def run_denoiser(model: str) -> NetworkDenoiser:
-    """The denoiser of a run's folder; of a pipeline's there is nothing to train, measure or export."""
+def place(device: str, dtype: str, compile_: bool) -> dict[str, Any]:
+    """Where a network runs, as `load` takes it; an accelerator that nobody named is said."""
+    found = find_device(device)
+    if device == AUTO and found.type != "cpu":
+        note(f"on {told(found)}; --device cpu for the CPU")
+    return {"device": found, "dtype": None if dtype == "fp32" else find_dtype(dtype), "compile": compile_}
 
-    denoiser = None if is_pipeline(model) else load(model)
+
+def run_denoiser(model: str, where: Mapping[str, Any] = MappingProxyType({})) -> NetworkDenoiser:
+    """The denoiser of a run's folder at a `place`; of a pipeline's there is nothing to train, measure or export."""
+
+    denoiser = None if is_pipeline(model) else load(model, **where)
     if not isinstance(denoiser, NetworkDenoiser):
         raise LogsnrError(f"{model} is a diffusers pipeline: this command takes the folder of a run, e.g. runs/digits")
     return denoiser
@@ -284,7 +294,12 @@ def condition(denoiser: Loaded, label: int | None, n: int) -> dict[str, Any]:
 
 
 def sampled_model(
-    model: str, prompt: str | None, negative_prompt: str | None, guidance: float, null_class: int | None
+    model: str,
+    prompt: str | None,
+    negative_prompt: str | None,
+    guidance: float,
+    null_class: int | None,
+    where: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Loaded, Denoiser]:
     """The model, and the denoiser that samples it: guided, if guidance is not 1.
 
@@ -304,14 +319,16 @@ def sampled_model(
                 if not console(stderr=True).is_terminal:
                     log.disable_progress_bar()  # "Loading ...", on stderr
         scale = None if guidance == 1 else guidance  # not asked for: a network that is told it has a default
-        denoiser = load(model, prompt=prompt, negative_prompt=negative_prompt, guidance=scale, null_class=null_class)
+        denoiser = load(
+            model, prompt=prompt, negative_prompt=negative_prompt, guidance=scale, null_class=null_class, **where
+        )
         return denoiser, denoiser
     for name, value in given.items():
         raise LogsnrError(
             f"--{name.replace('_', '-')} {value!r}: {model} is no diffusers pipeline; a class-conditional model takes "
             "--class, and knows its null condition"
         )
-    denoiser = load(model)
+    denoiser = load(model, **where)
     if guidance == 1:
         return denoiser, denoiser
     null, trained = denoiser.card.get("null_class"), denoiser.card.get("training") or {}

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate, noisy
+from logsnr.devices import on
 from logsnr.noise import alpha_s
 from logsnr.projection import ReferenceSet
 from logsnr.sampling import Plan, Step, sample
@@ -138,6 +139,7 @@ def relative_error(
         ValueError: if x or the reference is of another shape or empty, or a sigma or quantile is out of range.
     """
     _check(denoiser, reference, x, sigmas, quantiles)
+    x, cond = on(x, denoiser.device), on(cond or {}, denoiser.device)
     eps = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
     levels = []
     for sigma in sorted(sigmas, reverse=True):
@@ -247,6 +249,7 @@ def consistency(
     _check(denoiser, None, x, sigmas, quantiles)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction = {fraction}: must be in (0, 1); a half asks again at half the noise level")
+    x, cond = on(x, denoiser.device), on(cond or {}, denoiser.device)
     eps = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
     out = []
     for sigma in sorted(sigmas, reverse=True):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.devices import on
 from logsnr.likelihood.control import Pilot
 from logsnr.likelihood.integral import check_budget, integrate, prepare
 from logsnr.likelihood.terms import check_levels, prior_nats
@@ -115,6 +116,8 @@ def augmented_elbo(
             f"{weighting!r} rises somewhere on [{lo:g}, {hi:g}]: its mixture of noise levels is signed, and its loss "
             "bounds no likelihood; use weighting.envelope(), or a range on which it falls"
         )
+
+    x, cond = on(x, denoiser.device), on(cond or {}, denoiser.device)
 
     def weight(logsnr: Tensor) -> Tensor:
         return (weighting.log(logsnr) - log_lo).exp()

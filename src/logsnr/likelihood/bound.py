@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.devices import on
 from logsnr.likelihood.control import Pilot
 from logsnr.likelihood.integral import check_budget, integrate, prepare
 from logsnr.likelihood.terms import (
@@ -118,6 +119,7 @@ def bits_per_dim(
     codec = codec_of(denoiser, pixels)
     lo, hi = logsnr_range or default_logsnr_range(codec)
     check_levels(denoiser, lo, hi, stacklevel=4)
+    images, cond = on(images, denoiser.device), on(cond or {}, denoiser.device)
     x = codec.encode(images)
     n, dim = len(x), x[0].numel()
     unit = 1 / (dim * math.log(2))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
+from logsnr.devices import on
 from logsnr.errors import require
 from logsnr.likelihood.terms import (
     check_levels,
@@ -135,6 +136,7 @@ def ode_log_likelihood(
         raise ValueError(f"probes = {probes}, generator = {generator}: Hutchinson's trace needs both, probes >= 1")
     lo, hi = logsnr_range
     check_levels(denoiser, lo, hi, stacklevel=4)
+    x, cond = on(x, denoiser.device), on(cond or {}, denoiser.device)
     alpha = alpha_s(sigma_from_logsnr(hi))[0]
     parts, spent = [], 0
     for part, conditions in chunks(len(x), chunk, cond):
@@ -193,6 +195,7 @@ def ode_bits_per_dim(
         raise ValueError(f"draws = {draws}: give at least 2, their spread is the standard error")
     codec = codec_of(denoiser, pixels)
     lo, hi = logsnr_range or default_logsnr_range(codec)
+    images = on(images, denoiser.device)
     x = codec.encode(images).double()
     n, dim = len(x), denoiser.dim
     if n and -math.inf < lo < hi < math.inf:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.devices import on
 from logsnr.errors import LogsnrError
 from logsnr.sampling.batches import Cond, lengths
 from logsnr.sampling.plan import Plan
@@ -28,7 +29,7 @@ def start(
     generator: torch.Generator | None = None,
     name: str = "noise",
 ) -> Tensor:
-    """The starting state `[B, *shape]`: the noise given, in at least float32, or `n` draws.
+    """The starting state `[B, *shape]` on the denoiser's device: the noise given, in at least float32, or `n` draws.
 
     Raises:
         ValueError: if not exactly one of noise and n is given, noise does not fit, or a generator is missing.
@@ -41,7 +42,7 @@ def start(
             raise ValueError(f"{name} has dtype {noise.dtype}: give a floating-point tensor")
         if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
             raise ValueError(f"{name} has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
-        return noise.to(torch.promote_types(noise.dtype, torch.float32))
+        return noise.to(denoiser.device, torch.promote_types(noise.dtype, torch.float32))
     assert n is not None
     if n < 1:
         raise ValueError(f"n = {n}: must be at least 1")
@@ -49,8 +50,7 @@ def start(
         raise ValueError(f"n = {n} draws noise: {GENERATOR}")
     model = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
     dtype = torch.float32 if model is None else torch.promote_types(model.dtype, torch.float32)
-    device = generator.device if model is None else model.device
-    return randn(torch.empty(n, *shape, dtype=dtype, device=device), generator)
+    return randn(torch.empty(n, *shape, dtype=dtype, device=denoiser.device), generator)
 
 
 def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -60,7 +60,7 @@ def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def conditions_of(denoiser: Denoiser, cond: Cond | None, n: int) -> dict[str, Any]:
-    """The conditions of n samples.
+    """The conditions of n samples, on the denoiser's device.
 
     Raises:
         ValueError: if one has not one entry per sample, or the denoiser does not take it (`Denoiser.check_cond`).
@@ -74,6 +74,8 @@ def conditions_of(denoiser: Denoiser, cond: Cond | None, n: int) -> dict[str, An
                     + (f", e.g. {name}.expand({n}, ...)" if length == 1 else "")
                 )
         denoiser.check_cond(given)
+        device = denoiser.device
+        given = {name: on(value, device) for name, value in given.items()}
     return given
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.devices import on
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, uncalibrated
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
@@ -105,7 +106,7 @@ def measure(
     _check(entries, n, teacher_steps, chunk)
     tell = progress or (lambda done, total, what: None)
     noise = start(denoiser, None, n, torch.Generator().manual_seed(seed))
-    runner = _Runner(denoiser, noise, in_turn(cond, torch.arange(n)), chunk, seed)
+    runner = _Runner(denoiser, noise, on(in_turn(cond, torch.arange(n)), noise.device), chunk, seed)
     counts = bootstrap_counts(n, replicates, generator=torch.Generator().manual_seed(seed))
 
     def distances(x: Tensor) -> tuple[Estimated | None, Estimated | None]:

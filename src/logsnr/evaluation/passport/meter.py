@@ -29,8 +29,6 @@ class Meter(Counted):
         self.counts: dict[str, int] = {}
         self.tell: Tell | None = None  # called with (part, evaluations so far) after every answer
         self._declared = declared or denoiser.sampling_range
-        first = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
-        self.device = torch.device("cpu") if first is None else first.device
 
     @property
     def sampling_range(self) -> tuple[float, float]:
