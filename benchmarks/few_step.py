@@ -43,8 +43,7 @@ from logsnr.calibration.rollout import Noises, squares
 from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.spaces import feature_space
-from logsnr.evaluation.features import FeatureSpace
+from logsnr.evaluation.features import FeatureSpace, feature_space
 from logsnr.evaluation.metrics import Reference
 from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans

@@ -31,7 +31,7 @@ import torch
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.evaluation.compare import ours
-from logsnr.evaluation.compare.spaces import feature_space
+from logsnr.evaluation.features import feature_space
 from logsnr.evaluation.metrics import bootstrap_counts
 from logsnr.files import replace_file
 from logsnr.likelihood import bits_per_dim

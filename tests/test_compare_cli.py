@@ -11,7 +11,7 @@ from logsnr.cli.compare import _space
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import frechet_distance
-from logsnr.evaluation.compare.spaces import feature_space
+from logsnr.evaluation.features import feature_space
 from logsnr.evaluation.passport import Passport, examine
 from logsnr.loading import load
 from logsnr.models import UNetConfig, build_network, save_denoiser
@@ -237,8 +237,12 @@ def test_anybodys_function(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inception", "'inception' is not one of classifier, efficientnet, pixels, none, or module:function"),
+        ("inception", "'inception' is not one of classifier, efficientnet, .*hf:NAME.*, or module:function"),
         ("nowhere:f", "cannot be imported"),
+        ("torchscrip:x.pt", "did you mean 'torchscript:x.pt'"),
+        ("torchscript", "'torchscript': give torchscript:FILE"),
+        ("torchscript:", "'torchscript:': give torchscript:FILE"),
+        ("pixels:3", "'pixels:3': give pixels"),
         ("json:dumps", "N, F|JSON"),
     ],
 )

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from logsnr.evaluation import FeatureSpace, frechet_distance, kernel_distance, metrics
-from logsnr.evaluation.metrics import Reference, bootstrap_counts
+from logsnr.evaluation import FeatureSpace, frechet_distance, kernel_distance
+from logsnr.evaluation.metrics import Reference, bootstrap_counts, distances
 
 
 def generator(seed=0):
@@ -36,7 +36,7 @@ def test_kid_is_its_definition_whatever_the_block(monkeypatch):
     a, b = normal(17, 3, 0), normal(23, 3, 1, mean=0.3)
     expected = double_loop(a, b)
     assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    monkeypatch.setattr(metrics, "_BLOCK", 5)
+    monkeypatch.setattr(distances, "_BLOCK", 5)
     assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 

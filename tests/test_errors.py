@@ -17,7 +17,7 @@ from logsnr.describe import resolve
 from logsnr.describe.configs import from_config
 from logsnr.describe.scripts import flags
 from logsnr.errors import LogsnrError, nearest, unknown
-from logsnr.evaluation.compare.spaces import SPACES, feature_space
+from logsnr.evaluation.features import FEATURES, feature_space
 from logsnr.models.card import prediction_from_json
 from logsnr.sampling import interpolate, universal_plan
 from logsnr.sampling.universal import universal_sizes
@@ -93,7 +93,7 @@ REGISTRIES = {
         lambda name: Cosine().sample(2, generator=torch.Generator(), method=name),
     ),
     "zoo": ([f"zoo:{name}" for name in zoo.names()], ls.load),
-    "feature spaces": (SPACES, features),
+    "feature spaces": (FEATURES, features),
     "bases": (("auto", "eps", "velocity"), lambda name: ls.calibrate(GAUSS, 4, basis=name)),
     "methods": (METHODS, lambda name: ls.calibrate(GAUSS, 4, method=name)),
     "ends of a grid": (("zero", "min"), lambda name: grids.log_linear(3, 2.0, 1.0, last=name)),

@@ -9,7 +9,7 @@ import torch
 
 from logsnr.errors import LogsnrError
 from logsnr.evaluation import EfficientNet, frechet_distance, kernel_distance
-from logsnr.evaluation.compare.spaces import SPACES, feature_space
+from logsnr.evaluation.features import Material, feature_space, find_space
 from logsnr.pixels import Pixels
 from logsnr.training import Dataset
 
@@ -148,7 +148,7 @@ def test_distances_of_the_space_are_those_of_its_features(network):
 
 
 def test_it_goes_where_the_images_are(network, monkeypatch):
-    of = SPACES["efficientnet"](unlabelled(images(2, 8), 256), torch.Generator())
+    of = find_space("efficientnet-lite0", Material(pixels=Pixels(256))).of
     monkeypatch.setattr(EfficientNet, "forward", lambda self, stored: {p.device for p in self.parameters()})
     assert of(torch.empty(1, 1, 8, 8, device="meta")) == {torch.device("meta")}
 

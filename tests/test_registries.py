@@ -11,7 +11,7 @@ import yaml
 import logsnr as ls
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.compare import ours
-from logsnr.evaluation.compare.spaces import SPACES
+from logsnr.evaluation.features import FEATURES, FeatureEntry, Space
 from logsnr.models import NETWORKS, Network, NetworkConfig, UNetConfig, save_denoiser
 from logsnr.models.networks import NetworkEntry, network_config
 from logsnr.objectives import objectives
@@ -88,7 +88,8 @@ def toys(monkeypatch):
     network = NetworkEntry(config=ToyConfig, build=ToyNetwork, takes=("channels", "height", "width"))
     monkeypatch.setitem(NETWORKS, "toy", network)
     monkeypatch.setitem(DATASETS, "stripes", Source(load=toy_data, told="'stripes'"))
-    monkeypatch.setitem(SPACES, "toy", lambda data, generator: lambda stored: stored.flatten(1).double())
+    space = Space(name="toy", sees="all", of=lambda stored: stored.flatten(1).double())
+    monkeypatch.setitem(FEATURES, "toy", FeatureEntry(make=lambda argument, material: space))
     monkeypatch.setitem(PREDICTIONS, "toy", ToyPrediction)
     monkeypatch.setitem(SCHEDULES, "toy", ToySchedule)
     monkeypatch.setitem(WEIGHTINGS, "toy", ToyWeighting)

@@ -25,7 +25,7 @@ from logsnr.calibration import calibrate
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.evaluation.compare import measure, ours, peers, plans, uncalibrated
 from logsnr.evaluation.compare.result import Comparison
-from logsnr.evaluation.compare.spaces import feature_space
+from logsnr.evaluation.features import feature_space
 from logsnr.evaluation.metrics import Estimated
 from logsnr.files import replace_file
 from logsnr.likelihood import bits_per_dim

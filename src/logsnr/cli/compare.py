@@ -180,7 +180,7 @@ def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool
 def _space(denoiser: Loaded, data: Dataset, name: str | None, label: int | None, seed: int) -> FeatureSpace:
     """The feature space asked for; without a wish, what the data allow."""
     from logsnr.denoiser import NetworkDenoiser
-    from logsnr.evaluation.compare.spaces import feature_space
+    from logsnr.evaluation.features import feature_space
     from logsnr.pixels import Pixels
 
     chosen = name or ("classifier" if data.train_labels is not None else "pixels")

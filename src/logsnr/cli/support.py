@@ -138,10 +138,10 @@ def asked_range(denoiser: Denoiser, text: str | None, cond: dict[str, Any], seed
 
 def known_names() -> dict[str, str]:
     """What help texts name: members of the registries."""
-    from logsnr.evaluation.compare.spaces import SPACES
+    from logsnr.evaluation.features import told_spaces
 
     return {
-        "spaces": ", ".join(SPACES),
+        "spaces": told_spaces(),
         "solvers": ", ".join(name for name, entry in SOLVERS.items() if entry.makes != "samples"),
         "grids": ", ".join(name for name, entry in GRIDS.items() if entry.needs != "eta"),
         "compared": ", ".join(compared_solvers()),

@@ -1,4 +1,4 @@
-"""Metrics: distances between sets of samples, in the features or pixels they are given.
+"""Distances between two sets of features that are in memory, with bootstrapped errors.
 
     FD(P, Q)  = |mu_P - mu_Q|^2 + tr(C_P + C_Q - 2 (C_P^{1/2} C_Q C_P^{1/2})^{1/2})          (1706.08500)
     KID(P, Q) = E k(x, x') + E k(y, y') - 2 E k(x, y),   k(x, y) = (x.y/F + 1)^3             (1801.01401)
@@ -20,21 +20,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from logsnr.evaluation.metrics.moments import Estimated, Moments, psd_sqrt
+
 _BLOCK = 1024
 """Rows of a kernel matrix in memory at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimated:
-    """A measured distance.
-
-    Attributes:
-        value: the estimate from all samples.
-        stderr: its standard error, for a fixed reference.
-    """
-
-    value: float
-    stderr: float
 
 
 @dataclass(frozen=True)
@@ -62,20 +51,20 @@ class Reference:
     @cached_property
     def covariance(self) -> Tensor:
         """C_Q `[F, F]`, unbiased."""
-        return _moments(self.features, torch.ones_like(self.features[:, 0]))[1]
+        return Moments.of(self.features).covariance
 
     @cached_property
     def root(self) -> Tensor:
         """C_Q^{1/2}."""
-        return _psd_sqrt(self.covariance)
+        return psd_sqrt(self.covariance)
 
     @cached_property
     def within(self) -> float:
         """Mean of k(y, y') over pairs of two different rows."""
         m, total = len(self.features), 0.0
         for rows in torch.split(self.features, _BLOCK):
-            total += float(_kernel(rows, self.features).sum())
-        return (total - float(_diagonal(self.features).sum())) / (m * (m - 1))
+            total += float(cubic(rows, self.features).sum())
+        return (total - float(cubic_diagonal(self.features).sum())) / (m * (m - 1))
 
     def frechet(self, a: Tensor, counts: Tensor | None = None) -> Estimated:
         """FD of features `[N, F]`, with its error from bootstrap weights `[R, N]` (nan without)."""
@@ -111,11 +100,11 @@ class Reference:
         pairs, cross = weights.new_zeros(len(weights)), torch.zeros_like(x[:, 0])
         for first, rows in zip(range(0, len(x), _BLOCK), torch.split(x, _BLOCK), strict=True):
             part = slice(first, first + len(rows))
-            pairs += ((weights[:, part] @ _kernel(rows, x)) * weights).sum(1)
+            pairs += ((weights[:, part] @ cubic(rows, x)) * weights).sum(1)
             for others in torch.split(self.features, _BLOCK):
-                cross[part] += _kernel(rows, others).sum(1)
+                cross[part] += cubic(rows, others).sum(1)
         squares = weights.square()
-        pairs = (pairs - squares @ _diagonal(x)) / (weights.sum(1) ** 2 - squares.sum(1))
+        pairs = (pairs - squares @ cubic_diagonal(x)) / (weights.sum(1) ** 2 - squares.sum(1))
         values = pairs + self.within - 2 * (weights @ cross) / (weights.sum(1) * len(self.features))
         return _estimated(float(values[0]), counts, lambda _: values[1:].tolist())
 
@@ -157,25 +146,6 @@ def bootstrap_counts(n: int, replicates: int, *, generator: torch.Generator) -> 
     return counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
 
-def nearest_distances(queries: Tensor, references: Tensor) -> Tensor:
-    """Euclidean distance per dimension (RMS) of every query `[N, *shape]` to its nearest reference: `[N]`.
-
-    Beside the same number for held-out data, small distances tell memorised samples from new ones.
-
-    Raises:
-        ValueError: if there is no reference, or its shape is another.
-    """
-    if queries.shape[1:] != references.shape[1:] or len(references) == 0:
-        raise ValueError(
-            f"queries {tuple(queries.shape)} against references {tuple(references.shape)}: "
-            "give at least one reference of the same shape"
-        )
-    q, r = queries.flatten(1).double(), references.flatten(1).double()
-    nearest = torch.cdist(q, r).min(1).values
-    distances: Tensor = nearest / q.shape[1] ** 0.5
-    return distances
-
-
 def _check(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
@@ -192,24 +162,12 @@ def _estimated(value: float, counts: Tensor | None, replicates: Callable[[Tensor
     return Estimated(value=value, stderr=float(values[values.isfinite()].std()))
 
 
-def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased covariance of rows repeated `weights` times."""
-    n = weights.sum()
-    mean = weights @ x / n
-    centred = x - mean
-    return mean, (centred * weights[:, None]).T @ centred / (n - 1)
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
+def cubic(a: Tensor, b: Tensor) -> Tensor:
+    """k(x, y) of all rows of a and b."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _diagonal(a: Tensor) -> Tensor:
+def cubic_diagonal(a: Tensor) -> Tensor:
+    """k(x, x) of every row."""
     out: Tensor = (a.square().mean(1) + 1) ** 3
     return out
-
-
-def _psd_sqrt(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root

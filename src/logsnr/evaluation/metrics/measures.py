@@ -1,0 +1,198 @@
+"""Metrics by name, of samples that stream by: what is kept of them, and what each metric makes of it.
+
+Every sample has a rank in a random order of its own (seed 0), so that quarters, parts and the rows that are kept say
+nothing about the order in which samples come, class by class or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from logsnr.errors import LogsnrError, unknown
+from logsnr.evaluation.metrics.classes import SPLITS, Scores
+from logsnr.evaluation.metrics.kernel import kernel_estimate
+from logsnr.evaluation.metrics.moments import Estimated, Moments, Normal
+from logsnr.evaluation.metrics.neighbours import NAMES, neighbourhoods
+
+KEPT = 10_000
+"""Rows of features that are kept, at most: for KID, neighbours, and the error of FD."""
+
+
+class Gathered:
+    """What is kept of n samples in features: moments of four quarters, some rows, and scores where they are classified.
+
+    Args:
+        n: how many there will be.
+        keep: rows of features to keep, at most.
+    """
+
+    def __init__(self, n: int, keep: int = KEPT) -> None:
+        self.n, self.seen = n, 0
+        self.rank = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        self.kept = torch.empty(0, 0)
+        self._keep = min(keep, n)
+        self._quarters: list[Moments] = []
+        self.scores: Scores | None = None
+
+    def add(self, features: Tensor, probabilities: Tensor | None = None) -> None:
+        """Take in the next samples' features `[B, F]` and, where they are classified, probabilities `[B, C]`.
+
+        Raises:
+            LogsnrError: if a feature is NaN or infinite.
+            ValueError: if there are more samples than were said.
+        """
+        rank = self.rank[self.seen : self.seen + len(features)]
+        if len(rank) < len(features):
+            raise ValueError(f"more than the {self.n} samples that were announced")
+        if not bool(features.isfinite().all()):
+            raise LogsnrError(
+                f"features of the samples from number {self.seen} on are NaN or infinite: look at the images"
+            )
+        features = features.cpu()
+        if not self._quarters:
+            width = features.shape[1]
+            self._quarters, self.kept = [Moments(width) for _ in range(4)], torch.zeros(self._keep, width)
+        for i, quarter in enumerate(self._quarters):
+            quarter.add(features[rank * 4 // self.n == i])
+        kept = rank < self._keep
+        self.kept[rank[kept]] = features[kept].float()
+        if probabilities is not None:
+            self.scores = self.scores or Scores()
+            self.scores.add(probabilities, rank * SPLITS // self.n)
+        self.seen += len(features)
+
+    @property
+    def quarters(self) -> list[Moments]:
+        """Moments of four random quarters.
+
+        Raises:
+            LogsnrError: if fewer samples were taken in than said, or fewer than 8.
+        """
+        if self.seen < self.n or self.n < 8:
+            raise LogsnrError(f"{self.seen} of {self.n} samples: a metric needs all of them, and at least 8")
+        return self._quarters
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of all."""
+        a, b, c, d = self.quarters
+        return a + b + c + d
+
+
+class Measuring:
+    """Samples against a reference; what several metrics need is computed once.
+
+    Args:
+        samples: what was gathered of them.
+        mean: of the reference, `[F]`.
+        covariance: of it, `[F, F]`.
+        rows: features of the reference `[M, F]`, where there are any.
+    """
+
+    def __init__(self, samples: Gathered, mean: Tensor, covariance: Tensor, rows: Tensor | None) -> None:
+        self.samples, self.rows = samples, rows
+        self._mean, self._covariance = mean, covariance
+
+    @cached_property
+    def normal(self) -> Normal:
+        """The reference of FD."""
+        return Normal(self._mean, self._covariance)
+
+    @cached_property
+    def frechet(self) -> Estimated:
+        """FD of all samples."""
+        return self.normal.frechet(self.samples.moments, self.samples.kept)
+
+    @cached_property
+    def neighbours(self) -> dict[str, Estimated]:
+        """Precision, recall, density and coverage."""
+        return neighbourhoods(self.samples.kept, self._reference())
+
+    def _reference(self) -> Tensor:
+        if self.rows is None:
+            raise LogsnrError("these statistics hold moments and no features: make statistics of the images themselves "
+                              "with logsnr stats, or leave KID and neighbours out")  # fmt: skip
+        return self.rows
+
+    def kernel(self) -> Estimated:
+        """KID of the rows that were kept."""
+        return kernel_estimate(self.samples.kept, self._reference())
+
+    def limit(self) -> Estimated:
+        """FD of infinitely many samples."""
+        return self.normal.extrapolated(self.samples.quarters, self.frechet)
+
+    def score(self) -> Estimated:
+        """The Inception score."""
+        if self.samples.scores is None:
+            raise LogsnrError("these features come from no classifier: leave the Inception score (is) out")
+        return self.samples.scores.score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number of samples against a reference.
+
+    Attributes:
+        told: what tables call it; FD is FID in Inception's features.
+        of: how it is measured.
+        classes: whether it needs class probabilities.
+        rows: whether it needs features of the reference.
+        digits: after the point, of a table.
+    """
+
+    told: str
+    of: Callable[[Measuring], Estimated]
+    classes: bool = False
+    rows: bool = False
+    digits: int = 4
+
+
+def _neighbour(name: str) -> Metric:
+    return Metric(told=name, of=lambda measuring: measuring.neighbours[name], rows=True)
+
+
+METRICS: dict[str, Metric] = {
+    "fd": Metric(told="FD", of=lambda measuring: measuring.frechet),
+    "fd-inf": Metric(told="FD of infinitely many samples", of=Measuring.limit),
+    "kid": Metric(told="KID", of=Measuring.kernel, rows=True, digits=6),
+    "is": Metric(told="Inception score", of=Measuring.score, classes=True),
+    **{name: _neighbour(name) for name in NAMES},
+}
+"""Metrics by name."""
+
+
+def wanted(names: Iterable[str], *, rows: bool, classes: bool) -> tuple[str, ...]:
+    """The metrics asked for; without a wish, all that the reference and the features allow.
+
+    Raises:
+        LogsnrError: if a name is none.
+    """
+    names = tuple(names)
+    for name in names:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    if names:
+        return names
+    return tuple(name for name, m in METRICS.items() if (rows or not m.rows) and (classes or not m.classes))
+
+
+def measured(measuring: Measuring, names: Iterable[str], *, asked: bool) -> dict[str, Estimated]:
+    """The metrics by name; of those nobody asked for, the ones that so many samples allow.
+
+    Raises:
+        LogsnrError: if one that was asked for cannot be had.
+    """
+    out = {}
+    for name in names:
+        try:
+            out[name] = METRICS[name].of(measuring)
+        except ValueError as error:
+            if asked or name == "fd":
+                raise LogsnrError(f"{name}: {error}") from error
+    return out
