@@ -15,7 +15,7 @@ FLOORS = [
     ["files", "predictions", "schedules"],
     ["weightings", "denoiser"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],
-    ["grids", "solvers", "models", "likelihood", "report"],
+    ["grids", "solvers", "models", "likelihood", "report", "generation"],
     ["calibration", "adapters", "training", "plot"],
     ["loading", "describe", "evaluation"],
     ["demo"],

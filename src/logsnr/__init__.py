@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from logsnr.calibration import calibrate
     from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
     from logsnr.errors import LogsnrError
+    from logsnr.generation import Generated, Shards, generate
     from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
     from logsnr.loading import load, load_plans
     from logsnr.objectives import ObjectiveOutput, WeightedELBO, objectives
@@ -76,6 +77,7 @@ _NAMES = {
     "calibration": ["calibrate"],
     "denoiser": ["Denoiser", "Estimate", "NetworkDenoiser"],
     "errors": ["LogsnrError"],
+    "generation": ["Generated", "Shards", "generate"],
     "likelihood": ["Likelihood", "augmented_elbo", "bits_per_dim", "ode_bits_per_dim", "ode_log_likelihood"],
     "loading": ["load", "load_plans"],
     "objectives": ["ObjectiveOutput", "WeightedELBO"],
@@ -107,6 +109,7 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "GaussianStart",
+    "Generated",
     "Likelihood",
     "LogsnrError",
     "LoopObjective",
@@ -116,6 +119,7 @@ __all__ = [
     "Pixels",
     "Plan",
     "Probe",
+    "Shards",
     "Step",
     "TimestepTable",
     "Trajectory",
@@ -126,6 +130,7 @@ __all__ = [
     "calibrate",
     "evaluations",
     "exact",
+    "generate",
     "grids",
     "guidance",
     "heun",

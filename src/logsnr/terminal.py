@@ -6,6 +6,9 @@ Names that users gave are no markup, and where no terminal limits a table it is 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,8 +34,44 @@ def note(text: str) -> None:
     console(stderr=True).print(f"note: {text}", soft_wrap=True)
 
 
-def description() -> TextColumn:
-    """The column of a bar that holds the description of its task."""
+def _word(text: str) -> TextColumn:
     from rich.progress import TextColumn
 
-    return TextColumn("{task.description}", markup=False)
+    return TextColumn(text, markup=False)
+
+
+def description() -> TextColumn:
+    """The column of a bar that holds the description of its task."""
+    return _word("{task.description}")
+
+
+@contextmanager
+def progress_bar(wanted: bool, what: str = "training") -> Iterator[Callable[[float, str], None] | None]:
+    """A progress bar that is gone when its work ends; None where no terminal shows it."""
+    shown = console(stderr=True)
+    if not wanted or not shown.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (_word(what), BarColumn(), description(), TimeElapsedColumn(), _word("elapsed,"))
+    # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
+    left = (TimeRemainingColumn(), _word("left"))
+    with Progress(*columns, *left, console=shown, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=1.0)
+        drawn = 0.0
+
+        def show(fraction: float, text: str) -> None:
+            nonlocal drawn
+            now = time.perf_counter()
+            if now - drawn > 0.2:
+                bar.update(task, completed=min(fraction, 1.0), description=text, refresh=True)
+                drawn = now
+
+        yield show
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

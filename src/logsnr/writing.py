@@ -9,17 +9,25 @@ a device or a pipe is written to: neither is ever replaced.
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import os
 import re
+import shutil
 import socket
 import stat
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from logsnr.errors import LogsnrError, one_line
 from logsnr.paths import expanded
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _count = itertools.count()
 
@@ -35,9 +43,39 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
         with open(path, "wb") as stream:
             stream.write(data)
         return
+    _put(path, data, os.replace)
+
+
+def create_file(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Put `data` at `path` if nothing is there, as `replace_file` does: of many that try at one time, one is told True.
+
+    Raises:
+        OSError: from the file system.
+    """
+    try:
+        _put(expanded(path), data, _link)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def _put(path: Path, data: bytes, move: Callable[[Path, Path], object]) -> None:
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_count)}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             if path.exists():
@@ -45,21 +83,70 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        move(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # whoever reads it knows this name, not the temporary
         raise
+    _sync(path.parent)
+    remove_temporaries(path.parent, re.escape(path.name))
+
+
+def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Put a folder of these files at `path`, all or none of them; where one was, for a moment there is none.
+
+    Raises:
+        OSError: from the file system; what was at `path` before is untouched.
+    """
+    path = Path(os.path.realpath(expanded(path)))
+    temporary, old = _temporary(path), _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            with open(temporary / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(temporary)
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        os.rename(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+    _sync(path.parent)
+    remove_temporaries(path.parent, re.escape(path.name))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_count)}.tmp")
+
+
+def _sync(folder: Path) -> None:
     if os.name == "posix":
         with suppress(OSError):  # the file is in place; not every file system syncs folders
-            directory = os.open(path.parent, os.O_RDONLY)
+            directory = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-    remove_temporaries(path.parent, re.escape(path.name))
+
+
+def npz(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """An .npz file of arrays by name, not compressed: equal arrays give equal bytes, whenever they are written."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():  # a ZipInfo of 1980: numpy.savez writes the time
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def remove_temporaries(folder: Path, name: str) -> None:
@@ -68,7 +155,7 @@ def remove_temporaries(folder: Path, name: str) -> None:
         for left in folder.glob(".*.tmp"):
             found = re.fullmatch(rf"\.{name}(?:\.(\d+)-\d+)?\.tmp", left.name)
             if found and (found[1] is None or not _runs(int(found[1]))):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def check_output(path: str | os.PathLike[str], option: str = "--out") -> Path:

@@ -63,14 +63,21 @@ KINDS: dict[str, Kind] = {
         function="kills:random_samplings",
         least=30,
     ),
+    "random-kills-generate": Kind(
+        what="SIGKILL at a random moment of one of two processes of `generate`, then the same again",
+        kept="every shard whole; in the end the files of one undisturbed process, bit for bit",
+        function="kills:random_generations",
+        least=30,
+    ),
     "interruptions": Kind(
-        what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare` and `passport`",
-        kept="exit code 130 or 143, one line that says what was kept; trainings and searches go on to the same end",
+        what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare`, `passport` and `generate`",
+        kept="exit code 130 or 143, one line that says what was kept; trainings, searches, sets go on to the same end",
         function="stops:interruptions",
         least=30,
     ),
     "full-disk": Kind(
-        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
+        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`, "
+        "`generate`",
         kept="one line that names the file, exit code 2, what was there before intact; with space, on to the same end",
         function="disks:refusing",
         least=15,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -159,8 +161,6 @@ def random_calibrations(folder: Path) -> Iterator[Fault]:
 
 def random_samplings(folder: Path) -> Iterator[Fault]:
     """A loop that draws file after file and goes on at the first that is missing."""
-    import sys
-
     from logsnr.cli import main
 
     assert command(training(folder / "model", steps=1)).wait() == 0
@@ -190,6 +190,44 @@ def random_samplings(folder: Path) -> Iterator[Fault]:
         return "" if same else "a file is cut or of other images"
 
     yield from random_kills(lambda run: Forked(lambda: loop(folder / str(run)), folder / "log"), good, seconds, 2)
+
+
+def random_generations(folder: Path) -> Iterator[Fault]:
+    """A set made by two processes, one after the other killed at random moments, until all shards are there."""
+    from logsnr.cli import main
+
+    def work(out: Path, rank: int, world: int) -> None:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+        sys.argv = ["logsnr", "generate", "zoo:digits", "--nfe", "4", "-n", "190", "--chunk", "10", "--shard", "20"]
+        sys.argv += ["--out", str(out)]
+        main()
+
+    began = time.perf_counter()
+    assert Forked(lambda: work(folder / "whole", 0, 1)).wait() == 0
+    seconds, expected = time.perf_counter() - began, contents(folder / "whole")
+
+    def start(run: int) -> Forked:
+        rank = next(turns) % 2
+        other = Forked(lambda: work(folder / str(run), 1 - rank, 2), folder / "log")
+        one = Forked(lambda: work(folder / str(run), rank, 2), folder / "log")
+        others.append(other)
+        return one
+
+    def good(run: int) -> str:
+        codes = [other.wait() for other in others]
+        others.clear()
+        last = Forked(lambda: work(folder / str(run), 0, 1), folder / "log").wait()
+        if last != 0 or any(code for code in codes):
+            return f"the others ended with {codes}, the last with {last}"
+        return "" if contents(folder / str(run)) == expected else "other files than the undisturbed process's"
+
+    turns, others = count(), list[Forked]()
+    yield from random_kills(start, good, 0.5 * seconds, 4)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The hash of every file."""
+    return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def digest(file: Path) -> str:

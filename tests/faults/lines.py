@@ -27,6 +27,7 @@ command could write to."""
 BASE: dict[str, tuple[str, ...]] = {
     "train": ("recipe.yaml", "--out", "new"),
     "sample": ("run", "--nfe", "2", "-n", "2", "--out", "x.npy"),
+    "generate": ("run", "--nfe", "2", "-n", "4", "--chunk", "2", "--shard", "4", "--out", "shards"),
     "calibrate": ("run", "--nfe", "2", "-n", "8", "--method", "gits"),
     "evaluate": ("run", "--evaluations", "8", "--limit", "8"),
     "export": ("run", "--out", "pipeline"),

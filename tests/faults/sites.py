@@ -19,6 +19,8 @@ CALLS = (
     (os, "truncate"),
     (os, "fsync"),
     (os, "replace"),
+    (os, "link"),
+    (os, "rename"),
     (os, "unlink"),
 )
 

@@ -376,10 +376,10 @@ def write_images(x: Tensor, denoiser: Loaded, out: Path) -> None:
     replace_file(out, png(tile(pixels.display(images), columns=columns, scale=scale)))
 
 
-def this_command(*more: str) -> str:
-    """The command line that was typed, with more options at its end where it has them not."""
-    typed = sys.argv[1:]
-    return shlex.join(["logsnr", *typed, *(more if more[0] not in typed else ())])
+def this_command(*more: str, without: str = "") -> str:
+    """The command line that was typed, with more options at its end where it has them not, and without one."""
+    typed = [word for word in sys.argv[1:] if not without or word != without]
+    return shlex.join(["logsnr", *typed, *(more if more and more[0] not in typed else ())])
 
 
 def print_json(facts: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from logsnr.sampling.plan import Plan
 from logsnr.sampling.probing import Probe, probe
 from logsnr.sampling.recorded import Trajectory, trajectory
 from logsnr.sampling.reference import Churn, Solution, heun, solve
+from logsnr.sampling.streams import generators
 from logsnr.sampling.universal import universal_plan
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ddim_invert",
     "default_plan",
     "evaluations",
+    "generators",
     "grids",
     "heun",
     "interpolate",

@@ -34,6 +34,7 @@ from logsnr.reading import check_format, mapping, open_tensors, parse_json, read
 from logsnr.sampling.batches import in_turn
 from logsnr.sampling.loop import Step, sample
 from logsnr.sampling.plan import Plan
+from logsnr.sampling.start import Generators
 from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.teacher import teacher_plan
 from logsnr.writing import replace_file
@@ -169,7 +170,7 @@ class GaussianStart:
         n: int,
         *,
         plan: Plan | int = 20,
-        generator: torch.Generator,
+        generator: Generators,
         cond: Mapping[str, Any] | None = None,
         chunk: int = 256,
         **options: Any,
@@ -303,7 +304,7 @@ class GaussianStart:
         *,
         noise: Tensor | None = None,
         n: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         cond: Mapping[str, Any] | None = None,
         steps: int = 64,
         chunk: int | None = None,

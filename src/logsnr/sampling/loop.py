@@ -32,7 +32,7 @@ from logsnr.sampling.batches import ask
 from logsnr.sampling.default import plan_for
 from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.progress import step_bar
-from logsnr.sampling.start import GENERATOR, brought, check_range, check_start, conditions_of, randn
+from logsnr.sampling.start import GENERATOR, Generators, brought, check_range, check_start, conditions_of, randn
 from logsnr.sampling.start import start as first_noise
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def sample(
     noise: Tensor | None = None,
     n: int | None = None,
     chunk: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     cond: Mapping[str, Any] | None = None,
     start: GaussianStart | None = None,
     progress: bool = False,
@@ -172,7 +172,8 @@ def sample(
         n: how many to draw.
         chunk: samples per call of the denoiser, None for all at once.  States, noise and callbacks are those of one
             call for all: chunks change the memory that a network takes, and nothing else.
-        generator: source of every draw; only needed if there is one.  Draws happen on its device.
+        generator: source of every draw; only needed if there is one.  Draws happen on its device.  Or one per sample,
+            for all draws of that sample: then it does not matter beside which others it is drawn.
         cond: conditions, passed on to the denoiser by keyword, each with one entry per sample.
         start: brings the noise from the model's largest level, where it would be a state, to the plan's first in closed
             form (`GaussianStart`); None to begin with the noise itself.
@@ -187,8 +188,8 @@ def sample(
 
     Raises:
         ValueError: if not exactly one of noise and n is given, noise or a condition does not fit, a generator is
-            missing, the plan starts at sigma inf, where the model is undefined, chunk is below 1, or `check` is
-            unknown.
+            missing or not one per sample, the plan starts at sigma inf, where the model is undefined, chunk is below 1,
+            or `check` is unknown.
         LogsnrError: if the start is none of this model or plan, or the plan needs one.
         NonFiniteError: if a step left a state that is not finite.
     """
@@ -223,7 +224,7 @@ def _run(
     z: Tensor,
     conditions: dict[str, Any],
     chunk: int | None,
-    generator: torch.Generator | None,
+    generator: Generators | None,
     callback: Callback | None,
     check: bool | Literal["each"],
 ) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,19 +20,22 @@ if TYPE_CHECKING:
     from logsnr.sampling.gaussian import GaussianStart
 
 GENERATOR = "give generator=torch.Generator().manual_seed(0)"
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
+"""The source of every draw: one for all samples, or one for each (`sampling.streams`)."""
 
 
 def start(
     denoiser: Denoiser,
     noise: Tensor | None,
     n: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     name: str = "noise",
 ) -> Tensor:
     """The starting state `[B, *shape]` on the denoiser's device: the noise given, in at least float32, or `n` draws.
 
     Raises:
-        ValueError: if not exactly one of noise and n is given, noise does not fit, or a generator is missing.
+        ValueError: if not exactly one of noise and n is given, noise does not fit, or a generator is missing, or there
+            is not one for each.
     """
     shape = tuple(denoiser.shape)
     if (noise is None) == (n is None):
@@ -42,21 +45,36 @@ def start(
             raise ValueError(f"{name} has dtype {noise.dtype}: give a floating-point tensor")
         if tuple(noise.shape[1:]) != shape or noise.ndim != len(shape) + 1:
             raise ValueError(f"{name} has shape {tuple(noise.shape)}: give [B, {', '.join(map(str, shape))}]")
+        check_generators(generator, len(noise))
         return noise.to(denoiser.device, torch.promote_types(noise.dtype, torch.float32))
     assert n is not None
     if n < 1:
         raise ValueError(f"n = {n}: must be at least 1")
     if generator is None:
         raise ValueError(f"n = {n} draws noise: {GENERATOR}")
+    check_generators(generator, n)
     model = next((t for t in (*denoiser.parameters(), *denoiser.buffers()) if t.is_floating_point()), None)
     dtype = torch.float32 if model is None else torch.promote_types(model.dtype, torch.float32)
     return randn(torch.empty(n, *shape, dtype=dtype, device=denoiser.device), generator)
 
 
-def randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise drawn on the generator's device, moved to that of `like`."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+def check_generators(generator: Generators | None, n: int) -> None:
+    """Refuse a sequence that has not one generator per sample.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != n:
+        raise ValueError(f"{len(generator)} generators for {n} samples: give one for all, or one per sample")
+
+
+def randn(like: Tensor, generator: Generators | None) -> Tensor:
+    """Standard normal noise drawn on the generator's device, moved to that of `like`; of each sample from its own."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = like.device if generator is None else generator.device
+        return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    rows = [torch.randn(like.shape[1:], generator=own, device=own.device, dtype=like.dtype) for own in generator]
+    return torch.stack(rows).to(like.device)
 
 
 def conditions_of(denoiser: Denoiser, cond: Cond | None, n: int) -> dict[str, Any]:

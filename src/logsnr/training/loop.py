@@ -21,14 +21,14 @@ from logsnr.errors import LogsnrError, one_line
 from logsnr.interrupts import Asked, Interrupted, put_off
 from logsnr.objectives import WeightedELBO
 from logsnr.paths import expanded
-from logsnr.terminal import console
+from logsnr.terminal import clock, console, progress_bar
 from logsnr.training.checkpoint import check_free, clear, has_state, load_state, repair, save_state, saved_recipe
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, load_data
 from logsnr.training.initial import initial_model
 from logsnr.training.metrics import METRICS, truncate_metrics
 from logsnr.training.pictures import save_picture
-from logsnr.training.processes import first_process, note, own_accelerator, own_random_state, progress_bar
+from logsnr.training.processes import first_process, note, own_accelerator, own_random_state
 from logsnr.training.run import Run
 from logsnr.training.trackers import Tracker
 from logsnr.writing import check_folder, no_empty_folders, only_writer
@@ -232,12 +232,7 @@ def _told(run: Run, rate: float, *, times: bool = False) -> str:
         return text
     ends = [] if recipe.steps is None else [(recipe.steps - run.step) * recipe.batch / max(rate, 1e-9)]
     ends += [] if recipe.max_seconds is None else [recipe.max_seconds - metrics.seconds]
-    return f"{text}  {_clock(metrics.seconds)} elapsed, {_clock(max(min(ends), 0.0))} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{text}  {clock(metrics.seconds)} elapsed, {clock(max(min(ends), 0.0))} left"
 
 
 def _finished(run: Run, first: int, asked: Asked) -> bool:

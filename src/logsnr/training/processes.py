@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from logsnr import terminal
 from logsnr.errors import LogsnrError, one_line, require
-from logsnr.terminal import console, description
 from logsnr.training.config import Recipe
 
 
@@ -94,31 +92,3 @@ def note(text: str) -> None:
 def first_process() -> bool:
     """Whether this is the only process or, before accelerate has counted them, the first that was launched."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _word(text: str) -> TextColumn:
-    return TextColumn(text, markup=False)
-
-
-@contextmanager
-def progress_bar(wanted: bool, what: str = "training") -> Iterator[Callable[[float, str], None] | None]:
-    """A progress bar that is gone when its work ends; None where no terminal shows it."""
-    shown = console(stderr=True)
-    if not wanted or not shown.is_terminal:
-        yield None
-        return
-    columns = (_word(what), BarColumn(), description(), TimeElapsedColumn(), _word("elapsed,"))
-    # Drawn from the loop five times a second: a drawing thread would compete with the steps for the interpreter.
-    left = (TimeRemainingColumn(), _word("left"))
-    with Progress(*columns, *left, console=shown, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=1.0)
-        drawn = 0.0
-
-        def show(fraction: float, text: str) -> None:
-            nonlocal drawn
-            now = time.perf_counter()
-            if now - drawn > 0.2:
-                bar.update(task, completed=min(fraction, 1.0), description=text, refresh=True)
-                drawn = now
-
-        yield show

@@ -34,7 +34,8 @@ class DataConfig(Section):
     """Images to train on (data.py lists the formats).
 
     Args:
-        source: "digits", an .npz or .npy file, or a folder of images; paths are relative to the working directory.
+        source: "digits", an .npz or .npy file, a folder of images or of `logsnr generate`; paths are relative to the
+            working directory.
         grey_levels: per channel (digits have 17, whatever is said here); recipes of before say `levels`.
         size: for folders: crop to the central square and resize to this side.
         channels: for folders: 1 for grey, 3 for colour (the default).
