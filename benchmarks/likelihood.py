@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--pilot", type=int, default=256, help="evaluations of a pilot")
     parser.add_argument("--limit", type=int, help="use only the first held-out images")
     parser.add_argument("--logsnr", type=float, nargs=2, help="range of the bound")
+    parser.add_argument("--data", help="images, where the model's card does not lead to them")
+    parser.add_argument("--designs", nargs="*", help="words of the designs to measure beside VDM's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -63,7 +65,8 @@ def main() -> None:
         parser.error(f"--passes {args.passes}: give a multiple of {REPLICATES} x --strata = {REPLICATES * args.strata}")
 
     denoiser = ls.load(args.run)
-    data = load_data(DataConfig(**denoiser.card["training"]["data"]))
+    config = DataConfig(**denoiser.card["training"]["data"])
+    data = load_data(config if args.data is None else config.model_copy(update={"source": args.data}))
     images = data.test_images[: args.limit]
     lo, hi = args.logsnr or default_logsnr_range(data.grey_levels)
     x, train = denoiser.encode(images), denoiser.encode(data.train_images)
@@ -75,12 +78,15 @@ def main() -> None:
 
     passes = torch.tensor([lattice_pass(denoiser, x, lo, hi, cond, generator) for _ in range(args.passes)])
     rows = {"VDM: uniform, lattice": (float(passes.mean()) * unit, float(passes.double().var()) * unit**2, 0)}
-    gaussian = GaussianControl(train)
-    designs = {
+    designs: dict[str, tuple[bool, GaussianControl | None]] = {
         "pilot levels, free controls": (True, None),
-        "pilot levels, Gaussian as well": (True, gaussian),
+        "pilot levels, spectrum of these images as well": (True, GaussianControl(x, kind="cosine")),
+        "pilot levels, spectrum of training images as well": (True, GaussianControl(train, kind="cosine")),
+        "pilot levels, covariance of training images as well": (True, GaussianControl(train[:10_000], kind="full")),
         "uniform levels, strata, no control": (False, None),
     }
+    if args.designs:
+        designs = {name: design for name, design in designs.items() if any(word in name for word in args.designs)}
     for name, (measured, control) in designs.items():
         means, variances, cost = [], [], 0
         for _ in range(args.passes // (REPLICATES * args.strata)):

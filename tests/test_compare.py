@@ -19,13 +19,14 @@ from logsnr.evaluation.compare import (
     markdown,
     measure,
     ours,
+    own,
     peers,
     plans,
     table,
     uncalibrated,
     write,
 )
-from logsnr.evaluation.compare.entries import check_words, kept, largest, read_plans
+from logsnr.evaluation.compare.entries import OWN, check_words, kept, largest, read_plans
 from logsnr.evaluation.compare.plot import plot
 from logsnr.evaluation.compare.schedulers import SCHEDULERS
 from logsnr.exact import GaussianMixture
@@ -566,6 +567,30 @@ def test_the_terminal_shows_each_solver_once_and_all_when_asked(compared):
     assert many.row_count == len(compared.rows) + 1
 
 
+def test_plans_that_came_with_a_model_take_part():
+    """At the largest that fits a budget, as the model runs them."""
+    denoiser = ls.load("zoo:digits")
+    entries = own(denoiser, [4, 5, 7])
+    assert [(e.solver, e.budget, e.evaluations) for e in entries] == [(OWN, 4, 4), (OWN, 5, 5), (OWN, 7, 6)]
+    assert [e.plan for e in entries] == [denoiser.plans[n] for n in (4, 5, 6)]
+    guided = ls.guidance.cfg(denoiser, 2.0, {"class_labels": torch.tensor([10])})
+    assert [(e.budget, e.evaluations) for e in own(guided, [5, 9])] == [(9, 8)]
+
+
+def test_solvers_that_draw_noise_take_part_where_distributions_do():
+    """Of an exact Gaussian: DDPM in many steps has its moments; it has no RMSE."""
+    denoiser = ls.exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 0.25, 0.04])))
+    noisy = [e for e in ours(denoiser, [400], solvers=["DDPM", "Heun"], grids=["karras"], noisy=True) if e.noisy]
+    assert {e.solver for e in noisy} == {"DDPM", "Heun, churned"}
+    assert not any(e.noisy for e in ours(denoiser, [60]))
+    for row in measure(denoiser, noisy, n=4, teacher_steps=800, features=None).rows:
+        assert row.rmse is None
+    for entry in noisy:
+        g = torch.Generator().manual_seed(1)
+        x = entry.run(denoiser, torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)), {}, g)
+        assert torch.allclose(x.std(0), torch.tensor([1.0, 0.5, 0.2]), rtol=0.06)
+
+
 def test_files_hold_what_was_measured(compared, tmp_path):
     files = write(compared, tmp_path / "new" / "folder")
     assert [f.suffix for f in files] == [".json", ".md", ".svg", ".png"]
@@ -576,6 +601,12 @@ def test_files_hold_what_was_measured(compared, tmp_path):
             Comparison.from_dict(wrong)
     assert files[2].read_bytes() == plot(compared, "svg")
     assert files[3].read_bytes().startswith(b"\x89PNG")
-    # a mark per family and origin, by name
-    for name in ("DPM++ in diffusers", "plan mine", "GE"):
-        assert f">{name}<" in files[2].read_text()
+    # lines are named at their ends: plans, and then families, those of least error first
+    texts = [re.findall(r">([^<]+)</text>", plot(compared, "svg", lines=n).decode()) for n in (99, 2)]
+    every, few = ([text for text in found if text[0].isalpha() and "(" not in text] for found in texts)
+    assert {"DPM++ in diffusers", "plan mine", "GE"} <= set(every)
+    best = compared.best(compared.budgets[0])
+    assert set(few) - {"network evaluations per image", "RMSE to the teacher", "teacher"} <= {
+        "plan mine",
+        "plan noisy",
+    } | {family if origin == "logsnr" else f"{family} in diffusers" for family, origin in list(best)[:3]}

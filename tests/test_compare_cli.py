@@ -66,11 +66,15 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
         "Heun, karras": 2,
         "DDIM, karras, min": 4,
         "Heun, karras, min": 4,
+        "Heun, churned, karras": 2,
+        "Heun, churned, karras, min": 4,
         "diffusers DDIM, trailing": 4,
         "diffusers Heun, karras": 2,
         "diffusers Heun, trailing": 2,
         "mine": 6,
     }
+    noisy = [row for row in result["rows"] if "churned" in row["name"]]
+    assert all(row["rmse"] is None and row["frechet"] for row in noisy)
     assert result["features"] == "pixels"
     assert result["reference"] == 60
     assert result["about"] == {"model": "run", "classes": "all in turn", "guidance": 2.0}

@@ -88,7 +88,8 @@ def compare(
     out = None if out is None else check_folder(out)
     budgets = _numbers(nfe)
     words = {"solvers": _words(solvers), "grids": _words(grids)}
-    samplers.check_words("solver", words["solvers"], [*compared_solvers(), *(SCHEDULERS if peers else ())], SOLVERS)
+    solvers_known = [*compared_solvers(noisy=True), *(SCHEDULERS if peers else ())]
+    samplers.check_words("solver", words["solvers"], solvers_known, SOLVERS)
     samplers.check_words("grid", words["grids"], [*compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
     denoiser, guided = support.sampled_model(model, None, None, guidance, None, support.place(device, dtype, compile_))
@@ -107,9 +108,10 @@ def compare(
         few = support.condition(denoiser, label, 12)
         guided.trained_range = support.asked_range(guided, range_, few, seed) or guided.trained_range
         about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
+    images = _data(denoiser, data, features, quiet=hushed(json_))
     entries = [
-        *samplers.ours(guided, budgets, **words, eta=eta),
-        *(samplers.uncalibrated(guided, budgets) if not any(words.values()) else ()),
+        *samplers.ours(guided, budgets, **words, eta=eta, noisy=images is not None),
+        *(() if any(words.values()) else [*samplers.uncalibrated(guided, budgets), *samplers.own(guided, budgets)]),
         *(theirs(guided, budgets, **words) if peers else ()),
         *samplers.plans(guided, found),
     ]
@@ -117,7 +119,6 @@ def compare(
         raise LogsnrError(
             f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
         )
-    images = _data(denoiser, data, features, quiet=hushed(json_))
     with _bar(quiet=hushed(json_)) as tell:
         tell(0, len(entries), "features")
         space = None if images is None else _space(denoiser, images, features, label, seed)

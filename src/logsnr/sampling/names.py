@@ -19,7 +19,7 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.sampling import grids, solvers
 from logsnr.sampling.default import default_plan
 from logsnr.sampling.plan import Grid, Plan
-from logsnr.sampling.reference import heun
+from logsnr.sampling.reference import EDMS_CHURN, heun
 from logsnr.sampling.universal import universal_plan
 from logsnr.theory import EtaCurve
 from logsnr.timesteps import TimestepTable
@@ -39,6 +39,7 @@ class SolverEntry:
         makes: "rows" on any grid; or a "plan" with levels of its own, make(nfe, low, high, sigma_data=); or no plan but
             "samples", make(denoiser, grid, ...), by two evaluations a step.
         variants: its names in comparisons, and the options that each stands for.
+        noisy: the same of variants that draw noise: they take part where distributions are compared, not trajectories.
         aliases: what else it is called.
     """
 
@@ -46,6 +47,7 @@ class SolverEntry:
     make: Callable[..., Any]
     makes: Makes = "rows"
     variants: Mapping[str, Options] = field(default_factory=dict)
+    noisy: Mapping[str, Options] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
 
     @property
@@ -106,7 +108,7 @@ SOLVERS: dict[str, SolverEntry] = {
         aliases=("gradient-estimation",),
     ),
     "unified": SolverEntry(family="GE", make=solvers.unified),
-    "ddpm": SolverEntry(family="DDPM", make=solvers.ddpm),
+    "ddpm": SolverEntry(family="DDPM", make=solvers.ddpm, noisy={"DDPM": {}}),
     "adams-bashforth": SolverEntry(
         family="Adams-Bashforth",
         make=solvers.adams_bashforth,
@@ -135,7 +137,9 @@ SOLVERS: dict[str, SolverEntry] = {
             "UniPC-3 ramp": {"order": 3, "final": "ramp"},
         },
     ),
-    "heun": SolverEntry(family="Heun", make=heun, makes="samples", variants={"Heun": {}}),
+    "heun": SolverEntry(
+        family="Heun", make=heun, makes="samples", variants={"Heun": {}}, noisy={"Heun, churned": {"churn": EDMS_CHURN}}
+    ),
     "universal": SolverEntry(family="universal", make=universal_plan, makes="plan"),
     "default": SolverEntry(family="GE", make=default_plan, makes="plan"),
 }
@@ -207,9 +211,13 @@ def named_plan(
     return plan
 
 
-def compared_solvers(*makes: Makes) -> list[str]:
-    """The solvers that take part wherever solvers are compared, of those that make one of `makes`; of all without."""
-    return [name for entry in SOLVERS.values() if not makes or entry.makes in makes for name in entry.variants]
+def compared_solvers(*makes: Makes, noisy: bool = False) -> list[str]:
+    """The solvers that take part wherever solvers are compared, of those that make one of `makes`; of all without.
+
+    With `noisy` also those that draw noise, which have a distribution to compare, and no trajectory.
+    """
+    chosen = [entry for entry in SOLVERS.values() if not makes or entry.makes in makes]
+    return [name for entry in chosen for name in (*entry.variants, *(entry.noisy if noisy else ()))]
 
 
 def compared_grids(*needs: Needs) -> list[str]:
@@ -227,7 +235,7 @@ def find_solver(name: str, *makes: Makes) -> tuple[str, partial[Any]]:
         LogsnrError: if there is none of that name that makes what is asked for.
     """
     known = {
-        key: {key: {}, **{alias: {} for alias in entry.aliases}, **entry.variants}
+        key: {key: {}, **{alias: {} for alias in entry.aliases}, **entry.variants, **entry.noisy}
         for key, entry in SOLVERS.items()
         if entry.makes in (makes or ("rows",))
     }

@@ -69,6 +69,10 @@ class Churn:
         return sigma * (1 + min(self.s_churn / steps, math.sqrt(2) - 1))
 
 
+EDMS_CHURN = Churn(s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003)
+"""EDM's, for ImageNet-64 (2206.00364, table 5)."""
+
+
 @torch.no_grad()
 def heun(
     denoiser: Denoiser,

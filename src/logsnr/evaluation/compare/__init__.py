@@ -4,7 +4,7 @@ comparison = compare(denoiser, [5, 8])        # or: measure(denoiser, [*ours(...
 print(markdown(comparison))
 """
 
-from logsnr.evaluation.compare.entries import Entry, ours, plans, uncalibrated
+from logsnr.evaluation.compare.entries import Entry, ours, own, plans, uncalibrated
 from logsnr.evaluation.compare.render import markdown, table, write
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
 from logsnr.evaluation.compare.run import compare, measure
@@ -19,6 +19,7 @@ __all__ = [
     "markdown",
     "measure",
     "ours",
+    "own",
     "peers",
     "plans",
     "table",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor
 """(denoiser, starting states z, conditions, source of noise) -> samples."""
 
 
+OWN = "the model's plan"
+"""What a plan is called that came with the model."""
 STEPS: tuple[Makes, ...] = ("rows", "samples")
 """What a solver on any grid makes."""
 
@@ -64,6 +66,7 @@ class Entry:
         evaluations: evaluations that it will spend, per image.
         run: the sampler itself.
         plan: its numbers, where it has any.
+        noisy: whether it draws noise on the way: then it has no trajectory to be compared.
     """
 
     solver: str
@@ -74,6 +77,7 @@ class Entry:
     evaluations: int
     run: Runner
     plan: Plan | None = None
+    noisy: bool = False
 
     @property
     def name(self) -> str:
@@ -89,6 +93,7 @@ def ours(
     solvers: Sequence[str] = (),
     grids: Sequence[str] = (),
     eta: EtaCurve | None = None,
+    noisy: bool = False,
 ) -> list[Entry]:
     """Every solver on every grid at every budget; plans that coincide take part once.
 
@@ -99,6 +104,7 @@ def ours(
         grids: the same of grids.
         eta: relative error of the denoiser as a projection against noise level, e.g. `Passport.eta_curve`; with one
             the grid "admissible" takes part. None or an empty curve: it does not.
+        noisy: let solvers that draw noise take part: DDPM, and Heun with EDM's churn.
 
     Raises:
         LogsnrError: if "admissible" is asked for by name and there is no curve.
@@ -115,7 +121,8 @@ def ours(
     out: list[Entry] = []
     for budget in nfe:
         seen: set[Hashable] = set()
-        for solver in (one for one in compared_solvers() if kept([one, find_solver(one, *STEPS)[0]], solvers)):
+        names = compared_solvers(noisy=noisy)
+        for solver in (one for one in names if kept([one, find_solver(one, *STEPS)[0]], solvers)):
             for grid in kept(known, grids):
                 entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
                 if entry is None:
@@ -139,19 +146,24 @@ def _ours(
         return None
     name, make = find_solver(solver, *STEPS)
     about = SOLVERS[name]
+    noisy, churn = solver in about.noisy, make.keywords.get("churn")
+    if churn is not None:  # what it raises stays within what the model knows
+        make = partial(make, churn=replace(churn, s_max=min(churn.s_max, denoiser.trained_range[1] / math.sqrt(2))))
     if about.makes == "rows":
         return plan_entry(denoiser, make(levels), solver, grid, about.family, "logsnr", budget)
     spent = sum(map(denoiser.cost, levels[:-1])) + sum(denoiser.cost(sigma) for sigma in levels[1:] if sigma > 0)
     return Entry(
-        solver=solver, grid=grid, family=about.family, origin="logsnr", budget=budget, evaluations=spent,
-        run=lambda model, noise, cond, generator: make(model, levels, noise=noise, cond=cond),
+        solver=solver, grid=grid, family=about.family, origin="logsnr", budget=budget, evaluations=spent, noisy=noisy,
+        run=lambda model, noise, cond, generator: make(
+            model, levels, noise=noise, cond=cond, generator=generator if noisy else None
+        ),
     )  # fmt: skip
 
 
 def plan_entry(denoiser: Denoiser, plan: Plan, solver: str, grid: str, family: str, origin: str, budget: int) -> Entry:
     """A plan as an entry."""
     return Entry(
-        solver=solver, grid=grid, family=family, origin=origin, budget=budget, plan=plan,
+        solver=solver, grid=grid, family=family, origin=origin, budget=budget, plan=plan, noisy=plan.noisy,
         evaluations=evaluations(denoiser, plan),
         run=lambda model, noise, cond, generator: sample(
             model, plan, noise=noise, cond=cond, generator=generator, check=False
@@ -193,6 +205,17 @@ def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
             if entry is not None and entry.plan is not None:
                 found.setdefault(entry.plan.hash, entry)  # beyond the largest plan a budget has none
     return list(found.values())
+
+
+def own(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
+    """The plans that came with the model, the largest that fits each budget."""
+
+    def entry(budget: int, n: int) -> Entry | None:
+        plan = denoiser.plans.get(n)
+        return plan and plan_entry(denoiser, plan, OWN, "", "plan", "plan", budget)
+
+    found = [largest(budget, partial(entry, budget)) for budget in nfe]
+    return list({one.plan.hash: one for one in found if one is not None and one.plan is not None}.values())
 
 
 def plans(denoiser: Denoiser, found: Mapping[str, Plan]) -> list[Entry]:

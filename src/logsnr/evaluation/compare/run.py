@@ -18,7 +18,7 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.devices import on
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.entries import Entry, ours, plan_entry, plans, uncalibrated
+from logsnr.evaluation.compare.entries import Entry, ours, own, plan_entry, plans, uncalibrated
 from logsnr.evaluation.compare.result import Comparison, Row, Teacher
 from logsnr.evaluation.compare.schedulers import peers
 from logsnr.evaluation.features import FeatureSpace
@@ -43,7 +43,7 @@ def compare(
     eta: EtaCurve | None = None,
     **options: Any,
 ) -> Comparison:
-    """Every solver and grid of ours, universal plans, diffusers' schedulers and the plans given, at each budget.
+    """Every solver and grid of ours, universal plans, the model's own, diffusers' schedulers and the plans given.
 
         compare(denoiser, [5, 8], found={"mine": plan}, cond={"class_labels": torch.arange(10)})
 
@@ -58,7 +58,8 @@ def compare(
     Raises:
         LogsnrError: as `ours`, `peers`, `plans` and `measure`.
     """
-    entries = [*ours(denoiser, nfe, eta=eta), *uncalibrated(denoiser, nfe)]
+    entries = [*ours(denoiser, nfe, eta=eta, noisy=options.get("features") is not None)]
+    entries += [*uncalibrated(denoiser, nfe), *own(denoiser, nfe)]
     entries += [*(peers(denoiser, nfe) if with_peers else ()), *plans(denoiser, found or {})]
     return measure(denoiser, entries, **options)
 
@@ -124,7 +125,7 @@ def measure(
         keep(entry, x)
         finite = bool(x.isfinite().all())
         frechet, kernel = distances(x) if finite else (None, None)
-        exact = finite and not (entry.plan is not None and entry.plan.noisy)
+        exact = finite and not entry.noisy
         return Row(
             name=entry.name,
             solver=entry.solver,
