@@ -21,9 +21,16 @@ from logsnr.paths import recipe_names
 from logsnr.terminal import console
 from logsnr.zoo import PREFIX, names
 
+ROAD = ("demo", "train", "sample", "generate", "calibrate", "compare", "evaluate", "passport", "export")
+
 
 class Commands(TyperGroup):
     """The commands; an interruption leaves them as `Stopped`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names: those of the main road in its order, then the others."""
+        names = super().list_commands(ctx)
+        return [*(name for name in ROAD if name in names), *(name for name in names if name not in ROAD)]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

@@ -29,7 +29,7 @@ from logsnr.denoiser import Denoiser, Estimate
 from logsnr.noise import alpha_s
 from logsnr.sampling.loop import Callback, Step
 from logsnr.sampling.plan import check_sigmas
-from logsnr.sampling.start import GENERATOR, check_range, check_start, conditions_of, randn, start
+from logsnr.sampling.start import GENERATOR, Generators, check_range, check_start, conditions_of, randn, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def heun(
     churn: Churn | None = None,
     noise: Tensor | None = None,
     n: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     cond: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -95,7 +95,7 @@ def heun(
         churn: None for the deterministic sampler.
         noise: starting state z `[B, *shape]` at `grid[0]`; or
         n: how many to draw.
-        generator: source of the draws of `n` and of `churn`.
+        generator: source of the draws of `n` and of `churn`; one, or one per sample.
         cond: conditions, passed on to the denoiser by keyword.
         callback: called n + 1 times, with the state and estimate of each step's first evaluation (churned levels, where
             there is churn) and with the end.
