@@ -28,6 +28,7 @@ from logsnr.evaluation.compare import (
 )
 from logsnr.evaluation.compare.entries import OWN, check_words, kept, largest, read_plans
 from logsnr.evaluation.compare.plot import plot
+from logsnr.evaluation.compare.render import read, write_rows
 from logsnr.evaluation.compare.schedulers import SCHEDULERS
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s
@@ -565,6 +566,34 @@ def test_the_terminal_shows_each_solver_once_and_all_when_asked(compared):
     solvers_of = {(r.budget, r.origin, r.solver) for r in compared.rows}
     assert few.row_count == len(solvers_of) + 1
     assert many.row_count == len(compared.rows) + 1
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(model, tmp_path):
+    """Rows that are known are not measured again, and the whole is that of one go but for the clock."""
+
+    def timeless(comparison):
+        return [dataclasses.replace(row, seconds_per_image=0.0) for row in comparison.rows]
+
+    entries = ours(model, [4], solvers=["ge", "ddpm"], grids=["karras", "flow"], noisy=True)
+    options = {"n": 8, "teacher_steps": 16, "about": {"model": "mixture"}}
+    whole, partly = measure(model, entries, **options), []
+    measure(model, entries, **options, so_far=partly.append)
+    assert [len(one.rows) for one in partly] == list(range(1, len(entries) + 1))
+    write_rows(partly[2], tmp_path)
+    before, asked = read(tmp_path), []
+    assert before.about["interrupted"] == f"after 3 of {len(entries)} samplers"
+    on = measure(model, entries, **options, before=before, keep=lambda entry, x: asked.append(entry))
+    assert asked == [None, *entries[3:]]
+    assert timeless(on) == timeless(whole)
+    assert on.about == whole.about
+    for changes, words in (({"seed": 1}, "seed 1"), ({"n": 9}, "images 9"), ({"about": {"model": "b"}}, "model b")):
+        with pytest.raises(LogsnrError, match=words):
+            measure(model, entries, **{**options, **changes}, before=before)
+    other = dataclasses.replace(before, teacher=dataclasses.replace(before.teacher, uncertainty=1.0))
+    with pytest.raises(LogsnrError, match="the model is another"):
+        measure(model, entries, **options, before=other)
+    with pytest.raises(LogsnrError, match="holds no comparison"):
+        read(tmp_path / "nowhere")
 
 
 def test_plans_that_came_with_a_model_take_part():

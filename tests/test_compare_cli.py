@@ -79,6 +79,14 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
     assert result["reference"] == 60
     assert result["about"] == {"model": "run", "classes": "all in turn", "guidance": 2.0}
     assert json.loads((tmp_path / "o" / "comparison.json").read_text())["rows"] == result["rows"]
+    code, out, err = run(
+        "compare", tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun",
+        "--grids", "karras,trailing", "--plan", tmp_path / "mine.json", "--data", tiny / "data.npz", "--features", "pixels", "--out", tmp_path / "o",
+        "--json", *QUICK, "--resume",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["rows"] == result["rows"]  # times included: nothing was measured again
+    assert run("compare", tiny / "run", "--resume")[2].count("--resume without --out") == 1
 
 
 def test_the_terminal_says_the_features_and_the_teacher(run, tiny):

@@ -64,6 +64,9 @@ def compare(
     ] = None,
     range_: Range = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows that --out holds, and measure the others.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     compile_: Compile = False,
@@ -79,13 +82,17 @@ def compare(
     from logsnr.evaluation.compare import entries as samplers
     from logsnr.evaluation.compare import measure, table, write
     from logsnr.evaluation.compare import peers as theirs
+    from logsnr.evaluation.compare.render import read, write_rows
     from logsnr.evaluation.compare.schedulers import ALL, SCHEDULERS
     from logsnr.evaluation.passport import Passport
     from logsnr.interrupts import Interrupted, last_signal
     from logsnr.sampling.names import SOLVERS, compared_grids, compared_solvers
     from logsnr.writing import check_folder
 
+    if resume and out is None:
+        raise LogsnrError("--resume without --out: name the folder of the comparison to go on with")
     out = None if out is None else check_folder(out)
+    before = read(out) if resume and out is not None else None
     budgets = _numbers(nfe)
     words = {"solvers": _words(solvers), "grids": _words(grids)}
     solvers_known = [*compared_solvers(noisy=True), *(SCHEDULERS if peers else ())]
@@ -124,7 +131,8 @@ def compare(
         space = None if images is None else _space(denoiser, images, features, label, seed)
         result = measure(
             guided, entries, n=n, seed=seed, cond=cond, teacher_steps=teacher_steps, chunk=chunk, features=space,
-            replicates=bootstrap, about=about, progress=tell,
+            replicates=bootstrap, about=about, progress=tell, before=before,
+            so_far=None if out is None else (lambda rows: write_rows(rows, out)),
         )  # fmt: skip
     files = [] if out is None else write(result, out)
     if json_:
@@ -134,7 +142,8 @@ def compare(
         if files:
             print(f"{out}: {', '.join(file.name for file in files)}")
     if "interrupted" in result.about:
-        raise Interrupted(f"interrupted {result.about['interrupted']}, which are above", signum=last_signal())
+        how = "" if out is None else f": {support.this_command('--resume')}"
+        raise Interrupted(f"interrupted {result.about['interrupted']}, which are above{how}", signum=last_signal())
 
 
 def _numbers(text: str) -> list[int]:

@@ -102,7 +102,8 @@ def bits_per_dim(
         evaluations_per_image: network evaluations per image, a multiple of 8.
         tolerance: continue until the standard error is at most this, in bits per dimension.
         max_evaluations_per_image: where a tolerance stops at the latest, with a warning.
-        train: training images uint8: their covariance makes a second control (its cost: one D x D product per image).
+        train: training images uint8: their covariance makes the better control (its cost up to 3,072 dimensions: one
+            D x D product per image); without, the spectrum of the images themselves does.
         pilot: a pilot measured before, on any images; None measures one here, `Pilot.uniform(lo, hi)` does without.
         chunk: images per network call.
 

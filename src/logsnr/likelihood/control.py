@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.gaussian import Kind, Residuals, fit, wide
+from logsnr.gaussian import FULL, Kind, Residuals, fit, wide
 from logsnr.noise import sigma_from_logsnr
 from logsnr.sampling.batches import chunks, take
 
@@ -69,6 +69,18 @@ class GaussianControl:
         a, b = values / (values + s * s), s / (values + s * s)
         value: Tensor = (a * a * (own - counts) - 2 * a * b * cross).sum(1)
         return value
+
+
+def gaussian_control(x: Tensor, train: Tensor | None = None) -> GaussianControl | None:
+    """The best control at hand for samples x `[N, *shape]`: of the covariance of others, or of a spectrum.
+
+    Of others it takes the full covariance, up to `FULL` dimensions, of which D^2 products per sample have to be formed;
+    beyond, and of x itself, variances per frequency, which few samples tell (`gaussian.Cosines`).  Its mean is 0 over
+    eps for every x, so x may be what its spectrum is of.  None for a single sample, and for points that are no images.
+    """
+    if train is not None:
+        return GaussianControl(train, kind="full" if train[0].numel() <= FULL else "cosine")
+    return GaussianControl(x, kind="cosine") if len(x) > 1 and x.ndim > 2 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
-from logsnr.likelihood.control import Draws, GaussianControl, Pilot, draw_errors
+from logsnr.likelihood.control import Draws, Pilot, draw_errors, gaussian_control
 
 REPLICATES = 8
 """Repetitions of the whole estimate; their spread is the standard error."""
@@ -111,7 +111,8 @@ def prepare(
     chunk: int,
     evaluations_per_image: int,
 ) -> Pilot:
-    """The pilot that was given, or one of about an eighth of the evaluations, with draws of its own on x.
+    """The pilot that was given, or one of about an eighth of the evaluations, with draws of its own on x, and with the
+    Gaussian control (`gaussian_control`).
 
     Raises:
         ValueError: if the given pilot is for another range.
@@ -120,7 +121,6 @@ def prepare(
         if any(abs(a - b) > 1e-9 for a, b in zip(pilot.range, logsnr_range, strict=True)):
             raise ValueError(f"the pilot knows log-SNR {pilot.range}, the bound has {logsnr_range}: measure another")
         return pilot
-    gaussian = None if train is None else GaussianControl(train)
     size = min(max(len(x) * evaluations_per_image // 8, 192), 256)
     return Pilot.measure(
         denoiser,
@@ -128,7 +128,7 @@ def prepare(
         logsnr_range=logsnr_range,
         cond=cond,
         generator=generator,
-        gaussian=gaussian,
+        gaussian=gaussian_control(x, train),
         evaluations=size,
         chunk=chunk,
     )

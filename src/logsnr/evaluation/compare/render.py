@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from logsnr.errors import one_line
+from logsnr.errors import LogsnrError, one_line
 from logsnr.evaluation.compare.plot import plot
 from logsnr.evaluation.compare.result import Comparison, Row
 from logsnr.evaluation.metrics import Estimated
+from logsnr.reading import read_json
 from logsnr.terminal import note
 from logsnr.writing import replace_file
 
@@ -47,6 +48,27 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write_rows(comparison: Comparison, folder: Path) -> None:
+    """Write comparison.json alone, as it is known so far."""
+    replace_file(folder / "comparison.json", _json(comparison))
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison of a folder.
+
+    Raises:
+        LogsnrError: if there is none that can be read.
+    """
+    file = folder / "comparison.json"
+    if not file.is_file():
+        raise LogsnrError(f"{folder} holds no comparison to go on with (no {file.name}): leave --resume out")
+    return Comparison.from_dict(read_json(file, "start it anew without --resume"))
+
+
+def _json(comparison: Comparison) -> bytes:
+    return (json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n").encode()
+
+
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write comparison.json, .md, .svg and .png into a folder; a picture that fails is said and left out.
 
@@ -57,7 +79,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         OSError: from the file system.
     """
     contents: dict[str, Callable[[], bytes]] = {
-        "json": lambda: (json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n").encode(),
+        "json": lambda: _json(comparison),
         "md": lambda: (markdown(comparison).rstrip() + "\n\n![error against evaluations](comparison.png)\n").encode(),
         "svg": lambda: plot(comparison, "svg"),
         "png": lambda: plot(comparison, "png"),

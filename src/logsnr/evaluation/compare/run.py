@@ -8,6 +8,7 @@ so there the model's own errors count too; the teacher's are the level that samp
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,6 +80,8 @@ def measure(
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     keep: Callable[[Entry | None, Tensor], None] | None = None,
+    before: Comparison | None = None,
+    so_far: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Run the entries.
 
@@ -95,6 +98,8 @@ def measure(
         about: facts to keep with the result.
         progress: called before every entry.
         keep: called with every entry and its samples; with None and the teacher's before.
+        before: a comparison that ended early: its rows are taken as they are, and only the others are measured.
+        so_far: called after every row that was measured, with all of them.
 
     Ctrl-C ends the comparison and returns the rows so far (`about["interrupted"]`); before the first it is raised on.
 
@@ -102,7 +107,8 @@ def measure(
         The measured rows, in the order of the entries.
 
     Raises:
-        LogsnrError: if there is nothing to compare, a number is out of range, or the teacher's samples are not finite.
+        LogsnrError: if there is nothing to compare, a number is out of range, the teacher's samples are not finite, or
+            the comparison before is another one.
     """
     _check(entries, n, teacher_steps, chunk)
     tell = progress or (lambda done, total, what: None)
@@ -119,6 +125,24 @@ def measure(
     keep(None, end)
     rows: list[Row] = []
     about = dict(about or {})
+
+    def whole(**more: str) -> Comparison:
+        return Comparison(
+            rows=tuple(rows),
+            teacher=teacher,
+            samples=n,
+            seed=seed,
+            sigma_range=denoiser.sampling_range,
+            features=None if features is None else features.name,
+            reference=0 if features is None else len(features.reference),
+            machine=_machine(noise.device),
+            about={**about, **more},
+        )
+
+    def ended() -> dict[str, str]:
+        return {"interrupted": f"after {len(rows)} of {len(entries)} samplers"}
+
+    known = {} if before is None else _rows_of(before, whole())
 
     def row(entry: Entry) -> Row:
         x, spent, seconds = runner(entry)
@@ -145,23 +169,41 @@ def measure(
     try:
         for done, entry in enumerate(entries):
             tell(done, len(entries), f"{entry.budget} evaluations: {entry.name}")
-            rows.append(row(entry))
+            seen = known.get((entry.name, entry.budget, None if entry.plan is None else entry.plan.hash))
+            rows.append(seen or row(entry))
+            if so_far is not None and seen is None:
+                so_far(whole(**ended()))
         tell(len(entries), len(entries), "done")
     except KeyboardInterrupt:
         if not rows:
             raise
-        about["interrupted"] = f"after {len(rows)} of {len(entries)} samplers"
-    return Comparison(
-        rows=tuple(rows),
-        teacher=teacher,
-        samples=n,
-        seed=seed,
-        sigma_range=denoiser.sampling_range,
-        features=None if features is None else features.name,
-        reference=0 if features is None else len(features.reference),
-        machine=_machine(noise.device),
-        about=about,
-    )
+        return whole(**ended())
+    return whole()
+
+
+def _rows_of(before: Comparison, now: Comparison) -> dict[tuple[str, int, str | None], Row]:
+    """The rows of an earlier comparison, by what they are of.
+
+    Raises:
+        LogsnrError: if it is not of the same noise, teacher, features and facts.
+    """
+    about = {key: value for key, value in before.about.items() if key != "interrupted"}
+    pairs = {
+        "images": (before.samples, now.samples),
+        "seed": (before.seed, now.seed),
+        "noise levels": (tuple(before.sigma_range), tuple(now.sigma_range)),
+        "features": ((before.features, before.reference), (now.features, now.reference)),
+        "teacher's evaluations": (before.teacher.evaluations, now.teacher.evaluations),
+        **{key: (about.get(key), now.about.get(key)) for key in sorted({*about, *now.about})},
+    }
+    for what, (then, this) in pairs.items():
+        if then != this:
+            raise LogsnrError(
+                f"this comparison has {what} {this}, the one to go on with {then}: give the same options, or a new --out"
+            )
+    if not math.isclose(before.teacher.uncertainty, now.teacher.uncertainty, rel_tol=0.01):
+        raise LogsnrError("the teacher ends elsewhere than in the comparison to go on with: the model is another one")
+    return {(row.name, row.budget, row.plan_hash): row for row in before.rows}
 
 
 class _Runner:
