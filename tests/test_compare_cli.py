@@ -81,7 +81,8 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
     assert json.loads((tmp_path / "o" / "comparison.json").read_text())["rows"] == result["rows"]
     code, out, err = run(
         "compare", tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun",
-        "--grids", "karras,trailing", "--plan", tmp_path / "mine.json", "--data", tiny / "data.npz", "--features", "pixels", "--out", tmp_path / "o",
+        "--grids", "karras,trailing", "--plan", tmp_path / "mine.json",
+        "--data", tiny / "data.npz", "--features", "pixels", "--out", tmp_path / "o",
         "--json", *QUICK, "--resume",
     )  # fmt: skip
     assert code == 0, err

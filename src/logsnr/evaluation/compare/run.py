@@ -199,7 +199,7 @@ def _rows_of(before: Comparison, now: Comparison) -> dict[tuple[str, int, str | 
     for what, (then, this) in pairs.items():
         if then != this:
             raise LogsnrError(
-                f"this comparison has {what} {this}, the one to go on with {then}: give the same options, or a new --out"
+                f"this comparison has {what} {this}, that to go on with {then}: give the same options, or a new folder"
             )
     if not math.isclose(before.teacher.uncertainty, now.teacher.uncertainty, rel_tol=0.01):
         raise LogsnrError("the teacher ends elsewhere than in the comparison to go on with: the model is another one")
