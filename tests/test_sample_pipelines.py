@@ -16,6 +16,7 @@ from logsnr.denoiser import NetworkDenoiser
 from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM
+from logsnr.sampling import generators
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -159,3 +160,19 @@ def test_options_that_do_not_fit_are_one_line(run, sd, conditional, tmp_path, ar
     for word in words:
         assert word in err
     assert not out.exists()
+
+
+def test_generate_draws_a_prompt_and_refuses_another(run, sd, tmp_path):
+    """Images are those of the Python call on their own streams, 8-bit, without labels; a prompt belongs to the set."""
+    options = ["--nfe", 2, "-n", 3, "--chunk", 2, "--guidance", 3, "--out", tmp_path, "--device", "cpu"]
+    code, _, err = run("generate", sd, *options, "--prompt", PROMPT, "--quiet")
+    assert (code, err) == (0, "")
+    [(images, labels)] = ls.Shards(tmp_path)
+    denoiser = ls.load(sd, prompt=PROMPT, guidance=3.0)
+    x = ls.sample(denoiser, 2, n=2, generator=generators(0, range(2)))
+    assert torch.equal(images[:2], denoiser.decode(x))
+    assert (len(images), labels) == (3, None)
+    code, _, err = run("generate", sd, *options, "--prompt", "a blue fox")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"made with prompt {PROMPT}, not a blue fox" in err
+    assert "give --prompt" in run("generate", sd, *options)[2]

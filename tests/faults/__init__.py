@@ -70,14 +70,19 @@ KINDS: dict[str, Kind] = {
         least=30,
     ),
     "interruptions": Kind(
-        what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare`, `passport` and `generate`",
-        kept="exit code 130 or 143, one line that says what was kept; trainings, searches, sets go on to the same end",
+        what="Ctrl-C or SIGTERM at a random moment of `train`, `calibrate`, `compare` and `passport`",
+        kept="exit code 130 or 143, one line that says what was kept; trainings and searches go on to the same end",
         function="stops:interruptions",
         least=30,
     ),
+    "interruptions-generate": Kind(
+        what="Ctrl-C or SIGTERM at a random moment of `generate`, then the same again",
+        kept="exit code 130 or 143, one line that says how to go on; in the end the undisturbed files, bit for bit",
+        function="stops:generations",
+        least=8,
+    ),
     "full-disk": Kind(
-        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`, "
-        "`generate`",
+        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
         kept="one line that names the file, exit code 2, what was there before intact; with space, on to the same end",
         function="disks:refusing",
         least=15,

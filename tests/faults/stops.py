@@ -6,7 +6,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from faults import Fault
@@ -15,24 +15,27 @@ from faults.processes import command
 
 EACH = 12
 """Interruptions of each command."""
+Commands = dict[str, Callable[[Path, Path, bool], list[str]]]
+"""Command lines by name: of the folder of a model, the folder to write to, and whether it goes on."""
 
 
-def interruptions(folder: Path) -> Iterator[Fault]:
+def interruptions(folder: Path, commands: Commands | None = None) -> Iterator[Fault]:
     """Interrupt every long command, look at what it said and kept, and let it go on where it can."""
+    commands = commands or COMMANDS
     assert command(training(folder / "model", steps=1)).wait() == 0
     chance = random.Random(3)
-    for name in COMMANDS:
+    for name in commands:
         whole = folder / f"{name}-whole"
         whole.mkdir()
         began = time.perf_counter()
-        assert command(COMMANDS[name](folder, whole, False)).wait() == 0
+        assert command(commands[name](folder, whole, False)).wait() == 0
         seconds = time.perf_counter() - began
         for k in range(EACH):
             out, log = folder / f"{name}-{k}", folder / f"{name}-{k}.log"
             out.mkdir()
             sig = chance.choice((signal.SIGINT, signal.SIGTERM))
             moment = chance.uniform(0.1, 0.8) * seconds
-            process = command(COMMANDS[name](folder, out, False), log)
+            process = command(commands[name](folder, out, False), log)
             if process.wait(moment) is not None:
                 continue  # it was faster this time
             process.kill(sig)
@@ -53,7 +56,7 @@ def _wrong(name: str, folder: Path, out: Path, whole: Path, code: int | None, si
     for path in kept:
         json.loads(path.read_text())
     if name == "generate":
-        again = command(COMMANDS[name](folder, out, True), log).wait()
+        again = command(_generate(folder, out, True), log).wait()
         return "" if again == 0 and contents(out) == contents(whole) else f"going on ended with {again}, or otherwise"
     if name not in ("train", "calibrate"):
         return ""
@@ -94,4 +97,9 @@ def _generate(folder: Path, out: Path, again: bool) -> list[str]:
     return ["generate", str(folder / "model"), *few, "--out", str(out)]
 
 
-COMMANDS = {"train": _train, "calibrate": _calibrate, "compare": _compare, "passport": _passport, "generate": _generate}
+COMMANDS: Commands = {"train": _train, "calibrate": _calibrate, "compare": _compare, "passport": _passport}
+
+
+def generations(folder: Path) -> Iterator[Fault]:
+    """Interrupt `generate`, and let it go on."""
+    yield from interruptions(folder, {"generate": _generate})
