@@ -17,6 +17,7 @@ from torch import nn
 import logsnr as ls
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
+from logsnr.generation.settings import default_sizes
 from logsnr.interrupts import Interrupted
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM
@@ -116,6 +117,13 @@ def test_a_sample_with_its_own_generator_is_the_same_beside_any_others(kind):
 
 
 # Images
+
+
+def test_sizes_that_nobody_gave_fit_those_that_were_given():
+    assert [default_sizes((1, 8, 8), None, shard) for shard in (None, 100, 600, 7)] == [
+        (250, 1000), (100, 100), (200, 600), (7, 7),
+    ]  # fmt: skip
+    assert default_sizes((3, 512, 512), None, None) == (2, 84)
 
 
 @pytest.mark.parametrize("plan", [PLAN, NOISY], ids=["ddim", "ddpm"])

@@ -172,10 +172,15 @@ def _short(value: Any) -> str:
 
 
 def default_sizes(shape: Sequence[int], chunk: int | None, shard: int | None) -> tuple[int, int]:
-    """(chunk, shard) where they are not given: small images 250 and 1,000, large ones fewer (2 and 84 of 512 x 512)."""
+    """(chunk, shard) where they are not given: small images 250 and 1,000, large ones fewer (2 and 84 of 512 x 512).
+
+    Of a shard that is given, the largest part that small images may be computed in.
+    """
     values = math.prod(shape)
     if chunk is None:
         chunk = next((c for c in (250, 125, 50, 25, 10, 5, 2) if c * values <= 2**21), 1)
+        if shard is not None and shard > 0:  # else refused later
+            chunk = next(c for c in range(min(chunk, shard), 0, -1) if shard % c == 0)
     if shard is None:
         shard = chunk * max(1, min(1000, 2**26 // values) // max(chunk, 1))
     return chunk, shard
