@@ -165,7 +165,7 @@ def test_likelihoods(here, there, monkeypatch):
         for d, images in ((here, IMAGES), (there, IMAGES))
     )
     assert found.bits_per_dim == pytest.approx(wanted.bits_per_dim, abs=1e-4)
-    monkeypatch.setattr(Pilot, "after", lambda self, draws: self)  # what it learns was learnt above
+    monkeypatch.setattr(Pilot, "after", lambda self, *draws: self)  # what it learns was learnt above
     own, other = (
         augmented_elbo(d, x, Sigmoid(2.0), logsnr_range=(-6, 6), generator=generator(), **options)
         for d, x in ((here, here.encode(IMAGES)), (there, here.encode(IMAGES).to(DEVICE)))

@@ -201,7 +201,7 @@ def test_learning_makes_estimates_better(monkeypatch):
             yield found.stderr**2
 
     learned = sum(variances())
-    monkeypatch.setattr(Pilot, "after", lambda self, draws: self)
+    monkeypatch.setattr(Pilot, "after", lambda self, *draws: self)
     assert learned < 0.85 * sum(variances())
 
 

@@ -252,14 +252,19 @@ class Pilot:
             draws=draws,
         )
 
-    def after(self, draws: Draws) -> Pilot:
+    def after(self, *seen: Draws) -> Pilot:
         """The pilot that has seen these draws too; itself where it knows nothing or enough.
 
         An estimate whose parts each use the pilot of the parts before is unbiased part by part.
         """
-        if self.draws is None or len(self.draws) >= ENOUGH:
+        known = self.draws
+        for draws in seen:
+            if known is None or len(known) >= ENOUGH:
+                break
+            known = known + draws
+        if known is None or known is self.draws:
             return self
-        return self._learned(self.draws + draws, self.range, len(self.spread), self.controls, self.evaluations)
+        return self._learned(known, self.range, len(self.spread), self.controls, self.evaluations)
 
     def probabilities(self, weight: Callable[[Tensor], Tensor]) -> Tensor:
         """Share of the levels in each bin `[bins]`, ~ g r, for the integral of g m."""

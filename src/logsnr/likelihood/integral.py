@@ -83,8 +83,7 @@ def integrate(
                 inverse = 1 / density.cpu()
                 replicate += 0.5 * weight(logsnr.cpu()) * inverse * error / strata
                 _add_to_curve(curve, pilot, logsnr.cpu(), error, inverse)
-            for seen in draws:
-                pilot = pilot.after(seen)
+            pilot = pilot.after(*draws)
         spent += strata
         total += strata * values.mean(0)
         variance += strata**2 * float(values.mean(1).var()) / REPLICATES
