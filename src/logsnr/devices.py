@@ -1,4 +1,4 @@
-"""Devices and precisions by name: where a network runs, and in how many bits.
+"""Devices, precisions and processes: where a network runs, in how many bits, and beside how many others.
 
 auto              the accelerator of this machine: a GPU of CUDA or ROCm, else Apple's, else the CPU
 cpu, cuda, cuda:1, mps, ...      as PyTorch calls them
@@ -7,6 +7,7 @@ fp32, bf16, fp16  of the network alone: states, noise, targets and losses stay i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,3 +81,20 @@ def on(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {name: on(inner, device) for name, inner in value.items()}
     return value
+
+
+def find_process(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
+    """(rank, world): which process this is, of how many; as torchrun and accelerate say where it is not given.
+
+    Raises:
+        LogsnrError: if the two do not fit.
+    """
+    found = []
+    for name, given, usual in (("RANK", rank, 0), ("WORLD_SIZE", world, 1)):
+        text = os.environ.get(name, "")
+        if given is None and text and not text.isdigit():
+            raise LogsnrError(f"{name}={text!r}: give a whole number, or unset it")
+        found.append(given if given is not None else int(text or usual))
+    if not 0 <= found[0] < found[1]:
+        raise LogsnrError(f"process {found[0]} of {found[1]} (RANK, WORLD_SIZE): processes are numbered from 0")
+    return found[0], found[1]

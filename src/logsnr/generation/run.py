@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from logsnr.denoiser import Denoiser
+from logsnr.devices import find_process
 from logsnr.errors import LogsnrError
 from logsnr.files import fingerprint
 from logsnr.generation.settings import Settings, default_sizes
@@ -150,7 +151,7 @@ def generate(
         Interrupted: after Ctrl-C or SIGTERM.
         ValueError, NonFiniteError: as `sample`.
     """
-    rank, world = _process(rank, world)
+    rank, world = find_process(rank, world)
     folder = check_folder(out)
     plan = plan if isinstance(plan, Plan) else plan_for(denoiser, plan)
     state = first_noise(denoiser, None, 1, generators(seed, [0]))
@@ -254,20 +255,3 @@ def _teller(total: int, show: Callable[[float, str], None] | None, wanted: bool)
             console(stderr=True).print(line, soft_wrap=True)
 
     return tell
-
-
-def _process(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Which process this is, of how many.
-
-    Raises:
-        LogsnrError: if the two do not fit.
-    """
-    found = []
-    for name, given, usual in (("RANK", rank, 0), ("WORLD_SIZE", world, 1)):
-        text = os.environ.get(name, "")
-        if given is None and text and not text.isdigit():
-            raise LogsnrError(f"{name}={text!r}: give a whole number, or unset it")
-        found.append(given if given is not None else int(text or usual))
-    if not 0 <= found[0] < found[1]:
-        raise LogsnrError(f"process {found[0]} of {found[1]} (RANK, WORLD_SIZE): processes are numbered from 0")
-    return found[0], found[1]

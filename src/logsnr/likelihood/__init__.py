@@ -13,6 +13,7 @@ from logsnr.likelihood.bound import Likelihood, bits_per_dim
 from logsnr.likelihood.control import Controls, GaussianControl, Pilot
 from logsnr.likelihood.integral import REPLICATES
 from logsnr.likelihood.ode import OdeBitsPerDim, OdeLogLikelihood, ode_bits_per_dim, ode_log_likelihood
+from logsnr.likelihood.parts import bits_per_dim_in_parts, merged
 from logsnr.likelihood.terms import (
     default_logsnr_range,
     expected_reconstruction_nats,
@@ -31,8 +32,10 @@ __all__ = [
     "Pilot",
     "augmented_elbo",
     "bits_per_dim",
+    "bits_per_dim_in_parts",
     "default_logsnr_range",
     "expected_reconstruction_nats",
+    "merged",
     "ode_bits_per_dim",
     "ode_log_likelihood",
     "prior_nats",
