@@ -15,6 +15,12 @@ def recipe_names() -> list[str]:
     return sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: LOGSNR_CACHE, else logsnr in XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("LOGSNR_CACHE")
+    return expanded(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "logsnr")
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The path, with the home folder for `~`.
 

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -200,8 +200,8 @@ def open_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
         return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def read_arrays(path: Path, fix: str) -> Arrays:
-    """The arrays of an .npz file by name; of an .npy file one, "images".
+def read_arrays(path: Path, fix: str, only: Callable[[str], bool] | None = None) -> Arrays:
+    """The arrays of an .npz file by name, or those whose names `only` takes; of an .npy file one, "images".
 
     Nothing is unpickled, and nothing is allocated before the headers agree with the file.
 
@@ -214,6 +214,8 @@ def read_arrays(path: Path, fix: str) -> Arrays:
         arrays: Arrays = {}
         with zipfile.ZipFile(file) as archive:
             parts = [part for part in archive.infolist() if part.filename.endswith(".npy")]
+            if only is not None:
+                parts = [part for part in parts if only(part.filename.removesuffix(".npy"))]
             if (total := sum(part.file_size for part in parts)) > memory():
                 raise LogsnrError(f"holds {gigabytes(total)} of arrays, this machine {gigabytes(memory())}: {fix}")
             for part in parts:

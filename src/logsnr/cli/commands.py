@@ -1,4 +1,4 @@
-"""Commands: `logsnr demo | train | calibrate | evaluate | export`."""
+"""Commands: `logsnr demo | train | calibrate | export`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Named, Range, Seed, app, hushed, recipe_stems
-from logsnr.terminal import console
 
 
 @app.command()
@@ -170,73 +168,6 @@ def calibrate(
         raise Interrupted(
             f"interrupted: {out} is the best plan of {plan.nfe} evaluations so far{how}", signum=last_signal()
         )
-
-
-@app.command(cls=Named)
-def evaluate(
-    model: Model,
-    data: Annotated[str | None, typer.Option(help="{data} [default: the recipe's].")] = None,
-    evaluations: Annotated[int, typer.Option(help="Network evaluations per image, a multiple of 8.", max=100_000)] = 32,
-    limit: Annotated[int | None, typer.Option(help="Use only the first images of the held-out set.", min=1)] = None,
-    logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,
-    logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the bound's range.")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "fp32",
-    compile_: Compile = False,
-    seed: Seed = 0,
-    json_: Json = False,
-) -> None:
-    """Measure the variational bound of held-out images, in bits per dimension with its standard error.
-
-    Example: logsnr evaluate runs/digits --evaluations 32
-    """
-    import torch
-
-    from logsnr.cli import support
-    from logsnr.cli.data import held_out_images
-    from logsnr.likelihood import bits_per_dim, default_logsnr_range
-
-    denoiser = support.run_denoiser(model, support.place(device, dtype, compile_))
-    images, pixels, cond, train = held_out_images(denoiser, data, limit, quiet=hushed(json_))
-    lo, hi = default_logsnr_range(pixels)
-    result = bits_per_dim(
-        denoiser,
-        images,
-        pixels=pixels,
-        logsnr_range=(lo if logsnr_min is None else logsnr_min, hi if logsnr_max is None else logsnr_max),
-        cond=cond,
-        generator=torch.Generator().manual_seed(seed),
-        evaluations_per_image=evaluations,
-        train=train,
-    )
-    facts = {
-        "model": model,
-        "images": len(images),
-        "grey_levels": pixels.grey_levels,
-        "bits_per_dim": result.bits_per_dim,
-        "stderr": result.stderr,
-        "data_stderr": result.data_stderr,
-        "diffusion": result.diffusion,
-        "reconstruction": result.reconstruction,
-        "prior": result.prior,
-        "logsnr_range": list(result.logsnr_range),
-        "evaluations": result.evaluations,
-        "pilot_evaluations": result.pilot_evaluations,
-        "seed": seed,
-    }
-    if json_:
-        support.print_json(facts)
-        return
-    table = Table(
-        title=f"{model} on {len(images)} held-out images ({pixels.grey_levels} grey levels)", title_justify="left"
-    )
-    table.add_column("log-SNR")
-    table.add_column("error of eps per dimension", justify="right")
-    for centre, error in zip(*(t.tolist() for t in result.loss_curve), strict=True):
-        table.add_row(f"{centre:.2f}", f"{error:.4f}")
-    console().print(table)
-    spent = f"{result.evaluations} evaluations and {result.pilot_evaluations} of the pilot"
-    print(f"{result}; {spent}, seed {seed}")
 
 
 @app.command()

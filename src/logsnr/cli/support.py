@@ -139,8 +139,10 @@ def asked_range(denoiser: Denoiser, text: str | None, cond: dict[str, Any], seed
 def known_names() -> dict[str, str]:
     """What help texts name: members of the registries."""
     from logsnr.evaluation.features import told_spaces
+    from logsnr.evaluation.metrics.measures import METRICS
 
     return {
+        "metrics": ", ".join(METRICS),
         "spaces": told_spaces(),
         "solvers": ", ".join(name for name, entry in SOLVERS.items() if entry.makes != "samples"),
         "grids": ", ".join(name for name, entry in GRIDS.items() if entry.needs != "eta"),

@@ -56,15 +56,7 @@ def read_folder(path: Path, config: DataConfig, tell: Tell | None = None) -> Fol
         LogsnrError: if there are none, one cannot be read (`data.broken` may leave it out), sizes differ without
             `data.size`, or images lie both beside class folders and in them.
     """
-    skipped: Counter[str] = Counter()
-    try:
-        files = sorted(_files(path, (), skipped))
-    except OSError as error:
-        where = error.filename or path
-        raise LogsnrError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
-    if not files:
-        left = f"; it holds {_counted(skipped)}" if skipped else ""
-        raise LogsnrError(f"{path} holds no images ({', '.join(suffixes())}){left}: check the path")
+    files, skipped = image_files(path)
     parents = [file.relative_to(path).parts[:-1] for file in files]
     names = sorted({parts[0] for parts in parents if parts})
     loose = next((file for file, parts in zip(files, parents, strict=True) if not parts), None)
@@ -85,6 +77,24 @@ def read_folder(path: Path, config: DataConfig, tell: Tell | None = None) -> Fol
         classes=tuple(names),
         said=(*seen, *_left_out(path, files, broken, names, skipped)),
     )
+
+
+def image_files(path: Path) -> tuple[list[Path], Counter[str]]:
+    """The image files below a folder, in the order of their names, and how many others there are by suffix.
+
+    Raises:
+        LogsnrError: if there are none, or a folder cannot be read.
+    """
+    skipped: Counter[str] = Counter()
+    try:
+        files = sorted(_files(path, (), skipped))
+    except OSError as error:
+        where = error.filename or path
+        raise LogsnrError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
+    if not files:
+        left = f"; it holds {_counted(skipped)}" if skipped else ""
+        raise LogsnrError(f"{path} holds no images ({', '.join(suffixes())}){left}: check the path")
+    return files, skipped
 
 
 def _files(folder: Path, above: tuple[str, ...], skipped: Counter[str]) -> Iterator[Path]:

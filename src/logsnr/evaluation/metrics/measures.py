@@ -29,11 +29,19 @@ class Gathered:
     Args:
         n: how many there will be.
         keep: rows of features to keep, at most.
+        strata: int64 `[n]`, which class each was dealt, where classes are dealt in equal numbers: then quarters are too,
+            and errors are of draws within classes.
     """
 
-    def __init__(self, n: int, keep: int = KEPT) -> None:
+    def __init__(self, n: int, keep: int = KEPT, strata: Tensor | None = None) -> None:
         self.n, self.seen = n, 0
         self.rank = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        self.quarter = self.rank * 4 // n
+        self.strata: Tensor | None = None
+        if strata is not None:
+            order = torch.argsort(strata * n + self.rank)
+            self.quarter[order] = torch.arange(n) % 4
+            self.strata = strata[torch.argsort(self.rank)][:keep]  # of the rows that are kept
         self.kept = torch.empty(0, 0)
         self._keep = min(keep, n)
         self._quarters: list[Moments] = []
@@ -46,7 +54,8 @@ class Gathered:
             LogsnrError: if a feature is NaN or infinite.
             ValueError: if there are more samples than were said.
         """
-        rank = self.rank[self.seen : self.seen + len(features)]
+        rows = slice(self.seen, self.seen + len(features))
+        rank = self.rank[rows]
         if len(rank) < len(features):
             raise ValueError(f"more than the {self.n} samples that were announced")
         if not bool(features.isfinite().all()):
@@ -58,7 +67,7 @@ class Gathered:
             width = features.shape[1]
             self._quarters, self.kept = [Moments(width) for _ in range(4)], torch.zeros(self._keep, width)
         for i, quarter in enumerate(self._quarters):
-            quarter.add(features[rank * 4 // self.n == i])
+            quarter.add(features[self.quarter[rows] == i])
         kept = rank < self._keep
         self.kept[rank[kept]] = features[kept].float()
         if probabilities is not None:
@@ -106,7 +115,7 @@ class Measuring:
     @cached_property
     def frechet(self) -> Estimated:
         """FD of all samples."""
-        return self.normal.frechet(self.samples.moments, self.samples.kept)
+        return self.normal.frechet(self.samples.moments, self.samples.kept, self.samples.strata)
 
     @cached_property
     def neighbours(self) -> dict[str, Estimated]:

@@ -101,8 +101,10 @@ class Normal:
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         self.mean, self.trace, self.root = mean, float(covariance.trace()), psd_sqrt(covariance)
 
-    def frechet(self, moments: Moments, rows: Tensor | None = None) -> Estimated:
+    def frechet(self, moments: Moments, rows: Tensor | None = None, strata: Tensor | None = None) -> Estimated:
         """FD of moments to this, and its error from some of their rows `[K, F]` (nan without).
+
+        Where classes were dealt in equal numbers, `strata` `[K]` says which: the error is of draws within classes.
 
         Raises:
             ValueError: of fewer than two rows, or another number of features.
@@ -131,7 +133,11 @@ class Normal:
             for part in torch.split(rows, 1024):
                 x = part.to("cpu", torch.float64) - moments.mean
                 influence.append(2 * x @ gap + x.square().sum(1) - (x @ quarter).square().sum(1))
-            stderr = float(torch.cat(influence).std()) / moments.n**0.5
+            each = torch.cat(influence)
+            if strata is not None:
+                sums = torch.zeros(int(strata.max()) + 1, dtype=each.dtype).index_add_(0, strata, each)
+                each = each - (sums / torch.bincount(strata).clamp(min=1))[strata]
+            stderr = float(each.std()) / moments.n**0.5
         return Estimated(value=max(value, 0.0), stderr=stderr)
 
     def extrapolated(self, quarters: Sequence[Moments], whole: Estimated) -> Estimated:
