@@ -90,7 +90,7 @@ def test_the_error_of_fd_is_finite_where_samples_span_less_than_the_space():
 
 
 def covered(values, errors, truth=None):
-    values, errors = torch.tensor(values), torch.tensor(errors)
+    values, errors = (torch.as_tensor(column, dtype=torch.float64) for column in (values, errors))
     centre = values.mean() if truth is None else truth
     return float(((values - centre).abs() < 2 * errors).double().mean())
 
@@ -214,6 +214,29 @@ def test_what_is_gathered_says_nothing_about_the_order():
         _ = Gathered(5).quarters
     with pytest.raises(LogsnrError, match="NaN or infinite"):
         Gathered(5).add(torch.full((5, 2), torch.nan))
+
+
+def test_classes_dealt_in_turn_are_no_draws_of_classes():
+    """Two far classes in turn: of 50 sets the error covers, the limit is the truth; as independent draws, neither."""
+    y = torch.cat([normal(200, 2, 1), normal(200, 2, 2, mean=3.0)])
+    m, strata = Moments.of(y), torch.arange(400) % 2
+    reference = Normal(m.mean, m.covariance)
+    means = torch.tensor([0.0, 3.0], dtype=torch.float64)
+    truth = reference.frechet(exactly(torch.full((2,), 1.5).double(), torch.eye(2).double() + 2.25)).value
+    values = {True: [], False: []}
+    for i in range(50):
+        x = normal(400, 2, 10 + i) + means[strata][:, None]
+        for dealt in (True, False):
+            gathered = Gathered(400, strata=strata if dealt else None)
+            gathered.add(x)
+            found = Measuring(gathered, m.mean, m.covariance, None)
+            values[dealt].append((found.frechet.value, found.frechet.stderr, found.limit().value))
+    fd, errors, limits = (torch.tensor(column) for column in zip(*values[True], strict=True))
+    assert 0.9 <= covered(fd, errors) <= 0.99
+    assert abs(float(limits.mean()) - truth) < 3 * float(limits.std()) / 7
+    _, loose, off = (torch.tensor(column) for column in zip(*values[False], strict=True))
+    assert float(loose.mean()) > 1.25 * float(errors.mean())
+    assert float(off.mean()) < truth - 3 * float(off.std()) / 7
 
 
 def test_every_metric_by_name_is_its_function():

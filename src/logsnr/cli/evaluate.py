@@ -26,7 +26,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL|SAMPLES",
-            help="A model, zoo:digits or the folder of a run; with --stats also images: a folder of shards or of "
+            help="A model, zoo:digits or the folder of a run; with --stats also images: a folder of shards or "
             "pictures, an .npz or .npy file.",
             autocompletion=models,
         ),
@@ -49,9 +49,7 @@ def evaluate(
         int | None, typer.Option(help="Network evaluations per sample of a model [default: 10].", min=1, max=10_000)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance of samples of a model.")] = None,
-    class_: Annotated[
-        str | None, typer.Option("--class", help="Class of samples of a model [default: all in turn].")
-    ] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="Class of samples of a model [default: drawn].")] = None,
     chunk: Annotated[int | None, typer.Option(help="Samples per network call [default: 256].", min=1)] = None,
     data: Annotated[str | None, typer.Option(help="Of bits per dimension: {data} [default: the recipe's].")] = None,
     evaluations: Annotated[
@@ -124,7 +122,7 @@ def _samples(
     from logsnr.evaluation.metrics.measures import METRICS, Measuring, measured, wanted
     from logsnr.evaluation.statistics import Statistics, gather
     from logsnr.evaluation.stored import stored
-    from logsnr.training.processes import progress_bar
+    from logsnr.terminal import progress_bar
 
     names = tuple(word.strip() for word in metrics.split(",") if word.strip())
     wanted(names, rows=True, classes=True)  # misspelt ones are told before the work
@@ -200,7 +198,7 @@ def _drawn(
     where: dict[str, Any],
     seed: int,
 ) -> Stored:
-    """Samples of a model, drawn while they are measured."""
+    """Samples of a model, drawn while they are measured: image i and its class come from (seed, i) alone."""
     import torch
 
     from logsnr.cli import support
@@ -209,21 +207,28 @@ def _drawn(
     from logsnr.pixels import Pixels
     from logsnr.sampling import plan_for
     from logsnr.sampling import sample as run
+    from logsnr.sampling.streams import drawn_classes, generators
 
     guidance = 1.0 if drawn["guidance"] is None else drawn["guidance"]
     denoiser, guided = support.sampled_model(model, None, None, guidance, None, where)
     label, n = support.class_of(denoiser, drawn["class"]), min(drawn["number"] or 10_000, limit or 10**8)
     plan = plan_for(denoiser, drawn["nfe"] or 10)
-    cond = support.sampled_condition(denoiser, label, None, n)
-    if cond and label is None:  # drawn: a set with its classes in turn would be no draw of independent samples
-        cond = {key: value[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] for key, value in cond.items()}
+    support.sampled_condition(denoiser, label, None, 1)  # what it refuses
+    classes = int(denoiser.card.get("classes") or 0)
 
     def parts() -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
         for first in range(0, n, chunk):
-            rows = slice(first, min(first + chunk, n))
-            own = {key: value[rows] for key, value in cond.items()}
-            x = run(guided, plan, n=rows.stop - first, generator=generator, cond=own)
+            rows = range(first, min(first + chunk, n))
+            labels = (
+                torch.full((len(rows),), label) if label is not None else drawn_classes(seed, rows, max(classes, 1))
+            )
+            x = run(
+                guided,
+                plan,
+                n=len(rows),
+                generator=generators(seed, rows),
+                cond={"class_labels": labels.to(where["device"])} if classes else {},
+            )
             yield denoiser.decode(x).cpu()
 
     return Stored(

@@ -45,9 +45,9 @@ def stats(
     from logsnr.evaluation.features import Material, find_space
     from logsnr.evaluation.statistics import Statistics, cached, gather, told_features
     from logsnr.evaluation.stored import stored
+    from logsnr.terminal import progress_bar
     from logsnr.training import load_data
     from logsnr.training.config import DataConfig
-    from logsnr.training.processes import progress_bar
     from logsnr.writing import check_output
 
     if channels == 2:

@@ -13,7 +13,6 @@ Nothing in either is ever unpickled.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -33,7 +32,7 @@ from logsnr.evaluation.metrics.measures import Gathered
 from logsnr.evaluation.stored import CHUNK, Stored
 from logsnr.paths import cache_folder, expanded
 from logsnr.reading import check_format, mapping, parse_json, read_arrays, reading
-from logsnr.writing import replace_file
+from logsnr.writing import npz, replace_file
 
 FORMAT = 1
 _FIX = "give a file of logsnr stats, or a reference file of EDM or ADM (mu, sigma)"
@@ -101,9 +100,7 @@ class Statistics:
         if self.rows is not None:
             arrays["features"] = self.rows.numpy()
         arrays |= {f"{_NETWORK}{name}": value.cpu().numpy() for name, value in self.tensors.items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        replace_file(path, buffer.getvalue())
+        replace_file(path, npz(arrays))
         return expanded(path)
 
     @classmethod
@@ -130,7 +127,7 @@ class Statistics:
                 raise LogsnrError(f"{path} holds features {rows.shape} that do not fit mu {tuple(mean.shape)}: {_FIX}")
             return cls(
                 mean=mean,
-                covariance=(covariance + covariance.T) / 2,
+                covariance=covariance,
                 n=int(arrays["n"]) if "n" in arrays else None,
                 rows=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
                 features=str(about.get("features", "")),

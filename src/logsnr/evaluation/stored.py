@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError
+from logsnr.generation import Shards
 from logsnr.paths import expanded
 from logsnr.pixels import Pixels
-from logsnr.reading import read_json, reading
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
+from logsnr.training.data import array_images, is_generated
 from logsnr.training.folders import image_files
 from logsnr.training.images import read_image
 
-SETTINGS = "generated.json"
-"""The file that says how a folder of shards was made."""
 CHUNK = 256
 
 
@@ -74,7 +73,7 @@ def stored(
     """The images of a source.
 
     Args:
-        source: a folder of shards or pictures, or what `data.source` takes.
+        source: a folder of arrays or pictures, or what `data.source` takes.
         grey_levels: of the pixels, where the source does not say; 256 if nobody does.
         size: crop pictures to the central square and resize them to this side.
         channels: of pictures, 1 or 3 (the default).
@@ -85,35 +84,54 @@ def stored(
     """
     folder = expanded(source)
     if not folder.is_dir():
-        data = load_data(DataConfig(source=source, grey_levels=grey_levels or 256, holdout=0.0))
-        levels = data.grey_levels
-        return _walked(source, "", levels, limit, lambda: iter([data.train_images]))
+        _no_size(source, size)
+        if folder.suffix in (".npz", ".npy"):
+            images, levels = array_images(folder), grey_levels or 256
+        else:
+            data = load_data(DataConfig(source=source, holdout=0.0))
+            images, levels = data.train_images, data.grey_levels
+        return _walked(source, "", levels, limit, lambda: iter([images]))
+    if is_generated(source):
+        return _generated(source, limit, size)
     shards = sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
+    levels = grey_levels or 256
     if not shards:
         files, _ = image_files(folder)
-        pictures = _Pictures(files[:limit], size, channels or 3, Pixels(grey_levels or 256))
-        prepared = f"central square at {size} x {size} (Lanczos)" if size else ""
-        return _walked(source, prepared, grey_levels or 256, limit, pictures)
-    if size is not None:
-        raise LogsnrError(f"{source} holds arrays, which are not resized: leave the size out")
-    levels = _told_levels(folder) or grey_levels or 256
+        pictures = _Pictures(files[:limit], size, channels or 3, Pixels(levels))
+        return _walked(source, f"central square at {size} x {size} (Lanczos)" if size else "", levels, limit, pictures)
+    _no_size(source, size)
 
     def arrays() -> Iterator[Tensor]:
         for path in shards:
-            yield load_data(DataConfig(source=str(path), grey_levels=levels, holdout=0.0)).train_images
+            yield array_images(path)
 
     return _walked(source, "", levels, limit, arrays)
 
 
-def _told_levels(folder: Path) -> int | None:
-    """Grey levels of a folder of shards, where their settings say."""
-    path = folder / SETTINGS
-    if not path.exists():
-        return None
-    fix = "restore it, or remove it"
-    found = read_json(path, fix).get("grey_levels", 256)
-    with reading(path, fix):
-        return Pixels(found).grey_levels
+def _generated(source: str, limit: int | None, size: int | None) -> Stored:
+    """A set of `logsnr generate`: with grey levels of its own, pictures of it too; where its classes are dealt in turn,
+    they are strata."""
+    _no_size(source, size)
+    shards = Shards(source)
+    settings, levels = shards.settings, shards.settings.grey_levels
+
+    def parts() -> Iterator[Tensor]:
+        for images, _ in shards:
+            yield _unstretched(images, levels) if shards.pixels.grey_levels > levels else images
+
+    found = _walked(source, "", levels, limit, parts)
+    dealt = settings.labels(range(found.n)) if settings.deal == "balanced" else None
+    return replace(found, strata=dealt)
+
+
+def _no_size(source: str, size: int | None) -> None:
+    if size is not None:
+        raise LogsnrError(f"{source} holds images of one size, which are not resized: leave the size out")
+
+
+def _unstretched(images: Tensor, grey_levels: int) -> Tensor:
+    """Pictures of 0 ... 255 as stored images of fewer grey levels."""
+    return (images.float() * (grey_levels - 1) / 255).round().to(torch.uint8)
 
 
 class _Pictures:
@@ -135,8 +153,7 @@ class _Pictures:
 
     def _read(self, file: Path) -> Tensor:
         image = torch.from_numpy(read_image(file, channels=self.channels, size=self.size).pixels.copy())
-        top = self.pixels.grey_levels - 1
-        return image if top == 255 else (image.float() * top / 255).round().to(torch.uint8)
+        return image if self.pixels.grey_levels == 256 else _unstretched(image, self.pixels.grey_levels)
 
 
 def _walked(
@@ -150,6 +167,10 @@ def _walked(
         if tuple(part.shape[1:]) != shape:
             raise LogsnrError(
                 f"{source} holds images of {shape} and of {tuple(part.shape[1:])}: give images of one shape"
+            )
+        if (largest := int(part.max())) >= grey_levels:
+            raise LogsnrError(
+                f"{source} has pixel value {largest}: with {grey_levels} grey levels the largest is {grey_levels - 1}"
             )
         digest.update(part.contiguous().numpy().data)
         n += len(part)

@@ -198,6 +198,19 @@ def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
     )
 
 
+def array_images(path: Path) -> Tensor:
+    """The images of an .npz or .npy file as they are stored, uint8 `[N, C, H, W]`, without a held-out part of its own.
+
+    Raises:
+        LogsnrError: if it is missing, damaged, or holds no uint8 images.
+    """
+    arrays = _arrays(path)
+    array = _pick(arrays, IMAGE_KEYS)
+    if array is None:
+        raise LogsnrError(f"{path} has no images: its keys are {_names(arrays)}; use one of {', '.join(IMAGE_KEYS)}")
+    return _images(array, None, str(path))[0]
+
+
 def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
     path = expanded(config.source)
     _no_folder(config)

@@ -24,13 +24,13 @@ KEPT = 10_000
 
 
 class Gathered:
-    """What is kept of n samples in features: moments of four quarters, some rows, and scores where they are classified.
+    """What is kept of n samples in features: moments of four quarters, some rows, scores where they are classified.
 
     Args:
         n: how many there will be.
         keep: rows of features to keep, at most.
-        strata: int64 `[n]`, which class each was dealt, where classes are dealt in equal numbers: then quarters are too,
-            and errors are of draws within classes.
+        strata: int64 `[n]`, the class that each was dealt, where classes are dealt in equal numbers: quarters have them
+            so too, and the error of FD is of draws within classes.
     """
 
     def __init__(self, n: int, keep: int = KEPT, strata: Tensor | None = None) -> None:
