@@ -217,17 +217,17 @@ def test_what_is_gathered_says_nothing_about_the_order():
 
 
 def test_classes_dealt_in_turn_are_no_draws_of_classes():
-    """Two far classes in turn: of 50 sets the error covers, the limit is the truth; as independent draws, neither."""
-    y = torch.cat([normal(200, 2, 1), normal(200, 2, 2, mean=3.0)])
-    m, strata = Moments.of(y), torch.arange(400) % 2
+    """Six far classes in turn: of 50 sets the error covers, the limit is the truth; as independent draws, neither."""
+    means, strata = 5 * torch.eye(6, dtype=torch.float64), torch.arange(288) % 6
+    covariance = torch.eye(6, dtype=torch.float64) + 25 * (torch.eye(6) / 6 - 1 / 36)  # within, and between
+    m = exactly(means.mean(0), 1.1 * covariance)
     reference = Normal(m.mean, m.covariance)
-    means = torch.tensor([0.0, 3.0], dtype=torch.float64)
-    truth = reference.frechet(exactly(torch.full((2,), 1.5).double(), torch.eye(2).double() + 2.25)).value
+    truth = reference.frechet(exactly(means.mean(0), covariance)).value
     values = {True: [], False: []}
     for i in range(50):
-        x = normal(400, 2, 10 + i) + means[strata][:, None]
+        x = normal(288, 6, 10 + i) + means[strata]
         for dealt in (True, False):
-            gathered = Gathered(400, strata=strata if dealt else None)
+            gathered = Gathered(288, strata=strata if dealt else None)
             gathered.add(x)
             found = Measuring(gathered, m.mean, m.covariance, None)
             values[dealt].append((found.frechet.value, found.frechet.stderr, found.limit().value))

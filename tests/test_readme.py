@@ -76,6 +76,8 @@ def test_command_lines(checkout):
         "sample",
         "train",
         "evaluate",
+        "stats",
+        "evaluate",
         "passport",
         "compare",
         "calibrate",

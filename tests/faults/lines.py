@@ -30,6 +30,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "generate": ("run", "--nfe", "2", "-n", "4", "--chunk", "2", "--shard", "4", "--out", "shards"),
     "calibrate": ("run", "--nfe", "2", "-n", "8", "--method", "gits"),
     "evaluate": ("run", "--evaluations", "8", "--limit", "8"),
+    "stats": ("digits", "--features", "pixels", "--out", "stats.npz"),
     "export": ("run", "--out", "pipeline"),
     "objective": ("edm",),
     "compare": ("run", "--nfe", "2", "-n", "8", "--teacher-steps", "16", "--no-peers", "--features", "none"),
