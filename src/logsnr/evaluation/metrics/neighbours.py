@@ -9,7 +9,7 @@ from all of them; duplicates would have radius 0, so nothing here is bootstrappe
 Given the data, precision and density are means over samples, with the error of a mean.  Recall and coverage are not:
 each is also taken between every two of up to ten parts of the samples and of the data, where as many samples meet as
 many points of the data, so that its variance goes as 1/n.  The spread over the samples' parts at one part of the data,
-over the root of their number, is the error.
+over the root of their number, is the error, widened as Student's t asks: two of it cover as two of the others do.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def neighbourhoods(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> dict[str, Estim
     if parts > 1:
         one, other = ([_Set.of(part, k) for part in torch.tensor_split(rows, parts)] for rows in (x, y))
         table = torch.tensor([[_shares(a, b) for b in other] for a in one], dtype=torch.float64)
-        recall, coverage = (table.var(0).mean(0) / parts).sqrt().tolist()
+        student = 1 + (2**2 + 1) / (4 * (parts - 1))  # t/z at z = 2, to first order in 1/(degrees of freedom)
+        recall, coverage = (student * (table.var(0).mean(0) / parts).sqrt()).tolist()
     return {
         "precision": _mean(inside),
         "recall": Estimated(value=float(within.double().mean()), stderr=recall),
