@@ -1,6 +1,7 @@
 """Statistics of data and samples measured against them, in files and by command."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +215,18 @@ def test_samples_of_a_model_are_those_that_generate_makes(run, place, monkeypatc
     space = find_space("classifier", Material(pixels=Pixels(17), carried=statistics.tensors))
     x = torch.cat(list(stored("shards").chunks()))
     assert other["metrics"]["kid"]["value"] == pytest.approx(kernel_distance(space(x), statistics.rows), rel=1e-4)
+
+
+def test_a_model_that_is_told_a_text_is_generated_first(run, monkeypatch):
+    saved("x.npy", images(20))
+    run("stats", "x.npy", "--features", "pixels", "-o", "s.npz")
+    told = SimpleNamespace(told="a text", card={}, shape=(1, 4, 4))
+    monkeypatch.setattr("logsnr.cli.support.sampled_model", lambda *_: (told, told))
+    monkeypatch.setattr("logsnr.cli.support.class_of", lambda *_: None)
+    monkeypatch.setattr("logsnr.sampling.plan_for", lambda *_: None)
+    code, _, err = run("evaluate", "hub:owner/name", "--stats", "s.npz")
+    assert code == 2
+    assert "hub:owner/name is told a text: make samples with logsnr generate --prompt" in err
 
 
 def test_the_table_names_the_features(run):

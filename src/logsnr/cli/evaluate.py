@@ -203,6 +203,7 @@ def _drawn(
 
     from logsnr.cli import support
     from logsnr.cli.data import image_shape
+    from logsnr.errors import LogsnrError
     from logsnr.evaluation.stored import Stored
     from logsnr.pixels import Pixels
     from logsnr.sampling import plan_for
@@ -213,6 +214,10 @@ def _drawn(
     denoiser, guided = support.sampled_model(model, None, None, guidance, None, where)
     label, n = support.class_of(denoiser, drawn["class"]), min(drawn["number"] or 10_000, limit or 10**8)
     plan = plan_for(denoiser, drawn["nfe"] or 10)
+    if getattr(denoiser, "told", None) == "a text":
+        raise LogsnrError(
+            f"{model} is told a text: make samples with logsnr generate --prompt, and evaluate their folder"
+        )
     support.sampled_condition(denoiser, label, None, 1)  # what it refuses
     classes = int(denoiser.card.get("classes") or 0)
 

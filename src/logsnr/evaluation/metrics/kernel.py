@@ -35,24 +35,31 @@ def kernel_estimate(x: Tensor, y: Tensor) -> Estimated:
         )
     n, m = len(x), len(y)
     towards = torch.cat([torch.stack([cubic(a, b).sum(1) for b in _blocks(y)]).sum(0) for a in _blocks(x)]) / m
-    within = sum(float(cubic(a, b).sum()) for a in _blocks(y) for b in _blocks(y))
+    within = sum((1 + (j > i)) * float(cubic(a, b).sum()) for i, j, a, b in _pairs(y))
     within = (within - sum(float(cubic_diagonal(a).sum()) for a in _blocks(y))) / (m * (m - 1))
-    means, squares, g = [], 0.0, torch.split(towards, _BLOCK)
-    for i, a in enumerate(_blocks(x)):
-        total = torch.zeros(len(a), dtype=torch.float64)
-        for j, b in enumerate(_blocks(x)):
-            h = cubic(a, b) - g[i][:, None] - g[j]
-            if i == j:
-                h.fill_diagonal_(0)
-            total += h.sum(1)
-            squares += float(h.square().sum())
-        means.append(total / (n - 1))
-    each = torch.cat(means)
+    squares, g = 0.0, torch.split(towards, _BLOCK)
+    sums = [torch.zeros_like(part) for part in g]
+    for i, j, a, b in _pairs(x):
+        h = cubic(a, b) - g[i][:, None] - g[j]
+        if i == j:
+            h.fill_diagonal_(0)
+        else:
+            sums[j] += h.sum(0)
+        sums[i] += h.sum(1)
+        squares += (1 + (j > i)) * float(h.square().sum())
+    each = torch.cat(sums) / (n - 1)
     value = float(each.mean())
     second = squares / (n * (n - 1)) - value**2
     first = max(float(each.var()) - second / (n - 1), 0.0)
     variance = (4 * (n - 2) * first + 2 * max(second, 0.0)) / (n * (n - 1))
     return Estimated(value=value + within, stderr=math.sqrt(variance))
+
+
+def _pairs(x: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Every two blocks of rows once, with their numbers."""
+    for i, a in enumerate(_blocks(x)):
+        for j, b in enumerate(_blocks(x[i * _BLOCK :]), i):
+            yield i, j, a, b
 
 
 def _blocks(x: Tensor) -> Iterator[Tensor]:
