@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import logsnr as ls
+from logsnr import likelihood
 from logsnr.cli import main
 from logsnr.errors import LogsnrError
 
@@ -166,6 +168,34 @@ def test_every_command_takes_a_device_and_a_precision(tiny, run, tmp_path, monke
         code, _, err = run(*command, option, value)
         assert (code, err.count("\n")) == (2, 1)
         assert words in err
+
+
+def test_bits_in_parts_by_two_processes(tiny, run, tmp_path, monkeypatch):
+    """The processes of torchrun, one after the other; then the same line has the whole, without an evaluation."""
+    monkeypatch.chdir(tmp_path)
+    whole = likelihood.bits_per_dim_in_parts
+    monkeypatch.setattr(likelihood, "bits_per_dim_in_parts", partial(whole, part=100))
+    line = ("evaluate", tiny, "--evaluations", 8, "--parts", "bits")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        code, out, err = run(*line)
+        assert code == 0, err
+        assert ("has its parts" in out) == (rank == "1")
+    assert "name a folder for them with --parts" in run(*line[:-2])[2]
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    code, again, _ = run(*line)
+    assert again.splitlines()[-1] == out.splitlines()[-1]
+    assert len(list((tmp_path / "bits").iterdir())) == 3
+    code, _, err = run(*line, "--seed", 1)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_bits_to_a_tolerance(tiny, run):
+    code, out, err = run("evaluate", tiny, "--evaluations", 8, "--limit", 32, "--tolerance", 0.2, "--json")
+    assert code == 0, err
+    assert json.loads(out)["stderr"] <= 0.2
 
 
 def test_a_network_is_compiled_in_place():

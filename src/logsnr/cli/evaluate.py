@@ -56,6 +56,16 @@ def evaluate(
         int | None,
         typer.Option(help="Of bits per dimension: evaluations per image, a multiple of 8 [default: 32].", max=100_000),
     ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of bits per dimension: go on until the standard error is at most this.")
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of bits per dimension: folder of parts of 1,000 images, measured by any number of processes "
+            "(torchrun); parts that are there stay."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first images.", min=1)] = None,
     logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,
     logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the bound's range.")] = None,
@@ -69,16 +79,24 @@ def evaluate(
 
     Example: logsnr evaluate runs/digits --evaluations 32
 
+    Example: torchrun --nproc-per-node 4 -m logsnr.cli evaluate runs/cifar10 --tolerance .005 --parts bits
+
     Example: logsnr evaluate shards --stats cifar10.npz
     """
     from logsnr.cli import support
 
     where = support.place(device, dtype, compile_)
-    bits = {"data": data, "evaluations": evaluations, "logsnr-min": logsnr_min, "logsnr-max": logsnr_max}
+    bits: dict[str, object] = {
+        "data": data,
+        "evaluations": evaluations,
+        "logsnr-min": logsnr_min,
+        "logsnr-max": logsnr_max,
+    }
+    bits |= {"tolerance": tolerance, "parts": parts}
     drawn = {"number": n, "nfe": nfe, "guidance": guidance, "class": class_}
     if stats is None:
         _leave_out("without --stats", features=features, metrics=metrics or None, chunk=chunk, **drawn)
-        _bits(what, data, evaluations or 32, limit, (logsnr_min, logsnr_max), where, seed, json_)
+        _bits(what, data, evaluations or 32, limit, (logsnr_min, logsnr_max), tolerance, parts, where, seed, json_)
         return
     _leave_out("with --stats", **bits)
     if not _is_model(what):
@@ -248,6 +266,8 @@ def _bits(
     evaluations: int,
     limit: int | None,
     ends: tuple[float | None, float | None],
+    tolerance: float | None,
+    parts: Path | None,
     where: dict[str, Any],
     seed: int,
     json_: bool,
@@ -256,22 +276,46 @@ def _bits(
 
     from logsnr.cli import support
     from logsnr.cli.data import held_out_images
-    from logsnr.likelihood import bits_per_dim, default_logsnr_range
+    from logsnr.devices import find_process
+    from logsnr.errors import LogsnrError
+    from logsnr.files import fingerprint
+    from logsnr.likelihood import bits_per_dim, bits_per_dim_in_parts, default_logsnr_range
+    from logsnr.terminal import progress_bar
+    from logsnr.writing import check_folder
 
+    rank, world = find_process()
+    if parts is None and world > 1:
+        raise LogsnrError(f"{world} processes (WORLD_SIZE) measure in parts: name a folder for them with --parts")
+    parts = None if parts is None else check_folder(parts, "--parts")
     logsnr_min, logsnr_max = ends
     denoiser = support.run_denoiser(model, where)
     images, pixels, cond, train = held_out_images(denoiser, data, limit, quiet=hushed(json_))
     lo, hi = default_logsnr_range(pixels)
-    result = bits_per_dim(
-        denoiser,
-        images,
-        pixels=pixels,
-        logsnr_range=(lo if logsnr_min is None else logsnr_min, hi if logsnr_max is None else logsnr_max),
-        cond=cond,
-        generator=torch.Generator().manual_seed(seed),
-        evaluations_per_image=evaluations,
-        train=train,
-    )
+    options: dict[str, Any] = {
+        "pixels": pixels,
+        "logsnr_range": (lo if logsnr_min is None else logsnr_min, hi if logsnr_max is None else logsnr_max),
+        "cond": cond,
+        "evaluations_per_image": evaluations,
+        "train": train,
+        "tolerance": tolerance,
+        "max_evaluations_per_image": max(1024, evaluations),
+    }
+    if parts is None:
+        result = bits_per_dim(denoiser, images, generator=torch.Generator().manual_seed(seed), **options)
+    else:
+        about = {"model": fingerprint(denoiser.state_dict()), "data": fingerprint({"images": images})}
+        with progress_bar(not hushed(json_) and rank == 0, "parts") as show:
+            tell = None if show is None else lambda done, total: show(done / total, f"{done} of {total}")
+            found = bits_per_dim_in_parts(
+                denoiser, images, parts, seed=seed, rank=rank, world=world, about=about, progress=tell, **options
+            )
+        if found is None:
+            if not json_:
+                print(
+                    f"{parts}: process {rank} of {world} has its parts; the same line says the whole once all are there"
+                )
+            return
+        result = found
     facts = {
         "model": model,
         "images": len(images),
