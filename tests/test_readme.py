@@ -74,6 +74,7 @@ def test_command_lines(checkout):
     commands = [
         "sample",
         "sample",
+        "generate",
         "train",
         "evaluate",
         "stats",
@@ -94,7 +95,7 @@ def test_command_lines(checkout):
             assert done.returncode == 0, done.stderr
         else:
             command(f"{line.split('#')[0]} {FASTER.get(name, '')}")
-    for file in ("samples.png", "bags.png", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
+    for file in ("samples.png", "bags.png", "shards/generated.json", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
         assert (checkout / file).exists()
 
 
