@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test test-device coverage lint bench faults clean
+.PHONY: help demo test tests test-device coverage lint bench faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -34,7 +34,11 @@ lint: $(DEV) ## ruff and strict type checking
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, type-check and test (at most 8 minutes on two cores)
+# Types take one core for a minute: beside the tests, since those alone leave it idle at their ends.
+test: $(DEV) ## lint, type-check and test (at most 8 minutes on two cores)
+	@$(MAKE) --no-print-directory -j2 lint tests
+
+tests: $(DEV) ## the tests alone
 	$(PYTEST)
 
 coverage: $(DEV) ## the tests again, and which lines they reach (at least 90 %); a minute longer

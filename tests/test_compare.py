@@ -609,15 +609,15 @@ def test_plans_that_came_with_a_model_take_part():
 def test_solvers_that_draw_noise_take_part_where_distributions_do():
     """Of an exact Gaussian: DDPM in many steps has its moments; it has no RMSE."""
     denoiser = ls.exact.Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 0.25, 0.04])))
-    noisy = [e for e in ours(denoiser, [400], solvers=["DDPM", "Heun"], grids=["karras"], noisy=True) if e.noisy]
+    noisy = [e for e in ours(denoiser, [200], solvers=["DDPM", "Heun"], grids=["karras"], noisy=True) if e.noisy]
     assert {e.solver for e in noisy} == {"DDPM", "Heun, churned"}
     assert not any(e.noisy for e in ours(denoiser, [60]))
-    for row in measure(denoiser, noisy, n=4, teacher_steps=800, features=None).rows:
+    for row in measure(denoiser, noisy, n=4, teacher_steps=400, features=None).rows:
         assert row.rmse is None
     for entry in noisy:
         g = torch.Generator().manual_seed(1)
-        x = entry.run(denoiser, torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)), {}, g)
-        assert torch.allclose(x.std(0), torch.tensor([1.0, 0.5, 0.2]), rtol=0.06)
+        x = entry.run(denoiser, torch.randn(5_000, 3, generator=torch.Generator().manual_seed(0)), {}, g)
+        assert torch.allclose(x.std(0), torch.tensor([1.0, 0.5, 0.2]), rtol=0.1)
 
 
 def test_files_hold_what_was_measured(compared, tmp_path):

@@ -152,7 +152,7 @@ def test_a_folder_is_the_pipeline(tiny, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # diffusers has renamed torch_dtype
         half = ls.load(str(tmp_path / "sd"), prompt=PROMPT, guidance=2.0, dtype=torch.bfloat16, device="cpu")
-    assert moved == [("cpu",)]
+    assert moved == [(torch.device("cpu"),)]
     x0 = half(z, 1.0).x0
     assert x0.dtype == torch.float32
     assert_close(x0, want(z, 1.0).x0, 2e-2)
