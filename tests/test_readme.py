@@ -95,7 +95,15 @@ def test_command_lines(checkout):
             assert done.returncode == 0, done.stderr
         else:
             command(f"{line.split('#')[0]} {FASTER.get(name, '')}")
-    for file in ("samples.png", "bags.png", "shards/generated.json", "runs/passport.html", "plan.json", "pipelines/digits/model_index.json"):
+    made = [
+        "samples.png",
+        "bags.png",
+        "shards/generated.json",
+        "runs/passport.html",
+        "plan.json",
+        "pipelines/digits/model_index.json",
+    ]
+    for file in made:
         assert (checkout / file).exists()
 
 
