@@ -5,8 +5,7 @@ BIN    := $(VENV)/bin
 # Installed: what the demo needs, and what development needs on top.
 TRAIN  := $(VENV)/.train
 DEV    := $(VENV)/.dev
-# Not compiled: most files of PyTorch and transformers are never imported, and compiling all takes longer than installing.
-PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
