@@ -122,7 +122,7 @@ def moved(x: Tensor, *args: Any, **options: Any) -> Tensor:
     device, dtype = x.device if device is None else device, dtype or x.dtype
     if (device.type, dtype) == (x.device.type, x.dtype):
         return x.clone() if copy else x
-    return _Moved.apply(x, device, dtype)  # type: ignore[no-any-return]
+    return _Moved.apply(x, device, dtype)
 
 
 class _Operators(TorchDispatchMode):

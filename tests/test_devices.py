@@ -263,6 +263,13 @@ def test_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
+    for rank, index in (("1", 1), ("2", 0)):  # of three processes on two GPUs
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert find_device("auto") == find_device("cuda") == torch.device("cuda", index)
+        assert find_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.delenv("LOCAL_RANK")
     for name, words in (
         ("cuda:2", "this machine has 2 CUDA devices; give auto, cpu or cuda:0 or cuda:1"),
         ("gpu", "none"),
@@ -272,6 +279,15 @@ def test_names(monkeypatch):
     for dtype, words in (("bfloat", "bf16"), (torch.int8, "floating-point")):
         with pytest.raises(LogsnrError, match=words):
             find_dtype(dtype)
+
+
+def test_apples_gpus_are_not_asked_for_float64(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("auto") == find_device("mps") == torch.device("mps")
+    assert find_device("auto", float64=True) == torch.device("cpu")
+    with pytest.raises(LogsnrError, match="no float64"):
+        find_device("mps", float64=True)
 
 
 def test_a_model_without_numbers_leaves_states_where_they_are():

@@ -64,10 +64,21 @@ def test_a_part_that_is_there_stays_and_others_are_refused(model, tmp_path):
         bits_per_dim_in_parts(model, IMAGES, tmp_path, **OPTIONS, **PARTS)
 
 
-def test_a_tolerance_is_of_the_whole(model, tmp_path):
+@pytest.mark.parametrize("part", [5, 20])
+def test_a_tolerance_is_of_the_whole(model, tmp_path, monkeypatch, part):
+    """Parts of other sizes count as they weigh: with 20 and 3 images, the large one has to be nearly as good."""
+    asked = []
+
+    def noted(*args, tolerance, **options):
+        asked.append(tolerance)
+        return bits_per_dim(*args, tolerance=tolerance, **options)
+
+    monkeypatch.setattr("logsnr.likelihood.parts.bits_per_dim", noted)
     found = bits_per_dim_in_parts(
-        model, IMAGES, tmp_path, tolerance=0.05, max_evaluations_per_image=512, **OPTIONS, **PARTS
+        model, IMAGES, tmp_path, tolerance=0.05, max_evaluations_per_image=512, **OPTIONS, **{**PARTS, "part": part}
     )
+    shares = [len(IMAGES[i : i + part]) / 23 for i in range(0, 23, part)]
+    assert sum((share * one) ** 2 for share, one in zip(shares, asked, strict=True)) == pytest.approx(0.05**2)
     assert found.stderr <= 0.05
     assert found.evaluations > 23 * 8
 

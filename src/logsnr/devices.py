@@ -1,6 +1,7 @@
 """Devices, precisions and processes: where a network runs, in how many bits, and beside how many others.
 
-auto              the accelerator of this machine: a GPU of CUDA or ROCm, else Apple's, else the CPU
+auto              the accelerator of this machine: a GPU of CUDA or ROCm, else Apple's, else the CPU; of several
+                  processes that a launcher started here, each has the GPU of its LOCAL_RANK
 cpu, cuda, cuda:1, mps, ...      as PyTorch calls them
 fp32, bf16, fp16  of the network alone: states, noise, targets and losses stay in at least float32
 """
@@ -21,18 +22,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by name."""
 
 
-def find_device(device: str | torch.device | None) -> torch.device:
+def find_device(device: str | torch.device | None, *, float64: bool = False) -> torch.device:
     """The device of a name; "auto" is the accelerator of this machine, None the CPU.
 
+    Args:
+        device: the name.
+        float64: whether what is to be done there needs float64, which Apple's GPUs lack.
+
     Raises:
-        LogsnrError: if it is no device, or this machine has it not.
+        LogsnrError: if it is no device, this machine has it not, or it lacks float64.
     """
     if device is None:
         return torch.device("cpu")
     if device == AUTO:
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return _own_gpu()
+        return torch.device("mps" if torch.backends.mps.is_available() and not float64 else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -43,7 +48,15 @@ def find_device(device: str | torch.device | None) -> torch.device:
             raise LogsnrError(f"device {device}: this machine has {_counted(count)}; give auto, cpu" + _others(count))
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise LogsnrError("device mps: this is no Apple machine with a GPU that PyTorch can use; give auto or cpu")
-    return found
+    if found.type == "mps" and float64:
+        raise LogsnrError("device mps has no float64, in which this measures: give auto or cpu")
+    return _own_gpu() if found == torch.device("cuda") else found
+
+
+def _own_gpu() -> torch.device:
+    local = os.environ.get("LOCAL_RANK", "")
+    index = int(local) % torch.cuda.device_count() if local.isdigit() else torch.cuda.current_device()
+    return torch.device("cuda", index)
 
 
 def _counted(count: int) -> str:

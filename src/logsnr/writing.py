@@ -112,7 +112,12 @@ def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> 
         _sync(temporary)
         with suppress(FileNotFoundError):
             os.rename(path, old)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.rename(old, path)
+            raise
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise

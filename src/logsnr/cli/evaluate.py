@@ -84,7 +84,13 @@ def evaluate(
     Example: logsnr evaluate shards --stats cifar10.npz
     """
     from logsnr.cli import support
+    from logsnr.devices import find_process
+    from logsnr.errors import LogsnrError
 
+    rank, world = find_process()
+    if world > 1 and (parts is None or stats is not None):
+        many = "name a folder for them with --parts" if stats is None else "make samples by many, and measure with one"
+        raise LogsnrError(f"{world} processes (WORLD_SIZE) would all do the same: {many}")
     where = support.place(device, dtype, compile_)
     bits: dict[str, object] = {
         "data": data,
@@ -96,7 +102,8 @@ def evaluate(
     drawn = {"number": n, "nfe": nfe, "guidance": guidance, "class": class_}
     if stats is None:
         _leave_out("without --stats", features=features, metrics=metrics or None, chunk=chunk, **drawn)
-        _bits(what, data, evaluations or 32, limit, (logsnr_min, logsnr_max), tolerance, parts, where, seed, json_)
+        ends, each = (logsnr_min, logsnr_max), 32 if evaluations is None else evaluations
+        _bits(what, data, each, limit, ends, tolerance, parts, (rank, world), where, seed, json_)
         return
     _leave_out("with --stats", **bits)
     if not _is_model(what):
@@ -268,6 +275,7 @@ def _bits(
     ends: tuple[float | None, float | None],
     tolerance: float | None,
     parts: Path | None,
+    process: tuple[int, int],
     where: dict[str, Any],
     seed: int,
     json_: bool,
@@ -276,16 +284,12 @@ def _bits(
 
     from logsnr.cli import support
     from logsnr.cli.data import held_out_images
-    from logsnr.devices import find_process
-    from logsnr.errors import LogsnrError
     from logsnr.files import fingerprint
     from logsnr.likelihood import bits_per_dim, bits_per_dim_in_parts, default_logsnr_range
     from logsnr.terminal import progress_bar
     from logsnr.writing import check_folder
 
-    rank, world = find_process()
-    if parts is None and world > 1:
-        raise LogsnrError(f"{world} processes (WORLD_SIZE) measure in parts: name a folder for them with --parts")
+    rank, world = process
     parts = None if parts is None else check_folder(parts, "--parts")
     logsnr_min, logsnr_max = ends
     denoiser = support.run_denoiser(model, where)
@@ -310,10 +314,11 @@ def _bits(
                 denoiser, images, parts, seed=seed, rank=rank, world=world, about=about, progress=tell, **options
             )
         if found is None:
-            if not json_:
-                print(
-                    f"{parts}: process {rank} of {world} has its parts; the same line says the whole once all are there"
-                )
+            there = len(list(parts.glob("part-*.json")))
+            if json_:
+                support.print_json({"parts": str(parts), "there": there})
+            else:
+                print(f"{parts}: {there} parts are there; the same line says the whole once all are")
             return
         result = found
     facts = {

@@ -28,17 +28,6 @@ from logsnr.cli.sample import (
 )
 
 
-def own_device(device: str) -> str:
-    """Of several processes of a machine, each takes the GPU of its LOCAL_RANK where no other is named."""
-    local = os.environ.get("LOCAL_RANK", "")
-    if device in ("auto", "cuda") and local.isdigit():
-        import torch
-
-        if torch.cuda.is_available():
-            return f"cuda:{int(local) % torch.cuda.device_count()}"
-    return device
-
-
 @app.command(cls=Named)
 def generate(
     model: Model,
@@ -101,7 +90,8 @@ def generate(
     what = asked(
         model, nfe=nfe, solver=solver, gamma=gamma, order=order, grid=grid, sigma_max=sigma_max, sigma_min=sigma_min,
         range_=range_, plan=plan, start=start, class_=class_, prompt=prompt, negative_prompt=negative_prompt,
-        guidance=guidance, null_class=null_class, where=support.place(own_device(device), dtype, compile_), seed=seed,
+        guidance=guidance, null_class=null_class, where=support.place(device, dtype, compile_, measures=False),
+        seed=seed,
     )  # fmt: skip
     support.sampled_condition(what.denoiser, what.label, prompt, 1)  # what it refuses
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of a machine

@@ -177,7 +177,8 @@ def sample(
     what = asked(
         model, nfe=nfe, solver=solver, gamma=gamma, order=order, grid=grid, sigma_max=sigma_max, sigma_min=sigma_min,
         range_=range_, plan=plan, start=start, class_=class_, prompt=prompt, negative_prompt=negative_prompt,
-        guidance=guidance, null_class=null_class, where=support.place(device, dtype, compile_), seed=seed,
+        guidance=guidance, null_class=null_class, where=support.place(device, dtype, compile_, measures=False),
+        seed=seed,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     cond = support.sampled_condition(what.denoiser, what.label, prompt, n)

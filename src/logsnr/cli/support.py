@@ -46,9 +46,12 @@ OWN_SAMPLES = 2000
 """Samples that a model draws for its own Gaussian start."""
 
 
-def place(device: str, dtype: str, compile_: bool) -> dict[str, Any]:
-    """Where a network runs, as `load` takes it; an accelerator that nobody named is said."""
-    found = find_device(device)
+def place(device: str, dtype: str, compile_: bool, *, measures: bool = True) -> dict[str, Any]:
+    """Where a network runs, as `load` takes it; an accelerator that nobody named is said.
+
+    What `measures` does so in float64, which not every accelerator has.
+    """
+    found = find_device(device, float64=measures)
     if device == AUTO and found.type != "cpu":
         note(f"on {told(found)}; --device cpu for the CPU")
     return {"device": found, "dtype": None if dtype == "fp32" else find_dtype(dtype), "compile": compile_}

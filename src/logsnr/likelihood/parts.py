@@ -2,6 +2,8 @@
 
     bits = sum_p (n_p/N) bits_p,      stderr^2 = sum_p (n_p/N)^2 stderr_p^2
 
+so that the whole has an error of tol if every part has tol / sqrt(sum_p (n_p/N)^2), about sqrt(parts) tol.
+
 Part p holds the images p m ... p m + m - 1, and its draws come from (seed, p) alone (`sampling.streams`), so whoever
 measures it gets the same number.  A part is one file, written whole; a part that is there is left alone.
 """
@@ -88,7 +90,7 @@ def bits_per_dim_in_parts(
         part: images of a part.
         rank: this process; it measures the parts rank, rank + world, ...
         world: number of processes.
-        tolerance: of the whole's standard error; every part is measured to sqrt(parts) times that.
+        tolerance: of the whole's standard error.
         about: facts that parts share (what model, which data): parts of others are refused.
         progress: called with (parts there, parts in all).
         **options: of `bits_per_dim`.
@@ -111,6 +113,8 @@ def bits_per_dim_in_parts(
         **{key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         **(about or {}),
     }
+    sizes = [min(part, len(images) - first) for first in range(0, len(images), part)]
+    each = None if tolerance is None else tolerance * len(images) / math.hypot(*sizes)
     for index in range(rank, count, world):
         file = _file(folder, index)
         if file.is_file():
@@ -122,7 +126,7 @@ def bits_per_dim_in_parts(
             images[few],
             cond=take(cond, few),
             generator=generators(seed, [index])[0],
-            tolerance=None if tolerance is None else tolerance * math.sqrt(count),
+            tolerance=each,
             **options,
         )
         values = {"version": VERSION, "about": facts, **_values(found)}

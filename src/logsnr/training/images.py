@@ -116,7 +116,7 @@ def read_image(file: Path, *, channels: int = 3, size: int | None = None, backgr
         said.append("turned as their EXIF says")
         if opened.format != "TIFF":
             image = image.transpose(_TURNS[turn])
-    image = _plain(image, opened.info.get("icc_profile"), said.append)
+    image = _in_srgb(image, opened.info.get("icc_profile"), said.append)
     image = _opaque(image, file, background, said.append)
     if image.mode in ("CMYK", "YCbCr"):
         said.append(f"{image.mode}, made RGB")
@@ -183,7 +183,7 @@ def _narrowed(image: ImageFile.ImageFile, file: Path, say: Callable[[str], None]
     return image
 
 
-def _plain(image: Image.Image, profile: bytes | None, say: Callable[[str], None]) -> Image.Image:
+def _in_srgb(image: Image.Image, profile: bytes | None, say: Callable[[str], None]) -> Image.Image:
     """The image in sRGB, where it brings a profile of colours that are others: a photo's Display P3, a print's CMYK."""
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
         return image

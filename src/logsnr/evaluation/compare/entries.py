@@ -212,7 +212,9 @@ def own(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
 
     def entry(budget: int, n: int) -> Entry | None:
         plan = denoiser.plans.get(n)
-        return plan and plan_entry(denoiser, plan, OWN, "", "plan", "plan", budget)
+        if plan is None or not denoiser.covers(min(plan.sigmas[:-1]), plan.sigmas[0]):  # the range may be narrower
+            return None
+        return plan_entry(denoiser, plan, OWN, "", "plan", "plan", budget)
 
     found = [largest(budget, partial(entry, budget)) for budget in nfe]
     return list({one.plan.hash: one for one in found if one is not None and one.plan is not None}.values())
