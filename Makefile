@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 # Installed: what the demo needs, and what development needs on top.
 TRAIN  := $(VENV)/.train
 DEV    := $(VENV)/.dev
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# What pip would do on one core; some files of others are templates, which do not compile.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
@@ -19,11 +21,13 @@ $(BIN)/python:
 
 $(TRAIN): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[train]'
+	@$(COMPILE)
 	touch $@
 
 # All of the former and more, in one installation.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@$(COMPILE)
 	touch $(TRAIN) $@
 
 demo: $(TRAIN) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
