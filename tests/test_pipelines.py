@@ -196,7 +196,7 @@ def test_flux_tokens_are_the_pipelines_own(tiny):
     assert torch.equal(networks.pack(x), tokens)
     assert torch.equal(networks.unpack(tokens, 6, 8), x)
     assert torch.equal(
-        networks._places(3, 4, x), diffusers.FluxPipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
+        networks.places(3, 4, x), diffusers.FluxPipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
     )
 
 

@@ -24,10 +24,8 @@ from torch import Tensor, nn
 
 from logsnr.adapters import require_diffusers, version_of
 from logsnr.adapters.diffusers.pipelines.families import Conditions, Family, Prompt, Size, family_of
-from logsnr.adapters.diffusers.pipelines.latents import Latents
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
-from logsnr.guidance import cfg
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, LABELS, Prediction
 from logsnr.reading import reading
@@ -55,7 +53,7 @@ class PipelineDenoiser(Denoiser):
         super().__init__()
         self.plain = plain
         self.guidance = float(guidance)
-        self.guided: Denoiser = plain if guidance <= 1 or family.embedded else cfg(plain, guidance, null)
+        self.guided: Denoiser = family.guided(plain, guidance, null) if family.guides(guidance) else plain
         self.vae = family.vae
         self.cond, self.null = cond, null
         self.pipeline = family.pipeline
@@ -70,7 +68,7 @@ class PipelineDenoiser(Denoiser):
         }
         plain.card = self.card
         self._family = family
-        self._latents = Latents(family.vae, family.image_channels)
+        self._latents = family.latents
 
     @property
     def prediction(self) -> Prediction:
@@ -108,7 +106,7 @@ class PipelineDenoiser(Denoiser):
         """Samples x (latents, or the images of a pixel model) of images in [-1, 1], or of uint8 grey levels.
 
         Args:
-            images: `[B, C, H, W]`.
+            images: `[B, C, H, W]`; videos `[B, C, F, H, W]`.
             generator: draws from the VAE's posterior; None takes its mean.
 
         Raises:
@@ -126,7 +124,7 @@ class PipelineDenoiser(Denoiser):
 
     def _facts(self) -> list[str]:
         told = [] if self.told is None else [f"told {self.told}"]
-        guided = [f"guidance {self.guidance:g}"] if self.guidance > 1 else []
+        guided = [f"guidance {self.guidance:g}"] if self.guided is not self.plain or self._family.embedded else []
         return [str(self.card["pipeline"]), repr(self.plain), *told, *guided]
 
     def check_cond(self, cond: Mapping[str, Any]) -> None:
@@ -154,18 +152,22 @@ def denoiser_from(
     negative_prompt: Prompt | None = None,
     guidance: float | None = None,
     size: Size | None = None,
+    frames: int | None = None,
     null_class: int | None = None,
 ) -> PipelineDenoiser:
     """The denoiser inside a diffusers pipeline, which it shares; networks are put in eval mode.
 
     Args:
-        pipeline: DDPM, DDIM, Stable Diffusion, SDXL, DiT, SD3 or Flux (their image-to-image and inpaint forms too), or
-            any other with the same networks.
-        prompt: a text or several; for class-conditional models a class number, or a name where the pipeline has names.
-        negative_prompt: what guidance leads away from; None for the model's own "no condition".
-        guidance: diffusers' guidance_scale: 1 or less for none.  None is 1; where the network is told the scale, the
-            pipeline's own default.
+        pipeline: one whose network is in `families.FAMILIES`: DDPM, DDIM, Stable Diffusion, SDXL, DiT, SD3, Flux, ...
+            (their image-to-image and inpaint forms too).
+        prompt: a text or several, or a mapping of the pipeline's own embeddings, as its `encode_prompt` takes them
+            ({"prompt_embeds": ...}); for class-conditional models a class number, or a name where the pipeline has
+            names.
+        negative_prompt: what guidance leads away from, in the same form; None for the model's own "no condition".
+        guidance: the pipeline's guidance_scale (Qwen-Image: true_cfg_scale): 1 or less for none (Z-Image: 0).  None is
+            none; where the network is told the scale, the pipeline's own default.
         size: height and width in pixels; None for the model's own.
+        frames: of a video; None for the pipeline's own default.
         null_class: of a class-conditional UNet2DModel: the class that stands for none.
 
     Raises:
@@ -176,7 +178,7 @@ def denoiser_from(
 
     if guidance is not None and not math.isfinite(guidance):
         raise LogsnrError(f"guidance = {guidance}: must be finite; 1 is none")
-    family = family_of(pipeline, size, null_class)
+    family = family_of(pipeline, size, null_class, frames)
     for module in (family.model, family.vae):
         if module is not None:
             module.eval()
@@ -192,8 +194,7 @@ def denoiser_from(
     )
     scale = family.scale(guidance)
     cond = {} if prompt is None else family.conditions(prompt, scale)
-    guided = scale > 1 and not family.embedded
-    null = family.null(negative_prompt, scale) if guided or negative_prompt is not None else {}
+    null = family.null(negative_prompt, scale) if family.guides(scale) or negative_prompt is not None else {}
     return PipelineDenoiser(family, plain, cond, null, scale)
 
 
