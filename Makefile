@@ -11,7 +11,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test tests test-device coverage lint bench faults clean
+.PHONY: help demo test tests test-heavy test-device coverage lint bench faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -45,8 +45,11 @@ test: $(DEV) ## lint, type-check and test (at most 8 minutes on two cores)
 tests: $(DEV) ## the tests alone
 	$(PYTEST)
 
-coverage: $(DEV) ## the tests again, and which lines they reach (at least 90 %); a minute longer
-	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+test-heavy: $(DEV) ## what `make test` leaves out: the same theorems on more networks, levels and sizes (minutes)
+	$(PYTEST) -m heavy
+
+coverage: $(DEV) ## all tests, heavy ones too, and which lines they reach (at least 90 %)
+	$(PYTEST) -m 'heavy or not heavy' --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 # LOGSNR_DEVICE=cuda:1 takes another device.
 test-device: $(DEV) ## checks on this machine's accelerator: equal to the CPU, half precision, compiled, speed (minutes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logsnr.cli import main
+from logsnr.report import figures
 
 LONGEST = (
     "test_passport_networks.py",
@@ -53,6 +54,27 @@ def run(capsys, monkeypatch):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def short_passports(monkeypatch):
+    """Passports of the same parts, each of fewer levels and steps."""
+    from logsnr.evaluation.passport import examination, labels, trajectories
+
+    fewer = {
+        trajectories: {"TEACHER": 12, "NFES": (4,), "GAMMA_STEPS": 3, "DRAW_STEPS": 10},
+        examination: {"HALF_LEVELS": 3, "PROJECTION_LEVELS": 3},
+        labels: {"LEVELS": 4},
+    }
+    for module, values in fewer.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_layout():
+    """Figures of pages keep matplotlib's margins."""
+    figures.LAYOUT = "none"
 
 
 @pytest.fixture

@@ -76,7 +76,14 @@ def test_estimate_is_unbiased_whatever_the_state(weighting: Weighting) -> None:
     assert float(schedule.log_density(everywhere).exp().min()) >= 0.01 / (HI - LO) * (1 - 1e-12)
 
 
-@pytest.mark.parametrize("weighting", [Sigmoid(2.0), EDMMonotonic(), V()], ids=["sigmoid", "edm-monotonic", "v"])
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        pytest.param(Sigmoid(2.0), id="sigmoid"),
+        pytest.param(EDMMonotonic(), id="edm-monotonic", marks=pytest.mark.heavy),
+        pytest.param(V(), id="v", marks=pytest.mark.heavy),
+    ],
+)
 def test_converges_to_the_best_density_and_stays_unbiased(weighting: Weighting) -> None:
     """Gaussian data, D = 64, batches of 128: TV(p, p*) < .02 and the mean loss of all steps within .1%.
 

@@ -333,7 +333,7 @@ def ratio(n: int) -> float:
     return math.sqrt(mean_square(MIXTURE, calibrated(n), fresh(), 512, None) / best)
 
 
-@pytest.mark.parametrize("n", [4, 5, 6, 8, 10])
+@pytest.mark.parametrize("n", [5, 8, *(pytest.param(n, marks=pytest.mark.heavy) for n in (4, 6, 10))])
 def test_beats_every_stock_solver_on_fresh_noise(n: int) -> None:
     assert ratio(n) <= 0.7
     plan = calibrated(n)

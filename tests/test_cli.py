@@ -153,10 +153,9 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
         "passport {} --images 32 --trajectories 2 --out p.html",
     ],
 )
+@pytest.mark.usefixtures("short_passports")
 def test_every_command_takes_a_device_and_a_precision(tiny, run, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
-    for name, value in {"TEACHER": 12, "NFES": (4,), "GAMMA_STEPS": 3}.items():
-        monkeypatch.setattr(f"logsnr.evaluation.passport.trajectories.{name}", value)
     command = [word.format(tiny) for word in line.split()]
     code, out, err = run(*command, "--device", "cpu", "--dtype", "bf16", "--json")
     assert code == 0, err

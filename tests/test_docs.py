@@ -33,7 +33,12 @@ def given(tmp_path, monkeypatch, request):
     return {"pipe": tiny.stable_diffusion(), "latents": latents, **plans}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+HEAVY = {"calibration"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.heavy] * (page.stem in HEAVY)) for page in PAGES]
+)
 def test_blocks_of_a_page_run_in_order(page, given):
     names = dict(given)
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)):

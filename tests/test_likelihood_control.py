@@ -49,7 +49,7 @@ def bound_of_gaussian(images, variance, lo, hi, levels=17):
     return float(nats.mean()) / (x.shape[1] * math.log(2))
 
 
-@pytest.mark.parametrize("kind", ["default", "train", "wrong pilot"])
+@pytest.mark.parametrize("kind", ["default", pytest.param("train", marks=pytest.mark.heavy), "wrong pilot"])
 def test_mean_over_seeds_is_the_analytic_bound(kind):
     images = data()
     expected = bound_of_gaussian(images, 0.3, LO, HI)

@@ -100,7 +100,7 @@ def errors(grid: str, n: int) -> dict[str, float]:
     return dict(zip(SOLVERS, error_from_exact_start(*plans), strict=True))
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [pytest.param(g, marks=[pytest.mark.heavy] * (g == "karras")) for g in GRIDS])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_order(name: str, grid: str) -> None:
     coarse, fine = (errors(grid, n)[name] for n in (160, 320))

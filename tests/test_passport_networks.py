@@ -16,7 +16,7 @@ from torch import Tensor
 import logsnr as ls
 from logsnr import zoo
 from logsnr.denoiser import NetworkDenoiser
-from logsnr.evaluation.passport import Passport, examination, examine, labels, trajectories
+from logsnr.evaluation.passport import Passport, examine, labels
 from logsnr.predictions import LABELS
 from logsnr.training import Dataset, load_data, load_recipe, train
 from logsnr.training.config import DataConfig
@@ -24,14 +24,8 @@ from logsnr.training.config import DataConfig
 FEW = {"images": 64, "trajectories": 2, "levels": 5}
 
 
-@pytest.fixture(autouse=True)
-def short_examinations(monkeypatch):
-    """Findings of these faults rest on the loss; what else is measured is there to raise no other."""
-    for name, value in {"TEACHER": 12, "NFES": (4,), "GAMMA_STEPS": 3, "DRAW_STEPS": 10}.items():
-        monkeypatch.setattr(trajectories, name, value)
-    for name, value in {"HALF_LEVELS": 3, "PROJECTION_LEVELS": 3}.items():
-        monkeypatch.setattr(examination, name, value)
-    monkeypatch.setattr(labels, "LEVELS", 4)
+# Findings of these faults rest on the loss; what else is measured is there to raise no other.
+pytestmark = pytest.mark.usefixtures("short_passports")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +69,7 @@ def kinds(passport: Passport) -> list[str]:
     return [f.kind for f in passport.troubles]
 
 
+@pytest.mark.heavy
 def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels(digits, monkeypatch):
     """The zoo's digits model saw each of 1,500 digits 200 times: right about them, too sure about others."""
     model = ls.load("zoo:digits")
@@ -88,7 +83,7 @@ def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels(digits, mo
     assert all(abs(c - 1) < 0.05 for sigma, c in by_sigma.items() if sigma > 0.8)
 
 
-@pytest.mark.parametrize("c", [1.1, 0.9])
+@pytest.mark.parametrize("c", [1.1, pytest.param(0.9, marks=pytest.mark.heavy)])
 def test_a_trained_network_whose_label_is_off_by_ten_percent(digits, c):
     model = told(ls.load("zoo:digits"), c)
     x = model.encode(digits.train_images[:297])
@@ -127,7 +122,9 @@ def test_a_network_that_was_hardly_trained(tmp_path, digits):
     assert passport.troubles[0].severity == "error"
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(
+    "name", [name if name == "digits" else pytest.param(name, marks=pytest.mark.heavy) for name in zoo.names()]
+)
 def test_models_of_the_zoo_have_no_trouble_with_what_they_draw(name):
     """Their data need not be at hand: each draws its own samples, all classes in turn."""
     model = ls.load(f"zoo:{name}")

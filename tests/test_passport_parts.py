@@ -305,6 +305,7 @@ def call(monkeypatch, capsys, *args):
 SIZE = ("--images", 32, "--trajectories", 2)
 
 
+@pytest.mark.usefixtures("short_passports")
 def test_the_command_writes_page_and_file_and_others_take_its_range(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "page.html"
     code, text, _ = call(monkeypatch, capsys, "passport", run, *SIZE, "--out", out, "--json")
@@ -350,6 +351,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("short_passports")
 def test_the_command_examines_a_pipeline_on_the_data_given(tmp_path, monkeypatch, capsys):
     """Its images reach the model as `Pixels` of their own grey levels, 17, not of 256."""
     diffusers = pytest.importorskip("diffusers")

@@ -550,8 +550,18 @@ def test_rounding_and_the_last_level_do_not_warn() -> None:
     sample(trained_on(0.05, 157.0, Flow()), solvers.ddim(grids.flow(4)), noise=randn(1, 2))
 
 
-@pytest.mark.parametrize("check", [False, True, "each"])
-@pytest.mark.parametrize("name", ["ddim", "ge", "ge in velocity", "four estimates"])
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        *(("ge", check) for check in (False, True, "each")),
+        *((name, "each") for name in ("ddim", "ge in velocity", "four estimates")),
+        *(
+            pytest.param(name, check, marks=pytest.mark.heavy)
+            for name in ("ddim", "ge in velocity", "four estimates")
+            for check in (False, True)
+        ),
+    ],
+)
 def test_compiles_as_one_graph(name: str, check: object) -> None:
     class Network(nn.Module):
         def forward(self, z: Tensor, label: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def test_trained_betas_and_beta_schedules() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 2, 3, 27, 100, 200, 500, 1000])
+@pytest.mark.parametrize("n", [1, 2, 3, 27, 100, *(pytest.param(n, marks=pytest.mark.heavy) for n in (200, 500, 1000))])
 def test_every_number_of_steps_makes_as_many_and_corrupts_none(n: int, kind: str) -> None:
     """On the exact denoiser of one image every run ends at it, however many steps (2306.04848: exact projection)."""
     for options in ({}, {"timestep_spacing": "trailing"}, {"grid": "karras"}, {"steps_offset": 1}):

@@ -77,7 +77,14 @@ def test_plans_belong_to_the_weights(name):
         assert plan.sigmas[0] <= high * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("name", "count"), [("digits", 24), ("fashion-mnist", 12), ("fashion-mnist-classes", 10)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("digits", 24),
+        pytest.param("fashion-mnist", 12, marks=pytest.mark.heavy),
+        pytest.param("fashion-mnist-classes", 10, marks=pytest.mark.heavy),
+    ],
+)
 def test_plans_beat_gradient_estimation(name, count):
     """End-point RMSE from fresh noise, classes in turn, against 32 UniPC steps."""
     denoiser, plans = ls.load(f"zoo:{name}"), ls.load_plans(f"zoo:{name}")

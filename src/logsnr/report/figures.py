@@ -12,12 +12,14 @@ from logsnr.report.style import COLOURS, FAINT, LOGSNR, drawn, encoded, plain_ti
 from logsnr.schedules import Schedule
 from logsnr.weightings import Weighting
 
+LAYOUT = "constrained"
+"""Margins are found, so that no label is cut; two thirds of the time that a figure takes."""
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def _svg(draw: Callable[[Any], None]) -> str:
     """Draw on fresh axes and return the SVG element; identical input gives identical text."""
-    text = encoded(drawn(lambda figure: draw(figure.subplots())), "svg").decode()
+    text = encoded(drawn(lambda figure: draw(figure.subplots()), layout=LAYOUT), "svg").decode()
     return text[text.index("<svg") :]
 
 

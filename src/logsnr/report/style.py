@@ -25,7 +25,14 @@ STYLE = {
 }
 
 
-def drawn(draw: Callable[[Any], None], *, width: float = 6.0, height: float = 3.6, purpose: str = "the figure") -> Any:
+def drawn(
+    draw: Callable[[Any], None],
+    *,
+    width: float = 6.0,
+    height: float = 3.6,
+    purpose: str = "the figure",
+    layout: str = "constrained",
+) -> Any:
     """A matplotlib figure of so many inches, after `draw(figure)`; a notebook shows it.
 
     Raises:
@@ -34,7 +41,7 @@ def drawn(draw: Callable[[Any], None], *, width: float = 6.0, height: float = 3.
     matplotlib = require("matplotlib", extra="train", purpose=purpose)
     figures = require("matplotlib.figure", extra="train", purpose=purpose)
     with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        figure = figures.Figure(figsize=(width, height), layout=layout)
         draw(figure)
     figure._repr_png_ = lambda: encoded(figure, "png")
     return figure
