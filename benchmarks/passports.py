@@ -143,15 +143,17 @@ def _numbers(p: Passport) -> dict[str, Any]:
         "nats left at the start": None if p.start is None else float(f"{p.start.kl:.2g}"),
         "usable sigma": whole,
         "declared sigma": [float(f"{s:.3g}") for s in p.declared_range],
-        "evaluations to choose": nfe.value if nfe is not None and math.isfinite(nfe.value) else None,
+        "evaluations to choose": "none" if nfe is None or math.isnan(nfe.value) else f"{nfe.value:.0f}",
+        "probe": None if p.probe is None else [float(f"{s:.3g}") for s in (p.probe.low, p.probe.high)],
     }
 
 
 def table(results: dict[str, Any]) -> str:
     """What was found, model by model."""
     lines = [
-        "| model | findings | c | loss / linear | nats left | usable sigma | choose | evaluations | CPU time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | findings | c | loss / linear | nats left | usable sigma | of use by the probe | choose | "
+        "evaluations | CPU time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
         found = ", ".join(r["found"]) or "none"
@@ -160,10 +162,11 @@ def table(results: dict[str, Any]) -> str:
         c = "-" if r["c"] is None else "{:.3f} ± {:.3f}".format(*r["c"])
         usable = "none" if r["usable sigma"] is None else "{:g} – {:g}".format(*r["usable sigma"])
         usable += " (all)" if r["usable sigma"] == r["declared sigma"] else ""
-        nats, choose = r["nats left at the start"], r["evaluations to choose"]
+        nats, choose = r["nats left at the start"], r["evaluations to choose"].replace("inf", "more than 20")
+        probe = "none" if r["probe"] is None else "{:g} – {:g}".format(*r["probe"])
         lines.append(
             f"| {name} | {found} | {c} | {r['loss / linear'][0]:.3g} – {r['loss / linear'][1]:.3g} | {nats:.2g} | "
-            f"{usable} | {'more than 20' if choose is None else f'{choose:.0f}'} | {r['evaluations']:,} | "
+            f"{usable} | {probe} | {choose} | {r['evaluations']:,} | "
             f"{r['CPU seconds']:.2g} s, {r['machine']} |"
         )
     return "\n".join(lines)

@@ -69,6 +69,13 @@ class Broken(Wrapped):
         return found if float(sigma) < 5 else Estimate(found.x0 * math.nan, found.eps * math.nan)
 
 
+class Half(Isotropic):
+    """Trained below sigma 2 only."""
+
+    def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
+        return self.inner(z, sigma) if float(sigma) < 2 else super().forward(z, sigma)
+
+
 class Noise(nn.Module):
     """The exact eps of a mixture as a network that is told log-SNR, and mistakes sigma for c sigma.
 
@@ -215,12 +222,6 @@ def test_a_random_pipeline_denoises_nothing():
 
 
 def test_the_usable_range_stops_where_the_model_does(exact, samples):
-    class Half(Isotropic):
-        """Trained below sigma 2 only."""
-
-        def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-            return self.inner(z, sigma) if float(sigma) < 2 else super().forward(z, sigma)
-
     passport = examine(Half(exact), samples, images=64, trajectories=2, levels=13)
     found = passport.finding("undertrained")
     low, high = passport.sampling_range
@@ -229,6 +230,52 @@ def test_the_usable_range_stops_where_the_model_does(exact, samples):
     inside = [level.sigma for level in passport.levels if level.trained and level.sigma < 2]
     assert high == max(inside)
     assert found.severity == "warning"
+
+
+def test_the_page_and_the_findings_agree(exact, samples):
+    """No level of the usable range has its whole bar above the line, and who is undertrained is told no number.
+
+    The curve is that of the levels judged: with the labels put right, where they are wrong.
+    """
+    wrong = examine(Mistaken(exact, 1.1), samples, **TINY)
+    assert [level.sigma for level in wrong.corrected] == [level.sigma for level in wrong.levels]
+    assert wrong.judged == wrong.corrected
+    half = examine(Half(exact), samples, images=64, trajectories=2, levels=13)
+    assert half.judged == half.levels
+    for passport in (wrong, half):
+        low, high = passport.sampling_range
+        above = [e for e in passport.judged if e.trained and e.ratio - 3 * e.ratio_stderr > 1.05]
+        assert all(not low <= level.sigma <= high for level in above)
+    found = half.finding("nfe")
+    assert math.isnan(found.value)
+    assert "No number is recommended" in found.text
+    assert "Choose" not in found.text
+    assert wrong.finding("nfe").value > 0
+
+
+def test_the_probe_is_part_of_it(exact, samples, good):
+    """The same answer as `ls.probe` on the declared range; an exact model is of use everywhere."""
+    own = ls.probe(exact, sigma_range=good.declared_range)
+    assert (good.probe.low, good.probe.high) == own.sigma_range == good.declared_range
+    assert good.probe.evaluations == good.evaluations["probe"] == own.evaluations
+    broken = examine(Broken(exact), samples, **TINY)
+    assert broken.probe is None or broken.probe.high < 5
+
+
+def test_an_end_of_our_own_choice_is_no_finding(exact):
+    """Without data too: a model trained to sigma inf is not called too short where we begin and end."""
+    d, mean = 36, 8.0
+    model = Gaussian(mean * torch.ones(d), torch.eye(d))
+    assert model.trained_range == (0, math.inf)
+    passport = examine(model, **TINY)
+    assert passport.source == "model"
+    assert passport.finding("short") is None
+    assert passport.declared_range[1] > model.sampling_range[1]
+    x = mean + torch.randn(96, d, generator=torch.Generator().manual_seed(0))
+    cut = examine(model, x, sigma_range=(0.2, 1e3), **TINY).finding("short")
+    assert "Sample to a smaller sigma, it was trained on less" in cut.text
+    trained = examine(narrow(Wrapped(model), 0.2, 1e3), x, **TINY).finding("short")
+    assert "Train to a smaller sigma" in trained.text
 
 
 def test_broken_levels_are_cut_off_and_counted(exact, samples):

@@ -19,10 +19,13 @@ from logsnr.evaluation.passport import Level, Passport, Relabelled, examine
 from logsnr.evaluation.passport.card import EndPoint
 from logsnr.evaluation.passport.findings import find, undertrained, usable_range
 from logsnr.evaluation.passport.levels import Linear, fit_linear, start_from_noise
+from logsnr.evaluation.passport.meter import Meter, Samples
 from logsnr.evaluation.passport.page import write_passport
+from logsnr.evaluation.passport.pictures import take_pictures
 from logsnr.evaluation.passport.trajectories import GAMMA_STEPS, NFES, STRIDE, STUDENTS, TEACHER
 from logsnr.models import UNetConfig, build_network
 from logsnr.models.card import save_denoiser
+from logsnr.report import figures
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
 
@@ -216,7 +219,8 @@ def test_the_nfe_to_choose_is_the_first_within_the_target():
     def found(end_points):
         out = find(
             levels=[level(1.0)], judged=[level(1.0)], scan=None, start=None, end_points=end_points, teacher_error=0.0,
-            lost=0, trajectories=8, half=(), declared=(0.1, 10.0), usable=(0.1, 10.0), sigma_data=10.0, source="data",
+            lost=0, trajectories=8, half=(), declared=(0.1, 10.0), trained=(0.1, 10.0), own=True, usable=(0.1, 10.0),
+            sigma_data=10.0, source="data",
         )  # fmt: skip
         return next(f for f in out if f.kind == "nfe")
 
@@ -276,6 +280,25 @@ def test_the_page_stands_alone_and_quotes_every_finding(passport, tmp_path):
         assert f"<td>{point.rmse:.4f}</td>" in page
     assert f"{passport.cost:,} network evaluations" in page
     assert all(a.startswith(("data:", "#")) for a in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert "Bars are three standard errors" in page
+    assert f"{passport.probe.evaluations} evaluations" in page
+
+
+@pytest.mark.parametrize(("shape", "pictures"), [((1, 2, 2), True), ((3, 4, 4), True), ((2, 3), False)])
+def test_small_and_colour_images_have_pictures(shape, pictures):
+    x = torch.rand(64, *shape, generator=generator()) * 2 - 1
+    meter = Meter(ls.exact.PointCloud(x))
+    found = take_pictures(meter, Samples(x[:8], x[8:16], {}), x[:8], {})
+    assert (found is not None) == pictures
+    assert found is None or found.denoised.shape == (2 * 8 * 8, *shape)
+
+
+def test_a_logarithmic_axis_begins_above_nothing():
+    """A curve over four decades, and the line at 1.05, within the chart: its ticks are powers of ten alone."""
+    sigmas = [10.0, 1.0, 0.1, 0.01]
+    text = figures.against_logsnr({"": (sigmas, [0.9, 10.0, 400.0, 9000.0])}, ylabel="", log=True, level=("", 1.05))
+    ticks = {t for t in re.findall(r">(\d[\d.]*)</text>", text) if float(t) in (0.3, 1, 3, 10, 30, 100, 300, 1000)}
+    assert ticks == {"1", "10", "100", "1000"}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def images(x: Tensor, *, pixels: Pixels | None = None, columns: int | None = Non
 
     Args:
         x: `[N, C, H, W]` or one `[C, H, W]`, 1 or 3 channels: samples in [-1, 1], or stored images (uint8).
-        pixels: codec of stored images, where they have other than 256 grey levels (`denoiser.pixels`).
+        pixels: their codec, of another box or other than 256 grey levels (`denoiser.pixels`).
         columns: images per row; by default as many as rows.
         title: over the sheet.
 
@@ -226,8 +226,9 @@ def _shown(x: Tensor, pixels: Pixels | None) -> list[Tensor]:
             f"images of shape {tuple(x.shape)}: give at least one, [N, 1 or 3, H, W]; latents by denoiser.decode(x)"
         )
     x = x.detach().cpu()
-    levels = (pixels or Pixels()).grey_levels
-    unit = x.float() / (levels - 1) if not x.is_floating_point() else 0.5 * (x.float() + 1)
+    codec = pixels or Pixels()
+    low, high = codec.box
+    unit = (x.float() - low) / (high - low) if x.is_floating_point() else x.float() / (codec.grey_levels - 1)
     return [image.squeeze(-1) for image in unit.clamp(0, 1).permute(0, 2, 3, 1)]
 
 

@@ -64,11 +64,8 @@ def data_of(denoiser: NetworkDenoiser, source: str | None, *, quiet: bool = True
         if source is None and not expanded(config.source).exists():
             raise LogsnrError(f"{error}; or say with --data where the model's data lie") from error
         raise
-    pixels = Pixels(data.grey_levels)
-    if denoiser.pixels not in (None, pixels):
-        raise LogsnrError(
-            f"{config.source} has {pixels.grey_levels} grey levels, the model's codec is {denoiser.pixels}"
-        )
+    if denoiser.pixels is not None and denoiser.pixels.grey_levels != data.grey_levels:
+        raise LogsnrError(f"{config.source} has {data.grey_levels} grey levels, the model's codec is {denoiser.pixels}")
     say(data, source, quiet)
     return data
 
@@ -80,7 +77,7 @@ def held_out_images(
     Gaussian control of a likelihood: 10,000 at most, none where their covariance would be too large."""
 
     data = data_of(denoiser, source, quiet=quiet)
-    pixels = Pixels(data.grey_levels)
+    pixels = denoiser.pixels or Pixels(data.grey_levels)
     images, labels = data.test_images[:limit], data.test_labels
     cond = None
     if denoiser.card.get("classes"):

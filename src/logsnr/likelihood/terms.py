@@ -33,7 +33,7 @@ def codec_of(denoiser: Denoiser, pixels: Pixels | None) -> Pixels:
         )
     if own is not None and pixels is not None and own != pixels:
         raise ValueError(
-            f"pixels = {pixels}, but this denoiser's own codec has {own.grey_levels} grey levels: leave pixels out"
+            f"pixels = {pixels}, but this denoiser's own is {own}, of {own.grey_levels} grey levels: leave pixels out"
         )
     return own or pixels or Pixels()
 
@@ -41,11 +41,14 @@ def codec_of(denoiser: Denoiser, pixels: Pixels | None) -> Pixels:
 def default_logsnr_range(pixels: Pixels | int) -> tuple[float, float]:
     """VDM's [-5, 13.3] for 256 grey levels, its clean end at the same noise per cell for other numbers of them.
 
+    In a box of another width both ends are at the same noise over that width.
+
     Args:
         pixels: the codec, or its number of grey levels.
     """
-    grey_levels = pixels.grey_levels if isinstance(pixels, Pixels) else pixels
-    return -5.0, 13.3 - 2 * math.log(256 / grey_levels)
+    codec = pixels if isinstance(pixels, Pixels) else Pixels(pixels)
+    width = 2 * math.log(2 / (codec.box[1] - codec.box[0]))
+    return -5.0 + width, 13.3 - 2 * math.log(256 / codec.grey_levels) + width
 
 
 def prior_nats(x: Tensor, logsnr_min: float) -> Tensor:

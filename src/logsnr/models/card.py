@@ -93,6 +93,8 @@ def denoiser_pair(
         "null_class": network.null_class,
         "training": _for_others(training),
     }
+    if denoiser.pixels is not None and denoiser.pixels.box != Pixels().box:
+        card["box"] = list(denoiser.pixels.box)
     # What else is on record of it: names of the classes, what data were read.
     card |= {key: denoiser.card[key] for key in KEPT if denoiser.card.get(key)}
     if measured is not None:
@@ -130,7 +132,8 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
         prediction = prediction_from_json(card["prediction"])
         shape = tuple(int(n) for n in card["shape"])
         lo, hi = (float(v) for v in card["trained_range"])
-        pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]))
+        low, high = card.get("box", Pixels().box)
+        pixels = None if card["grey_levels"] is None else Pixels(int(card["grey_levels"]), (float(low), float(high)))
         sigma_data = float(card["sigma_data"])
         _check(card, config, shape, (lo, hi), sigma_data)
         # Before it is built: a card may describe what no memory holds.

@@ -100,6 +100,8 @@ def against_logsnr(
     ylabel: str,
     log: bool = False,
     shade: Sequence[tuple[float, float]] = (),
+    marked: tuple[float, float] | None = None,
+    bars: Mapping[str, Sequence[float]] | None = None,
     level: tuple[str, float] | None = None,
     bottom: float | None = None,
     top: float = 0.0,
@@ -111,6 +113,8 @@ def against_logsnr(
         ylabel: what the values are.
         log: a logarithmic vertical axis.
         shade: ranges of sigma to grey out.
+        marked: a range of sigma to mark in green.
+        bars: name -> half lengths of bars around the values of a series.
         level: a horizontal line and its name.
         bottom: lower end of the vertical axis.
         top: where the vertical axis ends at least.
@@ -118,20 +122,28 @@ def against_logsnr(
 
     def draw(axes: Any) -> None:
         for (name, (sigmas, values)), colour in zip(series.items(), COLOURS, strict=False):
-            points = [(-2 * math.log(s), v) for s, v in zip(sigmas, values, strict=True) if math.isfinite(v)]
+            half = (bars or {}).get(name, [0.0] * len(values))
+            points = [
+                (-2 * math.log(s), v, e) for s, v, e in zip(sigmas, values, half, strict=True) if math.isfinite(v)
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=colour, label=name)
+                x, y, e = zip(*points, strict=True)
+                axes.plot(x, y, "o-", markersize=3, color=colour, label=name)
+                if any(e):
+                    axes.errorbar(x, y, e, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         left, right = axes.get_xlim()
         for low, high in shade:
             a, b = (-2 * math.log(s) if 0 < s < math.inf else 2000.0 * (1 if s == 0 else -1) for s in (high, low))
             axes.axvspan(max(a, left), min(b, right), color="#dddddd", alpha=0.5, linewidth=0)
+        if marked is not None:
+            axes.axvspan(*(-2 * math.log(s) for s in reversed(marked)), color="#3c8d5a", alpha=0.1, linewidth=0)
         axes.set_xlim(left, right)
         if level is not None:
             axes.axhline(level[1], color=FAINT, linestyle="--", label=level[0])
-        axes.set_ylim(top=max(top, axes.get_ylim()[1]))
-        if log:
+        if log:  # before the limits are read: a linear axis begins below 0
             axes.set_yscale("log")
             plain_ticks(axes)
+        axes.set_ylim(top=max(top, axes.get_ylim()[1]))
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
         axes.set(xlabel=LOGSNR, ylabel=ylabel)

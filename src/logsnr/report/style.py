@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -57,9 +58,15 @@ def encoded(figure: Any, form: Literal["svg", "png"], *, dpi: int = 130) -> byte
 
 
 def plain_ticks(axes: Any) -> None:
-    """Plain numbers at 1-2-3-5 steps on a logarithmic vertical axis, however short it is."""
+    """Plain numbers at 1-2-3-5 steps on a logarithmic vertical axis, however short it is; fewer on a long one."""
     from matplotlib import ticker
 
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
+    class Steps(ticker.LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            decades = math.log10(vmax / vmin) if 0 < vmin < vmax else 0.0
+            self.set_params(subs=(1, 2, 3, 5) if decades < 3 else (1, 3) if decades < 4 else (1,))
+            return super().tick_values(vmin, vmax)
+
+    axes.yaxis.set_major_locator(Steps(base=10))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())

@@ -44,7 +44,7 @@ class EfficientNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features `[N, 1280]` of stored grey levels uint8 `[N, C, H, W]`, or of x in [-1, 1], with C 1 or 3."""
+        """Features `[N, 1280]` of stored grey levels uint8 `[N, C, H, W]`, or of x in their box, with C 1 or 3."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise LogsnrError(
                 f"{self.NAME} of images {tuple(images.shape)}: give grey or RGB images [N, 1 or 3, H, W], or take "
@@ -54,7 +54,7 @@ class EfficientNet(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         x = images if images.is_floating_point() else self.pixels.encode(images)
-        stored = (x.float() + 1) / self.pixels.spacing - 0.5
+        stored = (x.float() - self.pixels.box[0]) / self.pixels.spacing - 0.5
         seen = (stored * (255 / (self.pixels.grey_levels - 1)) - 127) / 128
         seen = F.interpolate(seen, (SIDE, SIDE), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
         out: Tensor = self.network.extract_features(seen.contiguous(memory_format=torch.channels_last)).mean((2, 3))

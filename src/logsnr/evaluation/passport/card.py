@@ -109,6 +109,21 @@ class LabelScan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probed:
+    """Between which noise levels the network's answers are of use, without data (`logsnr.probe`).
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        evaluations: what it took.
+    """
+
+    low: float
+    high: float
+    evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """How far a start from pure noise is from a start from the noisiest state of the data.
 
@@ -257,6 +272,8 @@ class Passport:
         teacher_error: RMSE between the teacher and one of half its steps, over sigma_data.
         half: half precision, empty for a model without weights.
         evaluations: network evaluations of single samples, part by part.
+        corrected: the levels again with labels put right, where they are wrong: what usable and undertrained rest on.
+        probe: where the network is of use without data; None where it was not asked, or found no such level.
         pictures: None for data that are no images, and after loading.
     """
 
@@ -284,6 +301,8 @@ class Passport:
     teacher_error: float
     half: tuple[HalfPrecision, ...]
     evaluations: dict[str, int]
+    corrected: tuple[Level, ...] = ()
+    probe: Probed | None = None
     pictures: Pictures | None = field(default=None, compare=False, repr=False)
     interrupted: bool = False
 
@@ -291,6 +310,11 @@ class Passport:
     def troubles(self) -> tuple[Finding, ...]:
         """The findings that are not mere information."""
         return tuple(f for f in self.findings if f.severity != "info")
+
+    @property
+    def judged(self) -> tuple[Level, ...]:
+        """The levels that usable and undertrained rest on."""
+        return self.corrected or self.levels
 
     @property
     def cost(self) -> int:

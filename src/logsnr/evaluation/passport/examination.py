@@ -18,6 +18,7 @@ from logsnr.evaluation.passport.card import (
     Level,
     Passport,
     Pictures,
+    Probed,
     Projection,
     Source,
     Start,
@@ -40,6 +41,7 @@ from logsnr.evaluation.passport.trajectories import (
 )
 from logsnr.projection import Points
 from logsnr.sampling.batches import in_turn, take
+from logsnr.sampling.probing import probe
 
 FEWEST = 32
 """Samples below which no statement about a data set is made."""
@@ -105,7 +107,7 @@ def examine(
     others = clean[count:]
     linear = fit_linear(others)
     mean = clean.flatten(1).double().mean(0)
-    if sigma_range is None and source == "data":
+    if sigma_range is None and source != "noise":
         meter.begin_at(least_start(linear, len(others), START_KL))
     declared = meter.sampling_range
 
@@ -121,6 +123,7 @@ def examine(
     paths = Trajectories.none(samples.x[:0])
     half: tuple[HalfPrecision, ...] = ()
     start: Start | None = None
+    probed: Probed | None = None
     pictures: Pictures | None = None
     interrupted = False
     noise = torch.randn(trajectories, *denoiser.shape, generator=generator).to(meter.device)
@@ -132,6 +135,7 @@ def examine(
             scan = scan_labels(meter, scanned, chosen, linear, LINEAR_TOLERANCE, chunk)
         if scan is not None and label_trouble(scan):
             judged = curve(Relabelled(meter.denoiser, 1 / scan.factor, scan.way), "loss, corrected labels")
+        probed = _probed(meter, in_turn(given, torch.arange(PICTURES)), declared, chunk, seed)
         projection = _projection(meter, samples, others if source == "data" else None, declared, chunk, seed)
         paths = follow(meter, noise, in_turn(given, torch.arange(trajectories)), chunk)
         meter.part = "half precision"
@@ -171,6 +175,8 @@ def examine(
             trajectories=trajectories,
             half=half,
             declared=declared,
+            trained=denoiser.trained_range,
+            own=sigma_range is None,
             usable=usable,
             sigma_data=denoiser.sigma_data,
             source=source,
@@ -185,6 +191,8 @@ def examine(
         teacher_error=paths.teacher_error,
         half=half,
         evaluations=dict(meter.counts),
+        corrected=judged if judged is not measured else (),
+        probe=probed,
         pictures=pictures,
         interrupted=interrupted,
     )
@@ -245,6 +253,18 @@ def _projection(
     return tuple(out)
 
 
+def _probed(
+    meter: Meter, cond: Mapping[str, Any], declared: tuple[float, float], chunk: int, seed: int
+) -> Probed | None:
+    """The probe's answer on the declared range; None where it finds no level of use."""
+    meter.part = "probe"
+    try:
+        found = probe(meter, cond=cond, seed=seed, sigma_range=declared, chunk=chunk)
+    except LogsnrError:
+        return None
+    return Probed(low=found.low, high=found.high, evaluations=found.evaluations)
+
+
 def _network(denoiser: Denoiser) -> str:
     card = getattr(denoiser, "card", None) or {}
     network, prediction = card.get("network"), getattr(denoiser, "prediction", None)
@@ -262,7 +282,7 @@ def _teller(
         return None
     ways = 1 if network_of(meter.denoiser) is None else 2
     planned = images * (levels + 2) + 3 * PROJECTED * PROJECTION_LEVELS
-    planned += trajectories * (TEACHER * 3 // 2 + len(STUDENTS) * sum(NFES) + GAMMA_STEPS) + 400
+    planned += trajectories * (TEACHER * 3 // 2 + len(STUDENTS) * sum(NFES) + GAMMA_STEPS) + 700
     planned += min(images, max(48, SCANNED // meter.dim)) * LEVELS * (ways * (len(FACTORS) - 1) + 1) if data else 0
     planned += 0 if data else 2 * images * DRAW_STEPS
 

@@ -88,6 +88,8 @@ def find(
     trajectories: int,
     half: Sequence[HalfPrecision],
     declared: tuple[float, float],
+    trained: tuple[float, float],
+    own: bool,
     usable: tuple[float, float] | None,
     sigma_data: float,
     source: Source,
@@ -105,23 +107,25 @@ def find(
         trajectories: all of them.
         half: half precision.
         declared: the range that sampling would use.
+        trained: the range that the model was trained on.
+        own: whether the declared range is our own choice, not the caller's.
         usable: the part of it that is usable.
         sigma_data: of the data.
         source: of the clean samples.
     """
     found: list[Finding] = []
     inside = [level for level in levels if level.trained]
+    bad = [level for level in judged if level.trained and undertrained(level)] if source != "noise" else []
     found += _non_finite(inside, lost, trajectories)
     if source != "noise":
-        bad = [level for level in judged if level.trained and undertrained(level)]
         hopeless = len(bad) > len(inside) / 2
         found += _labels(scan, source)
         found += _undertrained(bad, len(inside), source, hopeless)
         if start is not None and not (hopeless and source == "model"):
-            found += _short(start, levels, sigma_data, source)
+            found += _short(start, levels, (declared, trained), own, sigma_data, source)
         found += _half(half)
     found += _usable(usable, declared)
-    found += _nfe(end_points, teacher_error) if usable else []
+    found += _nfe(end_points, teacher_error, bool(bad)) if usable else []
     order = {"error": 0, "warning": 1, "info": 2}
     return tuple(sorted(found, key=lambda f: order[f.severity]))
 
@@ -203,11 +207,19 @@ def _undertrained(bad: Sequence[Level], total: int, source: Source, hopeless: bo
     ]
 
 
-def _short(start: Start, levels: Sequence[Level], sigma_data: float, source: Source) -> list[Finding]:
+def _short(
+    start: Start,
+    levels: Sequence[Level],
+    ranges: tuple[tuple[float, float], tuple[float, float]],
+    own: bool,
+    sigma_data: float,
+    source: Source,
+) -> list[Finding]:
+    """Ends of the (declared, trained) range, unless it is we who end it there."""
     out = []
-    if start.kl > START_KL:
-        # levels begin above the range where the model was not trained on more
-        fix = "Sample from a larger sigma, it was trained on more" if levels[0].trained else "Train to a larger sigma"
+    (low, high), (least, most) = ranges
+    if start.kl > START_KL and not (own and high < most):
+        fix = "Sample from a larger sigma, it was trained on more" if high < most else "Train to a larger sigma"
         seen = ""
         if math.isfinite(start.mean_shift) and source == "data":
             seen = (
@@ -228,7 +240,8 @@ def _short(start: Start, levels: Sequence[Level], sigma_data: float, source: Sou
             )
         )
     last = next((level for level in reversed(levels) if level.trained), None)
-    if last is not None and math.isfinite(last.loss):
+    if last is not None and math.isfinite(last.loss) and not (own and low > least):
+        fix = "Sample to a smaller sigma, it was trained on less" if low > least else "Train to a smaller sigma"
         blur = last.sigma * math.sqrt(last.loss) / sigma_data
         if blur > END_BLUR:
             out.append(
@@ -236,7 +249,7 @@ def _short(start: Start, levels: Sequence[Level], sigma_data: float, source: Sou
                     kind="short",
                     severity="warning",
                     text=f"The range stops early: at its smallest sigma, {last.sigma:.3g}, denoised samples are still "
-                    f"{blur:.1%} of the data's standard deviation off (RMSE). Train to a smaller sigma.",
+                    f"{blur:.1%} of the data's standard deviation off (RMSE). {fix}.",
                     value=blur,
                     threshold=END_BLUR,
                     sigmas=(last.sigma, last.sigma),
@@ -284,18 +297,21 @@ def _usable(usable: tuple[float, float] | None, declared: tuple[float, float]) -
     return [Finding(kind="usable", severity="info", text=text, value=value, sigmas=usable)]
 
 
-def _nfe(points: Sequence[EndPoint], teacher_error: float) -> list[Finding]:
+def _nfe(points: Sequence[EndPoint], teacher_error: float, bad: bool) -> list[Finding]:
+    """What few evaluations cost; and how many to choose, unless some of the levels they ask are bad."""
     if not points:
         return []
     best = [min((p for p in points if p.nfe == n), key=lambda p: p.rmse) for n in sorted({p.nfe for p in points})]
     listed = ", ".join(f"{p.rmse:.3f} at {p.nfe}" for p in best)
     # Few trajectories scatter: enough is what all larger numbers confirm.
     enough = next((p for i, p in enumerate(best) if all(q.rmse <= END_TARGET for q in best[i:])), None)
-    choice = (
-        f"Choose {enough.nfe} with {enough.solver}: within {END_TARGET:.0%}."
-        if enough
-        else f"None is within {END_TARGET:.0%}: take {best[-1].nfe} or more with {best[-1].solver}, or calibrate one."
-    )
+    choice = "No number is recommended: they ask the model where it is undertrained."
+    if not bad:
+        choice = (
+            f"Choose {enough.nfe} with {enough.solver}: within {END_TARGET:.0%}."
+            if enough
+            else f"None is within {END_TARGET:.0%}: take {best[-1].nfe} or more with {best[-1].solver}, or calibrate."
+        )
     unsure = f" (The many-step reference itself is known to {teacher_error:.3f}.)" if teacher_error > END_TARGET else ""
     return [
         Finding(
@@ -303,7 +319,7 @@ def _nfe(points: Sequence[EndPoint], teacher_error: float) -> list[Finding]:
             severity="info",
             text=f"Expected end-point error, RMSE over the data's standard deviation: {listed} evaluations. "
             f"{choice}{unsure}",
-            value=float(enough.nfe) if enough else math.inf,
+            value=math.nan if bad else float(enough.nfe) if enough else math.inf,
         )
     ]
 

@@ -69,9 +69,9 @@ class Relabelled(Around):
 
 def network_of(denoiser: Denoiser) -> NetworkDenoiser | None:
     """The network denoiser itself; or a pipeline's, if neither a prompt nor guidance lies around it."""
-    if getattr(denoiser, "cond", None) or getattr(denoiser, "guidance", 1.0) != 1:
-        return None
     inner = getattr(denoiser, "plain", denoiser)
+    if getattr(denoiser, "cond", None) or getattr(denoiser, "guided", inner) is not inner:
+        return None
     return inner if isinstance(inner, NetworkDenoiser) else None
 
 

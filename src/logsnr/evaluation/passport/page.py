@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logsnr.evaluation.passport import Finding, Passport
-from logsnr.evaluation.passport.findings import END_TARGET, LABEL_TOLERANCE, LINEAR_TOLERANCE
+from logsnr.evaluation.passport.findings import (
+    END_TARGET,
+    LABEL_TOLERANCE,
+    LINEAR_TOLERANCE,
+    SIGNIFICANT,
+    label_trouble,
+)
 from logsnr.images import tile
 from logsnr.report import figures
 from logsnr.report.page import Html, cards, chart, heading, markup, paragraph, picture, row, table, write_page
 
 COLOURS = {"error": "#b3261e", "warning": "#a86400", "info": "#3c8d5a"}
+STEEP = 10.0
+"""Largest value of a curve about 1 that a linear axis shows."""
 WORDS = {"error": "trouble", "warning": "warning", "info": "note"}
 
 
@@ -26,6 +34,7 @@ def passport_page(passport: Passport) -> list[Html]:
     return [
         *_opening(passport),
         *_findings(passport.findings),
+        *_ranges(passport),
         *_pictures(passport),
         *_loss(passport),
         *_labels(passport),
@@ -37,7 +46,6 @@ def passport_page(passport: Passport) -> list[Html]:
 
 
 def _opening(p: Passport) -> list[Html]:
-    low, high = p.sampling_range
     source = {
         "data": f"Measured on {p.samples} clean samples; {p.references} others stand for the data.",
         "model": f"No data were given. The model drew {p.samples + p.references} samples itself, and everything below "
@@ -55,7 +63,7 @@ def _opening(p: Passport) -> list[Html]:
         cards(
             [
                 (str(len(p.troubles)), "findings of trouble"),
-                (f"{low:.3g} – {high:.3g}", "usable range of sigma"),
+                (_usable(p), "usable range of sigma"),
                 (_choice(p), "evaluations to choose"),
                 (size, "parameters"),
             ]
@@ -63,10 +71,19 @@ def _opening(p: Passport) -> list[Html]:
     ]
 
 
+def _usable(p: Passport) -> str:
+    found = p.finding("usable")
+    return "none" if found is None or found.sigmas is None else _span(found.sigmas)
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.3g} – {ends[1]:.3g}"
+
+
 def _choice(p: Passport) -> str:
     found = p.finding("nfe")
-    if found is None:
-        return "–"
+    if found is None or math.isnan(found.value):
+        return "none"
     return f"{found.value:.0f}" if math.isfinite(found.value) else f"> {max(e.nfe for e in p.end_points)}"
 
 
@@ -77,6 +94,19 @@ def _findings(findings: Sequence[Finding]) -> list[Html]:
         for f in findings
     )
     return [heading("Findings"), Html(f'<ul style="list-style:none;padding:0;max-width:80ch">{items}</ul>')]
+
+
+def _ranges(p: Passport) -> list[Html]:
+    probe = "no level found" if p.probe is None else _span((p.probe.low, p.probe.high))
+    spent = 0 if p.probe is None else p.probe.evaluations
+    rows = [
+        ["trained on, as the model says", _span(p.trained_range)],
+        ["that sampling needs", _span(p.declared_range)],
+        ["usable: no worse than a linear denoiser", _usable(p)],
+    ]
+    if spent or "probe" in p.evaluations:
+        rows.append([f"of use by the probe: its own samples alone, {spent} evaluations", probe])
+    return [table(["range of sigma", ""], rows)]
 
 
 def _pictures(p: Passport) -> list[Html]:
@@ -106,6 +136,11 @@ def _pictures(p: Passport) -> list[Html]:
 def _loss(p: Passport) -> list[Html]:
     sigmas = [level.sigma for level in p.levels]
     shade = [(0.0, p.trained_range[0]), (p.trained_range[1], math.inf)]
+    usable = p.finding("usable")
+    ratios = {"the model": p.levels, "its labels put right": p.corrected} if p.corrected else {"the model": p.levels}
+    judged = "its labels put right" if p.corrected else "the model"
+    steep = _steep([level.loss for level in p.levels])
+    apart = _steep([level.ratio for level in p.levels])
     return [
         heading("Noise level by noise level"),
         row(
@@ -117,19 +152,25 @@ def _loss(p: Passport) -> list[Html]:
                     },
                     ylabel="error of eps per dimension",
                     shade=shade,
-                    bottom=0,
+                    log=steep,
+                    bottom=None if steep else 0,
                 ),
                 "Squared error of the predicted noise. Grey: outside the range that the model says it was trained on.",
             ),
             chart(
                 figures.against_logsnr(
-                    {"the model": (sigmas, [level.ratio for level in p.levels])},
+                    {name: (sigmas, [level.ratio for level in levels]) for name, levels in ratios.items()},
                     ylabel="squared error / linear",
                     shade=shade,
+                    marked=None if usable is None else usable.sigmas,
+                    bars={judged: [SIGNIFICANT * level.ratio_stderr for level in p.judged]},
                     level=(f"undertrained above {LINEAR_TOLERANCE:g}", LINEAR_TOLERANCE),
-                    bottom=0,
+                    log=apart,
+                    bottom=None if apart else 0,
                 ),
-                "Against the linear denoiser fitted to other samples: a trained model is below 1.",
+                "Against the linear denoiser fitted to other samples: a trained model is below 1. Bars are three "
+                "standard errors: a level counts as undertrained where its whole bar lies above the line. Green: "
+                "the usable range, the longest run without such a level.",
             ),
         ),
         row(
@@ -141,7 +182,8 @@ def _loss(p: Passport) -> list[Html]:
                     },
                     ylabel="mean square of eps per dimension",
                     shade=shade,
-                    bottom=0,
+                    log=steep,
+                    bottom=None if steep else 0,
                 ),
                 "Calibration of the predicted noise: an ideal denoiser's error is orthogonal to its answer, so the "
                 "two curves meet.",
@@ -160,12 +202,18 @@ def _loss(p: Passport) -> list[Html]:
     ]
 
 
+def _steep(values: Sequence[float]) -> bool:
+    """Whether values that should be about 1 need a logarithmic axis."""
+    return max((v for v in values if math.isfinite(v)), default=0.0) > STEEP
+
+
 def _labels(p: Passport) -> list[Html]:
     scan = p.labels
     if scan is None:
         return []
     said = (
-        f"Labels count as wrong above {math.exp(LABEL_TOLERANCE) - 1:.1%} and three standard errors."
+        f"Labels count as wrong above {math.exp(LABEL_TOLERANCE) - 1:.1%} and three standard errors, where all levels "
+        f"but one agree: these {'are' if label_trouble(scan) else 'are not'}."
         if math.isfinite(scan.factor)
         else "Fewer than three levels could be judged, which is too few for a statement."
     )
@@ -178,7 +226,8 @@ def _labels(p: Passport) -> list[Html]:
                 f"Squared error when the model is told k sigma ({told}), over {len(scan.sigmas)} levels.",
             ),
             paragraph(
-                "A model whose labels are right errs least at k = 1. This one behaves as if sigma were ",
+                "A model whose labels are right errs least at k = 1. Over all levels this one behaves as if "
+                "sigma were ",
                 Html(f"<b>{scan.factor:.3f} sigma</b>"),
                 f" (standard error {scan.stderr:.3f}). {said}",
             ),
