@@ -446,3 +446,70 @@ def test_states_of_another_range_or_kind_are_refused() -> None:
         LoopObjective("vdm++/sigmoid", SD).load_state_dict(narrow.state_dict())
     with pytest.raises(ValueError, match="it is of a fixed schedule"):
         narrow.load_state_dict(LoopObjective("vdm++/sigmoid", SD).state_dict())
+
+
+# parts of the levels, of a batch, of an image
+
+
+@pytest.mark.parametrize(("config", "split"), [(SD, 500), (SD3, 875), (FLUX, 875), (DDPM, 1)])
+def test_two_experts_add_up_to_the_whole(config: dict[str, object], split: float) -> None:
+    """Level by level p_i weight_i of the two is that of one model on all timesteps, and each draws its own alone."""
+    whole = LoopObjective("vdm++/sigmoid", config)
+    low, high = (LoopObjective("vdm++/sigmoid", config, timesteps=part) for part in ((0, split), (split, 1000)))
+    counts = [loop.probabilities() * loop.weights() for loop in (whole, low, high)]
+    torch.testing.assert_close(counts[1] + counts[2], counts[0], rtol=1e-9, atol=1e-15)
+    for loop, inside in ((low, lambda t: t < split), (high, lambda t: t >= split)):
+        labels = loop.model.levels.labels
+        assert bool(inside(labels[loop.probabilities() > 0]).all())
+        draw = loop.draw(64, generator=torch.Generator().manual_seed(0))
+        assert bool(inside(draw.timesteps).all())
+        assert float(loop.probabilities().sum()) == pytest.approx(1)
+
+
+def test_an_expert_of_continuous_times_draws_them_alone() -> None:
+    for adaptive in (False, True):
+        loop = LoopObjective("sd3", FLUX, continuous=True, timesteps=(875, 1000), adaptive=adaptive)
+        t = loop.draw(256, generator=torch.Generator().manual_seed(0)).timesteps
+        assert 875 <= float(t.min()) < 880
+        assert float(t.max()) <= 1000
+
+
+def test_parts_of_a_draw_are_its_levels() -> None:
+    """Images and those that preserve a prior: the mean of both losses is that of the batch, and p learns as much."""
+    loops = [LoopObjective("vdm++/sigmoid", SD, adaptive=True) for _ in range(2)]
+    draws = [loop.draw(8, generator=torch.Generator().manual_seed(0)) for loop in loops]
+    prediction, target = (torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    whole = loops[0].loss(draws[0], prediction, target)
+    own, prior = draws[1][:5], draws[1][5:]
+    assert (len(own), len(prior)) == (5, 3)
+    assert torch.equal(torch.cat([own.timesteps, prior.timesteps]), draws[0].timesteps)
+    parts = (loops[1].loss(own, prediction[:5], target[:5]), loops[1].loss(prior, prediction[5:], target[5:]))
+    torch.testing.assert_close((5 * parts[0] + 3 * parts[1]) / 8, whole)
+
+
+def test_a_mask_counts_what_it_covers() -> None:
+    """A mask of ones changes nothing; one over channels, `[B, 1, H, W]`, weights each place's squared error."""
+    loop = LoopObjective("vdm++/sigmoid", SD)
+    draw = loop.draw(3, generator=torch.Generator().manual_seed(0))
+    prediction, target = (torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    mask = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(3))
+    by_hand = (draw.weight[:, None, None, None] * mask * (prediction - target) ** 2).mean()
+    torch.testing.assert_close(loop.loss(draw, prediction, target, mask=mask), by_hand)
+    plain = loop.loss(draw, prediction, target)
+    torch.testing.assert_close(loop.loss(draw, prediction, target, mask=torch.ones(1)), plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": (875, 800)}, r"timesteps = \(875, 800\): give 0 <= first < last <= 1000"),
+        ({"timesteps": (0, 1001)}, "give 0 <= first < last <= 1000"),
+        ({"timesteps": (3.2, 3.4)}, "has none there"),
+    ],
+)
+def test_timesteps_that_are_none_are_refused(options: dict[str, tuple[float, float]], message: str) -> None:
+    with pytest.raises(LogsnrError, match=message):
+        LoopObjective("vdm++/sigmoid", SD, **options)
+    own = WeightedELBO(ELBO(), Adaptive((-5, 6), ELBO()))
+    with pytest.raises(LogsnrError, match=r"or adaptive=True"):
+        LoopObjective(own, SD, timesteps=(0, 500))

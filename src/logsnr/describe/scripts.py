@@ -1,4 +1,4 @@
-"""Scripts: the flags of other people's training scripts (diffusers', kohya-ss/sd-scripts'), read by one table.
+"""Scripts: the flags of other people's training scripts, read by one table.
 
 A script draws noise levels, has a target F, and multiplies its squared error by factors (training.py).  scripts.yaml
 says whose flags there are, which of them exclude each other or do nothing, and what is worth knowing; here stands what
@@ -12,6 +12,8 @@ is computed:
 | kohya          | uniform timesteps of --beta_schedule, some cut              | eps or v (SD and SDXL)      |
 | kohya_flux     | flow times v or sigmoid(scale n), shifted; or as SD3's      | the velocity                |
 | kohya_sd3      | flow times by --weighting_scheme, shifted                   | x                           |
+| musubi         | flow times by --timestep_sampling, on a range (trainers.py) | the velocity                |
+| simple_tuner   | flow times sigmoid, uniform or Beta, shifted                | the velocity                |
 """
 
 from __future__ import annotations
@@ -28,16 +30,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logsnr.describe.flow import drawn_by_scheme, log_time, scheme_factor, uniform
-from logsnr.describe.training import Log, Trained, drawn_by, weighting_of
+from logsnr.describe.trainers import Drawn, Flags, of_musubi, of_simple_tuner, shift_of_size
+from logsnr.describe.training import Trained, drawn_by, weighting_of
 from logsnr.errors import LogsnrError, unknown
 from logsnr.predictions import X0, Eps, Flow, Prediction, V
 from logsnr.schedules import Discrete
 from logsnr.schedules.base import log_normal
 from logsnr.timesteps import TimestepTable, to_zero_terminal
 
-Flags = Mapping[str, Any]
-Drawn = tuple[Log, str, tuple[float, float]]
-"""ln p, in words, and the range of log-SNR."""
 _ALL = (-math.inf, math.inf)
 _KINDS: dict[str, tuple[type, float, str]] = {
     "positive": (float, 0.0, "a number above 0"),
@@ -73,7 +73,9 @@ def from_flags(words: Sequence[str]) -> Trained:
     )
     mixed = [key for key in given if not any(key in table()["flags"][family] for family in script["whose"])]
     if mixed:
-        raise LogsnrError(f"--{mixed[0]} is a flag of diffusers' scripts, the others are kohya's: give one family")
+        owner = next(family for family, own in table()["flags"].items() if mixed[0] in own)
+        others = script["whose"][0]
+        raise LogsnrError(f"--{mixed[0]} is a flag of {owner}, the others are of {others}: give one family")
     full = {**script["defaults"], **given}
     for when, why in script.get("refused", {}).items():
         if _holds(when, full):
@@ -123,8 +125,10 @@ def _beside(script: Mapping[str, Any], full: Flags, given: Flags) -> list[str]:
         if key not in script.get("reads", given):
             notes.append(f"--{key} does nothing in {script['name']}.")
         elif failing:
-            other = failing[0].partition("=")[0]
-            notes.append(f"--{key} does nothing in --{other} {full[other]}.")
+            other = failing[0].removeprefix("!").partition("=")[0]
+            where = "with" if failing[0].startswith("!") else "in" if other in full else "without"
+            value = f" {full[other]}" if where == "in" else ""
+            notes.append(f"--{key} does nothing {where} --{other}{value}.")
         elif key in outside:
             notes.append(f"--{key} {outside[key]}.")
     return notes
@@ -206,18 +210,10 @@ def _of_flux(full: Flags) -> Drawn:
     scale, move = full.get("sigmoid_scale", 1.0), 0.0
     if sampling == "shift":
         move = math.log(full.get("discrete_flow_shift", 3.0))
-    elif sampling == "flux_shift":  # mu grows from .5 at 256 tokens to 1.15 at 4096
-        move = 0.5 + (_tokens(full.get("resolution", "1024")) - 256) * (1.15 - 0.5) / (4096 - 256)
+    elif sampling == "flux_shift":
+        move = shift_of_size(sampling, full.get("resolution", "1024"))
     words = f"flow times sigmoid({scale:g} n)" + (f", shift {math.exp(move):.4g}" if move else "")
     return lambda x: log_normal(x, -2 * move, 2 * scale), words, _ALL
-
-
-def _tokens(resolution: str) -> int:
-    """Tokens of an image, "1024" or "1024,768" pixels, at 16 pixels a side."""
-    parts = [part.strip() for part in resolution.split(",")]
-    if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) >= 16 for part in parts):
-        raise LogsnrError(f"--resolution {resolution}: give a side or width,height in pixels, e.g. 1024 or 1024,768")
-    return (int(parts[0]) // 16) * (int(parts[-1]) // 16)
 
 
 def _before_rescaling(full: Flags, x: Tensor) -> Tensor:
@@ -230,7 +226,7 @@ def _before_rescaling(full: Flags, x: Tensor) -> Tensor:
 
 
 def _target(full: Flags) -> Prediction:
-    if "weighting_scheme" in full:
+    if "weighting_scheme" in full or "flow_schedule_shift" in full:
         return Flow()
     if full.get("do_edm_style_training"):  # x-MSE times sigma^-2 is eps-MSE, of a v network too
         return Eps()
@@ -258,6 +254,8 @@ def _scheme_of_x(full: Flags, x: Tensor) -> Tensor:
 
 
 DRAWS: dict[str, Callable[[Flags], Drawn]] = {
+    "musubi": of_musubi,
+    "simple_tuner": of_simple_tuner,
     "kohya_flux": _of_flux,
     "kohya_sd3": lambda f: drawn_by_scheme(f, shift=f.get("training_shift", 1.0), backwards=False),
     "kohya": _of_table,
@@ -268,6 +266,8 @@ DRAWS: dict[str, Callable[[Flags], Drawn]] = {
 """How each script draws its levels."""
 
 FACTORS: dict[str, dict[str, Callable[[Flags, Tensor], Tensor]]] = {
+    "musubi": {"": _scheme},
+    "simple_tuner": {},
     "kohya_flux": {"model_prediction_type=sigma_scaled": _scheme},
     "kohya_sd3": {"": _scheme_of_x},
     "kohya": {

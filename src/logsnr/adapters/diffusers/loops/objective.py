@@ -57,6 +57,18 @@ class Draw:
     logsnr: Tensor
     eps_factor: Tensor
 
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __getitem__(self, part: slice) -> Draw:
+        """The levels of a part of the batch: `draw[:n]` of the images, `draw[n:]` of those that preserve a prior."""
+        return Draw(
+            timesteps=self.timesteps[part],
+            weight=self.weight[part],
+            logsnr=self.logsnr[part],
+            eps_factor=self.eps_factor[part],
+        )
+
 
 class LoopObjective:
     """A `WeightedELBO` as timesteps and weights for the loss that a training script computes.
@@ -70,6 +82,8 @@ class LoopObjective:
         importance: what it adapts to: "error" (the default) or "gradient".
         network: for the gradient: the network that the script trains, bare or wrapped, or an `OutputLayer` of it.  It
             must run once between `draw` and `loss`; without one, give `update` the norms.
+        timesteps: (first, last) of a model that is asked on a part of them: (875, 1000) for Wan 2.2's expert of high
+            noise, (0, 875) for the other.  The last is not drawn, but for the table's own end; what both train adds up.
         continuous: for flows, draw any time instead of one of the scheduler's timesteps.
         scaled: divide by what the loss of a denoiser is that knows only the data's standard deviation, so that it
             starts near 1 and the script's gradient clipping keeps its meaning.
@@ -91,6 +105,7 @@ class LoopObjective:
         adaptive: bool = False,
         importance: Importance | None = None,
         network: nn.Module | OutputLayer | None = None,
+        timesteps: tuple[float, float] | None = None,
         continuous: bool = False,
         scaled: bool = False,
         sigma_data: float = 1.0,
@@ -104,6 +119,9 @@ class LoopObjective:
             raise LogsnrError("continuous=True: a network on a table of betas knows its T timesteps only; leave it out")
         self.continuous = continuous or self.model.continuous
         _check_importance(importance, adaptive)
+        if timesteps is not None:
+            ends = self.model.logsnr_range(timesteps, self.continuous)
+            self.objective = _cut(self.objective, ends)
         if adaptive:
             lo, hi = finite_range(self.model, self.continuous, self.objective.schedule.range)
             w = self.objective.weighting
@@ -115,7 +133,7 @@ class LoopObjective:
         self._layer = self._watched(network)
         self._cells: dict[torch.device, tuple[Cells, Tensor, Tensor]] = {}
         self._fixed: Tensor | None = None
-        self._unit = 1.0
+        self._unit, self._drawn = 1.0, 0
         if self.continuous:
             self.objective = _within(self.model, self.objective)
         else:
@@ -135,6 +153,7 @@ class LoopObjective:
             generator: source of randomness; seed it differently on each rank.
             device: where timesteps and weights go; None for the generator's.
         """
+        self._drawn = n
         if self._layer is not None:
             self._layer.watch()
         if self.continuous:
@@ -157,7 +176,15 @@ class LoopObjective:
             timesteps=timesteps.to(device) if device else timesteps, weight=weight, logsnr=logsnr, eps_factor=factor
         )
 
-    def loss(self, draw: Draw, prediction: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    def loss(
+        self,
+        draw: Draw,
+        prediction: Tensor,
+        target: Tensor,
+        *,
+        mask: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
         """The loss to call `backward` on: mean over the batch of weight x squared error, formed in float32.
 
         An adaptive p learns from it, unless gradients are off (validation).
@@ -166,6 +193,7 @@ class LoopObjective:
             draw: the levels at which `prediction` was made.
             prediction: the network's output `[B, ...]`.
             target: what it should have been `[B, ...]`.
+            mask: what each squared error counts, of a shape that broadcasts to theirs, as masked losses multiply it.
             reduction: over the dimensions of a sample: "mean" for nats per dimension, "sum" for nats.
 
         Raises:
@@ -177,7 +205,8 @@ class LoopObjective:
                 "the two must have one shape, and one sample per level"
             )
         dtype = torch.promote_types(prediction.dtype, torch.float32)
-        error = (prediction.to(dtype) - target.to(dtype)).square().flatten(1)
+        squared = (prediction.to(dtype) - target.to(dtype)).square()
+        error = (squared if mask is None else squared * mask).flatten(1)
         losses = error.mean(1) if reduction == "mean" else error.sum(1)
         if torch.is_grad_enabled():
             self.update(draw, losses * self._dim_per(reduction, error.shape[1]))
@@ -256,6 +285,11 @@ class LoopObjective:
 
     def _norms(self, draw: Draw, losses: Tensor) -> Tensor:
         """||d(weight_i loss_i)/d(last layer)||^2, read off the watched network."""
+        if self._layer is not None and len(draw) != self._drawn:
+            raise LogsnrError(
+                f"importance='gradient' reads the norms of all {self._drawn} samples of a draw at once, these are "
+                f"{len(draw)}: form the losses of its parts, and give them to update() together"
+            )
         if self._layer is None:
             raise LogsnrError(
                 "importance='gradient' has no gradients: pass network= to LoopObjective, or give update() the norms of "
@@ -307,6 +341,23 @@ def _check_importance(importance: str | None, adaptive: bool) -> None:
             f"importance = {importance!r} is of an adaptive p: give adaptive=True as well (an Adaptive schedule of "
             "your own has its importance already)"
         )
+
+
+def _cut(objective: WeightedELBO, ends: tuple[float, float]) -> WeightedELBO:
+    """The objective on a part of its levels."""
+    if isinstance(objective.schedule, Adaptive):
+        raise LogsnrError(
+            f"timesteps = ... with an Adaptive schedule of your own: give that the range [{ends[0]:.4g}, {ends[1]:.4g}]"
+            ", or adaptive=True"
+        )
+    lo, hi = max(objective.schedule.range[0], ends[0]), min(objective.schedule.range[1], ends[1])
+    if not lo < hi:
+        own = objective.schedule.range
+        raise LogsnrError(
+            f"timesteps of log-SNR [{ends[0]:.3g}, {ends[1]:.3g}] and the objective's [{own[0]:g}, {own[1]:g}] do not "
+            "meet: give the objective a range that does"
+        )
+    return WeightedELBO(objective.weighting, objective.schedule.truncate(lo, hi), name=objective.name)
 
 
 def _within(model: Model, objective: WeightedELBO) -> WeightedELBO:

@@ -73,6 +73,15 @@ class Levels:
     logsnr: Tensor
     target: Prediction
 
+    @cached_property
+    def edges(self) -> Tensor:
+        """`[n + 1]` log-SNRs between the cells, decreasing; the first and last cells end at their level."""
+        x = self.logsnr
+        middle = 0.5 * (x[1:] + x[:-1])
+        if bool(x[-1] == -math.inf):
+            middle[-1] = x[-2] - 2 * math.log(2)
+        return torch.cat([x[:1], middle, x[-1:]])
+
     def cells(self, lo: float, hi: float, device: torch.device) -> Cells:
         """The cells within log-SNR [lo, hi].
 
@@ -81,10 +90,7 @@ class Levels:
         """
         x = self.logsnr
         infinite = bool(x[-1] == -math.inf)
-        middle = 0.5 * (x[1:] + x[:-1])
-        if infinite:
-            middle[-1] = x[-2] - 2 * math.log(2)
-        upper, lower = torch.cat([x[:1], middle]), torch.cat([middle, x[-1:]])
+        upper, lower = self.edges[:-1], self.edges[1:]
         if not (float(x[0]) > lo and float(x[-1]) < hi):
             raise _no_overlap((lo, hi), (float(x[-1]), float(x[0])))
         if infinite and lo < float(upper[-1]) and not self.target.finite_at_inf:
@@ -108,8 +114,7 @@ class Levels:
             nodes[-1], weights[-1] = 2 * r.log(), 2 * (top - least) * share / r
         noisy = x.clamp(min=PURE_NOISE)
         per_v = b2_of(self.target, noisy) / torch.sigmoid(noisy)
-        edges = torch.cat([upper, x[-1:]])
-        return Cells(*(v.to(device) for v in (edges, nodes, weights, place, per_v)))
+        return Cells(*(v.to(device) for v in (self.edges, nodes, weights, place, per_v)))
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,30 @@ class Model:
             t = self.shift * t / (1 + (self.shift - 1) * t)
         exact = t.double()
         return Levels(t * T, 2 * ((1 - exact) / exact).log(), self.target)
+
+    def logsnr_range(self, timesteps: tuple[float, float], continuous: bool) -> tuple[float, float]:
+        """(lo, hi) log-SNR of the timesteps from a first to a last one, which is left out unless it is the table's end.
+
+        On a table these are the edges of cells, so that the parts of a range add up to the whole.
+
+        Raises:
+            LogsnrError: if there are none, or the model has no timesteps.
+        """
+        first, last = timesteps
+        T = self.noising.steps
+        if self.continuous or not 0 <= first < last <= T:
+            known = "this scheduler has none" if self.continuous else f"give 0 <= first < last <= {T}"
+            raise LogsnrError(f"timesteps = ({first:g}, {last:g}): {known}")
+        if continuous:
+            hi, lo = (math.inf if t == 0 else -math.inf if t == T else 2 * math.log((T - t) / t) for t in timesteps)
+            return lo, hi
+        labels, x = self.levels.labels, self.levels.logsnr
+        inside = ((labels >= first) & ((labels < last) | (last == T))).nonzero().flatten()
+        if not len(inside):
+            raise LogsnrError(f"timesteps = ({first:g}, {last:g}): the scheduler has none there, give a wider range")
+        edges = self.levels.edges
+        a, b = int(inside[0]), int(inside[-1])
+        return (-math.inf if b == len(x) - 1 else float(edges[b + 1])), (math.inf if a == 0 else float(edges[a]))
 
 
 def model_of(scheduler: Any, target: str | Prediction | None = None) -> Model:
