@@ -85,7 +85,7 @@ def measured(c: Comparison) -> dict[str, Any]:
         assert row.rmse is not None
         pair = [float(f"{v:.4g}") for v in (row.rmse.value, row.rmse.stderr)]
         table[str(row.budget)][row.solver][row.grid] = pair
-    facts = {"samples": c.samples, "seed": c.seed, "teacher": c.teacher.name, "machine": c.machine}
+    facts = {"samples": c.samples, "seed": c.seeds[0], "teacher": c.teacher.name, "machine": c.machine}
     return {**facts, "teacher's uncertainty": float(f"{c.teacher.uncertainty:.3g}"), "rmse": table}
 
 

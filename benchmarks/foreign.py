@@ -156,8 +156,8 @@ def judge(name: str, options: argparse.Namespace) -> None:
     cond = {"class_labels": torch.arange(10, device=options.device)} if model.classes else {}
     entries = entries_of(model, name, cond, options)
     before = Comparison.from_dict(json.loads(file.read_text())) if file.exists() else None
-    if before is not None and (before.samples, before.seed) != (options.noises, options.seed):
-        raise SystemExit(f"{file} is of {before.samples} noises of seed {before.seed}: give them, or another --work")
+    if before is not None and (before.samples, before.seeds) != (options.noises, (options.seed,)):
+        raise SystemExit(f"{file} is of {before.samples} noises of seeds {before.seeds}: give them, or another --work")
     kept = {} if before is None else {(row.name, row.budget): row for row in before.rows}
     wanted = {(one.name, one.budget): None if one.plan is None else one.plan.hash for one in entries}
     kept = {at: row for at, row in kept.items() if at in wanted and row.plan_hash == wanted[at]}
@@ -240,7 +240,13 @@ def write(work: Path, out: Path) -> None:
                for row in result.rows if row.rmse is not None and math.isfinite(row.error)}
         for name, result in results.items()
     }  # fmt: skip
-    kept = {"noises": one.samples, "seed": one.seed, "machine": one.machine, "teacher": one.teacher.name, "rmse": rows}
+    kept = {
+        "noises": one.samples,
+        "seed": one.seeds[0],
+        "machine": one.machine,
+        "teacher": one.teacher.name,
+        "rmse": rows,
+    }
     text = json.dumps(kept).replace("], ", "],\n").replace("}, ", "},\n")
     replace_file(out / "foreign.json", (text + "\n").encode())
     page = out / "foreign.md"

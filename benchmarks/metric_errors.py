@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from logsnr.evaluation.metrics import Estimated, Moments, Normal
-from logsnr.evaluation.metrics.measures import METRICS, Gathered, Measuring
+from logsnr.evaluation.metrics.measures import METRICS, Gathered, Measuring, Reference
 
 CASES = ((16, 500, 0.3, 1.0), (16, 500, 0.0, 1.3), (64, 1000, 0.1, 1.1))
 """Features, samples, shift and widening, in standard deviations."""
@@ -50,7 +50,7 @@ def coverage(features: int, n: int, shift: float, wide: float) -> str:
     for _ in range(REPETITIONS):
         gathered = Gathered(n)
         gathered.add(drawn(n) * wide + shift * s)
-        measuring = Measuring(gathered, moments.mean, moments.covariance, rows.float())
+        measuring = Measuring(gathered, Reference(mean=moments.mean, covariance=moments.covariance, rows=rows.float()))
         for name in NEEDED:
             found[name].append(METRICS[name].of(measuring))
     shares = []
@@ -82,7 +82,7 @@ def memory(features: int = 2048, n: int = 50_000) -> None:
         x = torch.randn(min(256, n - first), features, generator=generator)
         gathered.add(x * s.float() * 1.1 + 0.1 * s.float())
     print(f"gathered in {time.perf_counter() - began:.0f} s")
-    measuring = Measuring(gathered, mean, covariance, None)
+    measuring = Measuring(gathered, Reference(mean=mean, covariance=covariance))
     for name in ("fd", "fd-inf"):
         began = time.perf_counter()
         one = METRICS[name].of(measuring)

@@ -31,6 +31,7 @@ from logsnr.evaluation.compare.entries import OWN, check_words, kept, largest, r
 from logsnr.evaluation.compare.plot import plot
 from logsnr.evaluation.compare.render import read, write_rows
 from logsnr.evaluation.compare.schedulers import SCHEDULERS
+from logsnr.evaluation.metrics import Estimated
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s
 from logsnr.predictions import EDM, V
@@ -103,7 +104,7 @@ def compared(model):
     plan = solvers.ddim(grids.log_linear(4, 20.0, 0.02))
     noisy = solvers.ddpm(grids.log_linear(4, 20.0, 0.02))
     return compare(
-        model, [4, 7], found={"mine": plan, "noisy": noisy}, n=64, features=space, replicates=5,
+        model, [4, 7], found={"mine": plan, "noisy": noisy}, n=64, features=space,
         teacher_steps=60, about={"model": "mixture"},
     )  # fmt: skip
 
@@ -525,7 +526,7 @@ def test_words_choose_solvers_and_grids(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 1}, "n = 1: must be at least 2"),
+        ({"n": 2}, "n = 2: must be at least 3"),
         ({"chunk": 0}, "chunk = 0: must be at least 1"),
         ({"teacher_steps": 20}, "teacher_steps = 20: must be at least 24, twice the 12"),
     ],
@@ -573,7 +574,12 @@ def test_a_comparison_goes_on_where_it_was_stopped(model, tmp_path):
     """Rows that are known are not measured again, and the whole is that of one go but for the clock."""
 
     def timeless(comparison):
-        return [dataclasses.replace(row, seconds_per_image=0.0) for row in comparison.rows]
+        return [
+            dataclasses.replace(
+                row, cells=tuple(dataclasses.replace(cell, seconds_per_image=0.0) for cell in row.cells)
+            )
+            for row in comparison.rows
+        ]
 
     entries = ours(model, [4], solvers=["ge", "ddpm"], grids=["karras", "flow"], noisy=True)
     options = {"n": 8, "teacher_steps": 16, "about": {"model": "mixture"}}
@@ -582,15 +588,20 @@ def test_a_comparison_goes_on_where_it_was_stopped(model, tmp_path):
     assert [len(one.rows) for one in partly] == list(range(1, len(entries) + 1))
     write_rows(partly[2], tmp_path)
     before, asked = read(tmp_path), []
-    assert before.about["interrupted"] == f"after 3 of {len(entries)} samplers"
+    assert before.about["interrupted"] == f"after 3 of {len(entries)} runs"
     on = measure(model, entries, **options, before=before, keep=lambda entry, x: asked.append(entry))
     assert asked == [None, *entries[3:]]
     assert timeless(on) == timeless(whole)
     assert on.about == whole.about
-    for changes, words in (({"seed": 1}, "seed 1"), ({"n": 9}, "images 9"), ({"about": {"model": "b"}}, "model b")):
+    for changes, words in (({"seed": 1}, "seeds 1"), ({"n": 9}, "images 9"), ({"about": {"model": "b"}}, "model b")):
         with pytest.raises(LogsnrError, match=words):
             measure(model, entries, **{**options, **changes}, before=before)
-    other = dataclasses.replace(before, teacher=dataclasses.replace(before.teacher, uncertainty=1.0))
+    other = dataclasses.replace(
+        before,
+        teacher=dataclasses.replace(
+            before.teacher, cells=(dataclasses.replace(before.teacher.cells[0], rmse=Estimated(value=1.0, stderr=0.0)),)
+        ),
+    )
     with pytest.raises(LogsnrError, match="the model is another"):
         measure(model, entries, **options, before=other)
     with pytest.raises(LogsnrError, match="holds no comparison"):
@@ -626,8 +637,8 @@ def test_files_hold_what_was_measured(compared, tmp_path):
     assert [f.suffix for f in files] == [".json", ".md", ".svg", ".png"]
     stored = json.loads(files[0].read_text())
     assert Comparison.from_dict(stored) == compared
-    for wrong in ({**stored, "version": 2}, {**stored, "rows": [{}]}, {"version": 1}):
-        with pytest.raises(LogsnrError, match=r"comparison version 2|are no comparison"):
+    for wrong in ({**stored, "version": 3}, {**stored, "rows": [{}]}, {"version": 1}):
+        with pytest.raises(LogsnrError, match=r"comparison version 3|are no comparison"):
             Comparison.from_dict(wrong)
     assert files[2].read_bytes() == plot(compared, "svg")
     assert files[3].read_bytes().startswith(b"\x89PNG")

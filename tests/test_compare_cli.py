@@ -13,6 +13,7 @@ from logsnr.errors import LogsnrError
 from logsnr.evaluation import frechet_distance
 from logsnr.evaluation.features import feature_space
 from logsnr.evaluation.passport import Passport, examine
+from logsnr.files import fingerprint
 from logsnr.loading import load
 from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
@@ -22,7 +23,7 @@ from logsnr.training import Dataset, load_data
 from logsnr.training.config import DataConfig
 
 pytest.importorskip("diffusers")
-QUICK = ["-n", "6", "--chunk", "4", "--teacher-steps", "16", "--bootstrap", "2"]
+QUICK = ["-n", "6", "--chunk", "4", "--teacher-steps", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
     assert all(row["rmse"] is None and row["frechet"] for row in noisy)
     assert result["features"] == "pixels"
     assert result["reference"] == 60
-    assert result["about"] == {"model": "run", "classes": "all in turn", "guidance": 2.0}
+    weights = fingerprint(load(tiny / "run").state_dict())[:12]
+    assert result["about"] == {"model": "run", "weights": weights, "classes": "all in turn", "guidance": 2.0}
     assert json.loads((tmp_path / "o" / "comparison.json").read_text())["rows"] == result["rows"]
     code, out, err = run(
         "compare", tiny / "run", "--nfe", "5", "--guidance", "2", "--solvers", "ddim,heun",
@@ -223,7 +225,7 @@ def test_a_class_is_compared_with_its_own_images():
     data, codec = stripes(), Pixels(256)
     space = feature_space("pixels", codec.decode, data, source="stripes", seed=0, label=1)
     own = codec.encode(data.train_images[data.train_labels == 1]).flatten(1).double()
-    assert torch.equal(space.reference.double().sort(0).values, own.sort(0).values)
+    assert torch.equal(space.data.rows.double().sort(0).values, own.sort(0).values)
     with pytest.raises(LogsnrError, match="no images of class 5"):
         feature_space("pixels", codec.decode, data, source="stripes", seed=0, label=5)
 
@@ -232,7 +234,7 @@ def test_the_classifiers_features_tell_classes_apart_and_repeat():
     data, codec = stripes(), Pixels(256)
     one, two = (feature_space("classifier", codec.decode, data, source="stripes", seed=3) for _ in range(2))
     assert one.name == "classifier of stripes"
-    assert torch.equal(one.reference, two.reference)
+    assert torch.equal(one.data.rows, two.data.rows)
     first, second = (codec.encode(data.train_images[data.train_labels == k]) for k in (0, 1))
     half = one.distances(torch.cat([first[:15], second[:15]]))[0].value
     assert half < 0.2 * one.distances(first)[0].value

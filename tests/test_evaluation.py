@@ -123,7 +123,7 @@ def test_measured_samplers_are_counted_ordered_and_kept():
 
     def run(keep=None):
         space = FeatureSpace(name="x", of=lambda x: x, reference=model.sample(400, generator=generator(5)))
-        return measure(model, entries, n=64, seed=4, teacher_steps=60, features=space, replicates=2, keep=keep)
+        return measure(model, entries, n=64, seed=4, teacher_steps=60, features=space, keep=keep)
 
     found = run(lambda entry, x: kept.append((entry, x)))
     assert [(row.name, row.evaluations) for row in found.rows] == [(e.solver, e.plan.nfe) for e in entries]

@@ -175,7 +175,7 @@ def test_without_its_packages_the_command_says_what_to_install(run, monkeypatch,
 def test_the_command_says_which_features(run, network, tmp_path):
     command = ("compare", "zoo:digits", "--nfe", 2, "--solvers", "ddim", "--grids", "log", "--no-peers", "-n", 8)
     np.savez(tmp_path / "few.npz", images=images(12, 8)[:, 0].numpy() // 16)
-    own = ("--features", "efficientnet", "--teacher-steps", 16, "--bootstrap", 2, "--data", tmp_path / "few.npz")
+    own = ("--features", "efficientnet", "--teacher-steps", 16, "--data", tmp_path / "few.npz")
     code, out, err = run(*command, *own, "--out", tmp_path / "o")
     assert code == 0, err
     page = (tmp_path / "o" / "comparison.md").read_text(encoding="utf-8")

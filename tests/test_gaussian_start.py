@@ -14,7 +14,7 @@ from torch import Tensor
 
 import logsnr as ls
 from logsnr import gaussian, zoo
-from logsnr.cli import support
+from logsnr.cli import starts, support
 from logsnr.errors import LogsnrError
 from logsnr.exact import Gaussian, GaussianField, GaussianMixture
 from logsnr.gaussian import Residuals
@@ -417,7 +417,7 @@ def test_the_command_keeps_the_start_beside_the_plan_that_needs_it(run, tmp_path
     other.save(tmp_path / "other.safetensors")
     code, _, err = run(*sample, "--start", tmp_path / "other.safetensors")
     assert (code, "calibrated with another start" in err) == (2, True)
-    monkeypatch.setattr(support, "OWN_SAMPLES", 40)
+    monkeypatch.setattr(starts, "OWN_SAMPLES", 40)
     code, _, err = run(*words, "model", "--out", plan)  # and so another one
     assert (code, "another start, which other plans may need" in err) == (2, True)
     code, _, err = run(*words, "dat", "--out", plan)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from logsnr.errors import LogsnrError
+from logsnr.evaluation import FeatureSpace
 from logsnr.evaluation.metrics import (
     Moments,
     Normal,
@@ -15,9 +16,11 @@ from logsnr.evaluation.metrics import (
     kernel_estimate,
     neighbourhoods,
     neighbours,
+    student,
+    summarise,
 )
 from logsnr.evaluation.metrics.classes import SPLITS, Scores
-from logsnr.evaluation.metrics.measures import METRICS, Gathered, Measuring, measured, wanted
+from logsnr.evaluation.metrics.measures import METRICS, Gathered, Measuring, Reference, measured, wanted
 
 
 def generator(seed=0):
@@ -65,11 +68,15 @@ def test_fd_of_gaussians_has_its_closed_forms():
 
 
 @pytest.mark.parametrize("n", [5, 60])
-def test_fd_of_streams_is_that_of_matrices(n):
+def test_fd_of_samples_is_its_definition_whether_they_are_fewer_than_features_or_not(n):
+    """tr (C_P^{1/2} C_Q C_P^{1/2})^{1/2} is the sum of the roots of the eigenvalues of C_P C_Q."""
     x, y = normal(n, 8, 0, mean=0.3), normal(90, 8, 1, std=1.2)
-    reference = Moments.of(y)
-    found = Normal(reference.mean, reference.covariance).frechet(Moments.of(x))
-    assert found.value == pytest.approx(frechet_distance(x, y), abs=1e-7)
+    p, q = torch.cov(x.T), torch.cov(y.T)
+    cross = torch.linalg.eigvals(p @ q).real.clamp(min=0).sqrt().sum()
+    expected = float((x.mean(0) - y.mean(0)).square().sum() + p.trace() + q.trace() - 2 * cross)
+    assert frechet_distance(x, y) == pytest.approx(expected, abs=1e-6)
+    found = Reference.of(y).normal.frechet(Moments.of(x))
+    assert found.value == pytest.approx(expected, abs=1e-6)
     assert math.isnan(found.stderr)
 
 
@@ -87,6 +94,33 @@ def test_the_error_of_fd_is_finite_where_samples_span_less_than_the_space():
     x = normal(40, 2, 0) @ normal(2, 5, 1)
     found = Normal(torch.zeros(5, dtype=torch.float64), correlated(5, 2)).frechet(Moments.of(x), x)
     assert 0 < found.stderr < found.value
+
+
+def test_a_difference_of_fds_of_the_same_noise_has_an_error_of_its_own():
+    """200 draws of two sets of 150 samples, one a small step from the other: covered, and far below either's error."""
+    y = normal(300, 4, 10**6)
+    reference, gaps, loose = Reference.of(y).normal, [], []
+    for i in range(200):
+        x, step = normal(150, 4, i, mean=0.3), 0.1 * normal(150, 4, 10**5 + i)
+        a, b = (reference.influenced(Moments.of(rows), rows) for rows in (x, 1.05 * x + step))
+        gaps.append(b.beyond(a))
+        loose.append(math.hypot(a.estimated.stderr, b.estimated.stderr))
+    errors = [gap.stderr for gap in gaps]
+    assert 0.9 <= covered([gap.value for gap in gaps], errors) <= 0.99
+    assert sum(errors) < 0.3 * sum(loose)
+    assert a.beyond(a).stderr == a.beyond(a).value == 0
+
+
+def test_errors_within_classes_count_their_means():
+    """Of two rows a class the spread within is half as free; of one row a class there is none to be had."""
+    reference = Normal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    x = normal(400, 3, 0, mean=0.5)
+    plain, pairs, alone = (
+        reference.frechet(Moments.of(x), x, strata).stderr
+        for strata in (None, torch.arange(400) // 2 * 7, torch.arange(400))
+    )
+    assert pairs == pytest.approx(plain, rel=0.15)
+    assert alone == plain
 
 
 def covered(values, errors, truth=None):
@@ -127,10 +161,78 @@ def test_the_limit_needs_samples():
         reference.extrapolated(quarters, reference.frechet(Moments.of(x)))
 
 
-def test_kid_of_blocks_is_its_definition(monkeypatch):
-    x, y = normal(30, 3, 0, mean=0.2), normal(25, 3, 1)
+def double_loop(a, b):
+    """KID by its definition, over pairs of two different rows."""
+
+    def k(x, y):
+        return (sum(u * v for u, v in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    def within(rows):
+        pairs = [k(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j]
+        return math.fsum(pairs) / len(pairs)
+
+    a, b = a.tolist(), b.tolist()
+    return within(a) + within(b) - 2 * math.fsum(k(x, y) for x in a for y in b) / (len(a) * len(b))
+
+
+def test_kid_is_its_definition_whatever_the_block(monkeypatch):
+    x, y = normal(17, 3, 0, mean=0.2), normal(23, 3, 1)
+    expected = double_loop(x, y)
+    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(kernel, "_BLOCK", 7)
-    assert kernel_estimate(x, y).value == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert Reference.of(y).kernel(x).value == pytest.approx(expected, rel=1e-5)  # rows are kept in float32
+    assert kernel_distance(x[:2], y) == pytest.approx(double_loop(x[:2], y), rel=1e-9)
+    assert math.isnan(kernel_estimate(x[:2], y).stderr)
+
+
+def test_kid_of_normals_is_unbiased():
+    """In one dimension E k has the moments' closed form: KID(N(m, 1), N(0, 1)) = 3 m^2 + 3 m^4 + (m^3 + 3 m)^2."""
+    for m in (0.0, 0.4):
+        values = torch.tensor(
+            [kernel_distance(normal(30, 1, 2 * i, mean=m), normal(40, 1, 2 * i + 1)) for i in range(400)]
+        )
+        exact = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+        assert abs(float(values.mean()) - exact) < 3 * float(values.std()) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (5, 3)), ((5,), (5, 2))])
+def test_distances_refuse(shapes):
+    for distance in (frechet_distance, kernel_distance):
+        with pytest.raises(ValueError, match="at least 2 rows"):
+            distance(*(torch.zeros(*s) for s in shapes))
+
+
+def test_a_feature_space_measures_what_the_metrics_do_in_any_chunk():
+    reference, x = normal(50, 4, 0), normal(31, 4, 1, mean=0.2)
+    space = FeatureSpace(name="halves", of=lambda v: v / 2, reference=reference / 2)
+    fd, kid = space.distances(x, chunk=7)
+    assert fd.value == pytest.approx(frechet_distance(x / 2, reference / 2), rel=1e-9)
+    assert kid.value == pytest.approx(kernel_distance(x / 2, reference / 2), rel=1e-4)
+    moments = Moments.of(reference / 2)
+    alone = Reference(mean=moments.mean, covariance=moments.covariance)
+    again = FeatureSpace(name="halves", of=lambda v: v / 2, reference=alone).distances(x)
+    assert again[0].value == pytest.approx(fd.value, rel=1e-9)
+    assert again[1] is None
+
+
+def test_intervals_over_few_seeds_are_students():
+    """The 97.5 % quantiles of every table; of means of three normal draws the interval covers 95 %."""
+    table = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 10: 2.22814, 30: 2.04227, 1000: 1.96234}
+    assert {d: student(d) for d in table} == pytest.approx(table, rel=1e-5)
+    assert student(4, 0.99) == pytest.approx(4.60409, rel=1e-5)
+    draws = normal(2000, 3, 0).tolist()
+    found = [summarise(row) for row in draws]
+    assert sum(not one.decided for one in found) / 2000 == pytest.approx(0.95, abs=0.015)
+    one = summarise([2.0, 4.0])
+    assert (one.mean, one.stderr, one.half) == pytest.approx((3.0, 1.0, 12.7062), rel=1e-5)
+    alone = summarise([2.0])
+    assert alone.mean == 2.0
+    assert math.isnan(alone.half)
+    assert not alone.decided
+    for wrong in (lambda: summarise([]), lambda: student(0), lambda: student(3, 1.0)):
+        with pytest.raises(ValueError, match="give"):
+            wrong()
 
 
 def test_the_error_of_kid_is_right_where_the_distributions_are_equal():
@@ -231,7 +333,7 @@ def test_classes_dealt_in_turn_are_no_draws_of_classes():
         for dealt in (True, False):
             gathered = Gathered(288, strata=strata if dealt else None)
             gathered.add(x)
-            found = Measuring(gathered, m.mean, m.covariance, None)
+            found = Measuring(gathered, Reference(mean=m.mean, covariance=m.covariance))
             values[dealt].append((found.frechet.value, found.frechet.stderr, found.limit().value))
     fd, errors, limits = (torch.tensor(column) for column in zip(*values[True], strict=True))
     assert 0.9 <= covered(fd, errors) <= 0.99
@@ -245,7 +347,9 @@ def test_every_metric_by_name_is_its_function():
     x, y = normal(300, 3, 0, mean=0.2), normal(200, 3, 1)
     gathered, m = Gathered(300), Moments.of(y)
     gathered.add(x, torch.softmax(x, 1))
-    found = measured(Measuring(gathered, m.mean, m.covariance, y.float()), METRICS, asked=True)
+    found = measured(
+        Measuring(gathered, Reference(mean=m.mean, covariance=m.covariance, rows=y.float())), METRICS, asked=True
+    )
     assert list(found) == ["fd", "fd-inf", "kid", "is", "precision", "recall", "density", "coverage"]
     assert found["fd"].value == pytest.approx(frechet_distance(x, y), rel=1e-9)
     assert found["fd-inf"].value < found["fd"].value
@@ -258,7 +362,7 @@ def test_metrics_that_cannot_be_had():
     m = Moments.of(normal(150, 30, 1))
     gathered = Gathered(20)
     gathered.add(normal(20, 30, 0))
-    measuring = Measuring(gathered, m.mean, m.covariance, None)
+    measuring = Measuring(gathered, Reference(mean=m.mean, covariance=m.covariance))
     assert wanted((), rows=False, classes=False) == ("fd", "fd-inf")
     assert wanted((), rows=True, classes=True) == tuple(METRICS)
     assert list(measured(measuring, ("fd", "fd-inf"), asked=False)) == ["fd"]

@@ -153,7 +153,7 @@ def _best(c: Comparison) -> dict[str, Any]:
         rows += [kinds[kind] for kind in ("calibrated", "universal", "default", "stock") if kind in kinds]
     teacher = {"evaluations": c.teacher.evaluations, "sampler": c.teacher.name, "rmse": 0.0}
     rows.append({**teacher, **_distance(c.teacher.frechet)})
-    facts = {"samples": c.samples, "seed": c.seed, "features": c.features, "reference": c.reference}
+    facts = {"samples": c.samples, "seed": c.seeds[0], "features": c.features, "reference": c.reference}
     return {**facts, "rows": rows}
 
 

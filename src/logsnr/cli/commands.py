@@ -109,7 +109,7 @@ def calibrate(
 
     Example: logsnr calibrate runs/digits --nfe 5 --out plan.json
     """
-    from logsnr.cli import support
+    from logsnr.cli import starts, support
     from logsnr.errors import LogsnrError
     from logsnr.interrupts import Interrupted, last_signal, signal_of
     from logsnr.writing import check_output, is_stream
@@ -128,8 +128,8 @@ def calibrate(
         from logsnr.evaluation.passport import Passport
 
         usable = Passport.load(passport).sampling_range
-    gaussian = support.fitted_start(denoiser, start, data, seed, quiet=hushed(json_))
-    support.check_start(gaussian, out)
+    gaussian = starts.fitted_start(denoiser, start, data, seed, quiet=hushed(json_))
+    starts.check_start(gaussian, out)
     try:
         plan = support.calibrated(
             denoiser,
@@ -153,7 +153,7 @@ def calibrate(
     except OSError:
         support.print_json(plan.to_dict())  # minutes of work: on stdout it is not lost
         raise
-    kept = support.keep_start(gaussian, plan, out)
+    kept = starts.keep_start(gaussian, plan, out)
     report = plan.meta["report"]
     if json_:
         facts = {"out": str(out), "nfe": plan.nfe, "hash": plan.hash, "report": report}

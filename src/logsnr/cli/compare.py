@@ -15,7 +15,9 @@ from logsnr.terminal import console, description
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from logsnr.evaluation.compare import Comparison
     from logsnr.evaluation.features import FeatureSpace
+    from logsnr.evaluation.statistics import Statistics
     from logsnr.loading import Loaded
     from logsnr.training import Dataset
 
@@ -52,9 +54,14 @@ def compare(
         str | None,
         typer.Option(help="Of FD and KID: {spaces}, none, or module:function [default: what the data allow]."),
     ] = None,
-    bootstrap: Annotated[
-        int, typer.Option(help="Replicates behind the standard errors of FD and KID.", min=2, max=100_000)
-    ] = 100,
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="Data of FD and KID: file of logsnr stats, or a reference file of EDM or ADM (mu, sigma)."),
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(help="Gaussian start that takes part: of data, of model, none, or a file of logsnr calibrate."),
+    ] = "none",
     everything: Annotated[
         bool, typer.Option("--all", help="Print every grid of a solver, not its best alone.")
     ] = False,
@@ -65,8 +72,15 @@ def compare(
     range_: Range = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the rows that --out holds, and measure the others.")
+        bool, typer.Option("--resume", help="Keep what --out holds, of any process, and measure the rest.")
     ] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds: how many from --seed on, e.g. 3, or which, e.g. 0,1,2.")
+    ] = None,
+    cells: Annotated[
+        str | None,
+        typer.Option(help="Measure one part of all samplers and seeds, e.g. 2/4 [default: torchrun's part, else all]."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     compile_: Compile = False,
@@ -76,8 +90,11 @@ def compare(
     """Compare samplers on a model: ours, diffusers' schedulers and plans, from the same noise.
 
     Example: logsnr compare runs/digits --nfe 5,8 --plan plan.json --out comparison
+
+    Example: logsnr compare zoo:digits --stats digits.npz --seeds 3 --out comparison
     """
-    from logsnr.cli import support
+    from logsnr.cli import starts, support
+    from logsnr.devices import find_process
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.compare import entries as samplers
     from logsnr.evaluation.compare import measure, table, write
@@ -89,8 +106,14 @@ def compare(
     from logsnr.sampling.names import SOLVERS, compared_grids, compared_solvers
     from logsnr.writing import check_folder
 
-    if resume and out is None:
-        raise LogsnrError("--resume without --out: name the folder of the comparison to go on with")
+    rank, world = find_process()
+    part = _part(cells) or ((rank + 1, world) if world > 1 else None)
+    for option, given in (("--resume", resume), ("--cells", part)):
+        if given and out is None:
+            raise LogsnrError(f"{option} without --out: name the folder of the comparison")
+    quiet = hushed(json_) or rank > 0
+    drawn = _seeds(seeds, seed)
+    reference = None if stats is None else _statistics(stats, data, features)
     out = None if out is None else check_folder(out)
     before = read(out) if resume and out is not None else None
     budgets = _numbers(nfe)
@@ -106,7 +129,7 @@ def compare(
         known = Passport.load(passport)
         guided.trained_range, eta = known.sampling_range, known.eta_curve
         about["passport"] = passport.name if eta else f"{passport.name}, made without data: no admissible grid"
-        if not eta and not json_:
+        if not eta and not quiet:
             note(about["passport"])
     cond = support.condition(denoiser, label, n)
     if range_ is not None:
@@ -115,35 +138,94 @@ def compare(
         few = support.condition(denoiser, label, 12)
         guided.trained_range = support.asked_range(guided, range_, few, seed) or guided.trained_range
         about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
-    images = _data(denoiser, data, features, quiet=hushed(json_))
+    images = None if reference is not None else _data(denoiser, data, features, quiet=quiet)
+    gaussian = starts.found_start(denoiser, start, data, seed, quiet=quiet)
+    if stats is not None:
+        about["statistics"] = stats.name
+    if gaussian is not None:
+        about["start"] = f"{start if start in starts.STARTS else Path(start).name} ({gaussian.fingerprint[:12]})"
     entries = [
-        *samplers.ours(guided, budgets, **words, eta=eta, noisy=images is not None),
+        *samplers.ours(guided, budgets, **words, eta=eta, noisy=images is not None or reference is not None),
         *(() if any(words.values()) else [*samplers.uncalibrated(guided, budgets), *samplers.own(guided, budgets)]),
+        *(() if gaussian is None else samplers.started(guided, budgets, gaussian)),
         *(theirs(guided, budgets, **words) if peers else ()),
-        *samplers.plans(guided, found),
+        *samplers.plans(guided, found, starts.starts_of(gaussian, plan or [])),
     ]
     if not entries:
         raise LogsnrError(
             f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
         )
-    with _bar(quiet=hushed(json_)) as tell:
+
+    def so_far(result: Comparison) -> None:
+        if out is not None:
+            write_rows(result, out, part)
+
+    with _bar(quiet=quiet) as tell:
         tell(0, len(entries), "features")
-        space = None if images is None else _space(denoiser, images, features, label, seed)
+        if reference is not None:
+            space: FeatureSpace | None = _space_of(denoiser, reference, features)
+        else:
+            space = None if images is None else _space(denoiser, images, features, label, drawn[0])
         result = measure(
-            guided, entries, n=n, seed=seed, cond=cond, teacher_steps=teacher_steps, chunk=chunk, features=space,
-            replicates=bootstrap, about=about, progress=tell, before=before,
-            so_far=None if out is None else (lambda rows: write_rows(rows, out)),
+            guided, entries, n=n, seed=drawn, cells=part, cond=cond, teacher_steps=teacher_steps, chunk=chunk,
+            features=space, about=about, progress=tell, before=before,
+            so_far=so_far,
         )  # fmt: skip
-    files = [] if out is None else write(result, out)
+    files = [] if out is None else [write_rows(result, out, part)] if part else write(result, out)
     if json_:
         support.print_json({**result.to_dict(), "files": [str(file) for file in files]})
     else:
-        console().print(table(result, everything=everything))
+        if part is None:
+            console().print(table(result, everything=everything))
         if files:
             print(f"{out}: {', '.join(file.name for file in files)}")
+        if part is not None and rank == 0:
+            print("once every part is there, the same line with --resume and without --cells writes the whole")
     if "interrupted" in result.about:
         how = "" if out is None else f": {support.this_command('--resume')}"
         raise Interrupted(f"interrupted {result.about['interrupted']}, which are above{how}", signum=last_signal())
+
+
+def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """The seeds of --seeds: so many from --seed on, or those that are listed."""
+    from logsnr.errors import LogsnrError
+
+    if text is None:
+        return (seed,)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise LogsnrError(f"--seeds {text!r}: give how many, e.g. --seeds 3, or which: --seeds 0,1,2")
+    if len(parts) == 1:
+        if not 1 <= int(text) <= 1000:
+            raise LogsnrError(f"--seeds {text}: give a number in 1 ... 1000, or a list: --seeds 0,1,2")
+        return tuple(range(seed, seed + int(text)))
+    if seed:
+        raise LogsnrError(f"--seeds {text} with --seed {seed}: give one of them")
+    return tuple(map(int, parts))
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    """(i, k) of --cells i/k."""
+    from logsnr.errors import LogsnrError
+
+    if text is None:
+        return None
+    i, _, k = text.partition("/")
+    if not all(part.isascii() and part.isdigit() for part in (i, k)) or not 1 <= int(i) <= int(k):
+        raise LogsnrError(f"--cells {text!r}: give a part of so many, from 1 on: --cells 2/4")
+    return int(i), int(k)
+
+
+def _statistics(file: Path, data: str | None, features: str | None) -> Statistics:
+    """The reference of FD and KID in a file, which says what other options would."""
+    from logsnr.errors import LogsnrError
+    from logsnr.evaluation.statistics import Statistics
+
+    if data is not None:
+        raise LogsnrError(f"--data {data} with --stats {file}, which is of data: give one of them")
+    if features == "none":
+        raise LogsnrError(f"--stats {file} is read for features, which --features none leaves out: drop one of them")
+    return Statistics.load(file)
 
 
 def _numbers(text: str) -> list[int]:
@@ -189,28 +271,51 @@ def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool
 
 def _space(denoiser: Loaded, data: Dataset, name: str | None, label: int | None, seed: int) -> FeatureSpace:
     """The feature space asked for; without a wish, what the data allow."""
-    from logsnr.denoiser import NetworkDenoiser
     from logsnr.evaluation.features import feature_space
-    from logsnr.pixels import Pixels
 
     chosen = name or ("classifier" if data.train_labels is not None else "pixels")
 
-    def decode(x: Tensor) -> Tensor:
-        # A pipeline has no grey levels of its own: it takes those of the data.
-        if isinstance(denoiser, NetworkDenoiser):
-            return denoiser.decode(x)
-        return Pixels(data.grey_levels).decode(denoiser.decode_float(x))
-
     return feature_space(
-        chosen, decode, data, source=Path(data.source).stem, seed=seed,
+        chosen, _decoding(denoiser, data.grey_levels), data, source=Path(data.source).stem, seed=seed,
         label=None if label == denoiser.card.get("null_class") else label,
     )  # fmt: skip
 
 
+def _space_of(denoiser: Loaded, reference: Statistics, name: str | None) -> FeatureSpace:
+    """The space that was asked for, or that the statistics name, with them as its data."""
+    import torch
+
+    from logsnr.cli.data import image_shape
+    from logsnr.evaluation.features import FeatureSpace
+    from logsnr.pixels import Pixels
+
+    levels = int(reference.images.get("grey_levels", 256))
+    pixels = denoiser.pixels or Pixels(levels)
+    shape, decode = image_shape(denoiser), _decoding(denoiser, levels)
+    space = reference.find_space(name, pixels)
+    reference.check(space, shape, pixels)
+    reference.check_width(space(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1], space)
+    return FeatureSpace(name=space.name, of=lambda x: space(decode(x)), reference=reference.reference)
+
+
+def _decoding(denoiser: Loaded, grey_levels: int) -> Callable[[Tensor], Tensor]:
+    """Samples to stored images; a pipeline has no grey levels of its own, and takes those of the data."""
+    from logsnr.denoiser import NetworkDenoiser
+    from logsnr.pixels import Pixels
+
+    if isinstance(denoiser, NetworkDenoiser):
+        return denoiser.decode
+    return lambda x: Pixels(grey_levels).decode(denoiser.decode_float(x))
+
+
 def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> dict[str, Any]:
     from logsnr.cli.support import model_name
+    from logsnr.denoiser import NetworkDenoiser
+    from logsnr.files import fingerprint
 
     facts: dict[str, Any] = {"model": model_name(model)}
+    if isinstance(denoiser, NetworkDenoiser):  # of a pipeline they are gigabytes
+        facts["weights"] = fingerprint(denoiser.state_dict())[:12]
     if denoiser.card.get("classes"):
         facts["classes"] = "all in turn" if label is None else label
         facts["guidance"] = "none" if guidance == 1 else guidance

@@ -15,7 +15,6 @@ from logsnr.terminal import console
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from logsnr.evaluation.features import Space
     from logsnr.evaluation.statistics import Statistics
     from logsnr.evaluation.stored import Stored
 
@@ -157,8 +156,8 @@ def _samples(
     else:
         levels, shape = reference.images.get("grey_levels"), reference.images.get("shape", [3])
         images = stored(what, grey_levels=levels, channels=shape[0] if shape[0] in (1, 3) else None, limit=limit)
-    space = _space(reference, features, images)
-    reference.check(space, images)
+    space = reference.find_space(features, images.pixels)
+    reference.check(space, images.shape, images.pixels, images.prepared)
     chosen = wanted(names, rows=reference.rows is not None, classes=space.probabilities is not None)
     with progress_bar(not hushed(json_), "features") as show:
         tell = None if show is None else lambda done: show(done / images.n, f"{done:,} of {images.n:,}")
@@ -166,7 +165,7 @@ def _samples(
         found = gather(
             images, space, classes=classes, chunk=chunk, device=where["device"], tell=tell, first=reference.check_width
         )
-        measuring = Measuring(found, reference.mean, reference.covariance, reference.rows)
+        measuring = Measuring(found, reference.reference)
         values = measured(measuring, chosen, asked=bool(names))
     facts = {
         "samples": what,
@@ -191,27 +190,6 @@ def _samples(
         table.add_row(told, *(f"{number:.{metric.digits}f}" for number in (one.value, one.stderr)))
     console().print(table)
     print(f"features: {space.name}; the error is the samples' alone, the reference being what it is")
-
-
-def _space(reference: Statistics, features: str | None, images: Stored) -> Space:
-    """The space that was asked for, or that the statistics name."""
-    from logsnr.errors import LogsnrError
-    from logsnr.evaluation.features import Material, find_space
-
-    name = features or reference.features
-    if not name:
-        raise LogsnrError(
-            f"{reference.source} names no feature space: give the --features that it was made in, e.g. --features "
-            "torchscript:inception-2015-12-05.pt for EDM's"
-        )
-    source = str(reference.space.get("name", "")).removeprefix("classifier of ")
-    carried = reference.tensors if name == "classifier" else {}
-    try:
-        return find_space(name, Material(pixels=images.pixels, source=source, carried=carried))
-    except LogsnrError as error:
-        if features is None:
-            raise LogsnrError(f"{error}; or say with --features where the space of {reference.source} is") from error
-        raise
 
 
 def _drawn(

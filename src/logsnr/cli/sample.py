@@ -94,7 +94,7 @@ def asked(
     Raises:
         LogsnrError: if two options exclude each other, or one does not fit the model.
     """
-    from logsnr.cli import support
+    from logsnr.cli import starts, support
     from logsnr.errors import LogsnrError
     from logsnr.sampling import Plan, plan_for
     from logsnr.sampling.default import auto_plan
@@ -126,7 +126,7 @@ def asked(
             finite_at_inf=sigma_max is not None or denoiser.finite_at_inf,
             dim=denoiser.dim,
         )
-    gaussian = support.start_of(start, plan, chosen)
+    gaussian = starts.start_of(start, plan, chosen)
     return Asked(denoiser=denoiser, guided=guided, plan=chosen, start=gaussian, label=label)
 
 

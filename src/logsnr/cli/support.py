@@ -24,7 +24,6 @@ from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
 from logsnr.calibration import Progress, calibrate
 from logsnr.cli.application import note
-from logsnr.cli.data import data_of
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.devices import AUTO, find_device, find_dtype, told
 from logsnr.errors import LogsnrError, unknown
@@ -39,11 +38,6 @@ from logsnr.sampling.table import table_of
 from logsnr.terminal import console, description
 from logsnr.training.data import told_sources
 from logsnr.writing import replace_file
-from logsnr.zoo import START
-
-STARTS = ("data", "model", "none")
-OWN_SAMPLES = 2000
-"""Samples that a model draws for its own Gaussian start."""
 
 
 def place(device: str, dtype: str, compile_: bool, *, measures: bool = True) -> dict[str, Any]:
@@ -153,60 +147,6 @@ def known_names() -> dict[str, str]:
         "compared_grids": ", ".join(compared_grids()),
         "data": told_sources(),
     }
-
-
-def fitted_start(
-    denoiser: NetworkDenoiser, kind: str, source: str | None, seed: int, *, quiet: bool = True
-) -> GaussianStart | None:
-    """The Gaussian of a model's training data, or of its own samples; with a mean per class where it has classes.
-
-    Raises:
-        LogsnrError: if the kind is unknown, or there is no data.
-    """
-    if kind not in STARTS:
-        raise unknown("--start", kind, STARTS)
-    if source is not None and kind != "data":
-        raise LogsnrError(f"--data {source} is read with --start data only: leave it out")
-    if kind == "none":
-        return None
-    null = denoiser.card.get("null_class")
-    if kind == "model":
-        cond = condition(denoiser, None, OWN_SAMPLES)
-        null = null if cond else None
-        generator = torch.Generator().manual_seed(seed)
-        return GaussianStart.of_model(denoiser, OWN_SAMPLES, generator=generator, cond=cond, null=null)
-    data = data_of(denoiser, source, quiet=quiet)
-    images = data.train_images[:: -(-len(data.train_images) // 10_000) or 1]
-    labels = None
-    if denoiser.card.get("classes"):
-        if data.train_labels is None:
-            raise LogsnrError("the data has no labels, which the start of a class-conditional model needs")
-        labels = data.train_labels[:: -(-len(data.train_images) // 10_000) or 1]
-    return GaussianStart.fit(denoiser.encode(images), labels=labels, null=None if labels is None else null)
-
-
-def check_start(start: GaussianStart | None, out: Path) -> None:
-    """Make sure, before the search, that a start can be kept beside its plan.
-
-    Raises:
-        LogsnrError: if another one lies there.
-    """
-    path = out.with_name(START)
-    if start is not None and path.is_file() and GaussianStart.load(path).fingerprint != start.fingerprint:
-        raise LogsnrError(f"{path} is another start, which other plans may need: give --out in another folder")
-
-
-def keep_start(start: GaussianStart | None, plan: Plan, out: Path) -> Path | None:
-    """Save the start beside a plan that needs it."""
-    return start.save(out.with_name(START)) if start is not None and plan.meta.get("start") else None
-
-
-def start_of(file: Path | None, plan_file: Path | None, plan: Plan) -> GaussianStart | None:
-    """The start that was given, or the one beside the plan's file where the plan needs one."""
-    if file is not None:
-        return GaussianStart.load(file)
-    beside = None if plan_file is None or not plan.meta.get("start") else plan_file.with_name(START)
-    return None if beside is None or not beside.is_file() else GaussianStart.load(beside)
 
 
 def calibrated(

@@ -208,7 +208,6 @@ def _samplers(
         teacher_steps=TEACHER_STEPS,
         chunk=SAMPLES,
         features=space,
-        replicates=2,  # no standard errors are shown
         keep=lambda _, x: images.append(denoiser.decode(x)),
     )
 

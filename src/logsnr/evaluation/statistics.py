@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ import torch
 from torch import Tensor
 
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.features import Space
+from logsnr.evaluation.features import Material, Space, find_space
 from logsnr.evaluation.features.space import hashed
-from logsnr.evaluation.metrics.measures import Gathered
+from logsnr.evaluation.metrics import Gathered, Reference
 from logsnr.evaluation.stored import CHUNK, Stored
 from logsnr.paths import cache_folder, expanded
+from logsnr.pixels import Pixels
 from logsnr.reading import check_format, mapping, parse_json, read_arrays, reading
 from logsnr.writing import npz, replace_file
 
@@ -80,6 +82,32 @@ class Statistics:
             mean=moments.mean, covariance=moments.covariance, n=moments.n, rows=gathered.kept, features=features,
             space=space.identity, images=facts, tensors=space.tensors,
         )  # fmt: skip
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What metrics measure samples against."""
+        return Reference(mean=self.mean, covariance=self.covariance, rows=self.rows, n=self.n)
+
+    def find_space(self, features: str | None, pixels: Pixels) -> Space:
+        """The space asked for, or the one that they name, of images with this codec.
+
+        Raises:
+            LogsnrError: if they name none and none is asked for, or as `features.find_space`.
+        """
+        name = features or self.features
+        if not name:
+            raise LogsnrError(
+                f"{self.source} names no feature space: give the --features that it was made in, e.g. --features "
+                "torchscript:inception-2015-12-05.pt for EDM's"
+            )
+        source = str(self.space.get("name", "")).removeprefix("classifier of ")
+        carried = self.tensors if name == "classifier" else {}
+        try:
+            return find_space(name, Material(pixels=pixels, source=source, carried=carried))
+        except LogsnrError as error:
+            if features is None:
+                raise LogsnrError(f"{error}; or say with --features where the space of {self.source} is") from error
+            raise
 
     @property
     def key(self) -> tuple[str, str]:
@@ -151,8 +179,8 @@ class Statistics:
             return found if found.key == key else None
         return None
 
-    def check(self, space: Space, images: Stored) -> None:
-        """Refuse samples that cannot be compared with these.
+    def check(self, space: Space, shape: tuple[int, ...], pixels: Pixels, prepared: str = "") -> None:
+        """Refuse samples in a space, of images of a shape (prepared somehow), that cannot be compared with these.
 
         Raises:
             LogsnrError: if their space, size, grey levels or resizing differ, naming both.
@@ -163,11 +191,11 @@ class Statistics:
                 f"{self.source} is in the space {mine}, the samples in {theirs}: take the same --features"
             )
         for key, name, found in (
-            ("shape", "images of", list(images.shape)),
-            ("grey_levels", "grey levels", images.pixels.grey_levels),
-            ("prepared", "images prepared as", images.prepared),
+            ("shape", "images of", list(shape)),
+            ("grey_levels", "grey levels", pixels.grey_levels),
+            ("prepared", "images prepared as", prepared),
         ):
-            if key in self.images and self.images[key] != found and not (key == "prepared" and not images.prepared):
+            if key in self.images and self.images[key] != found and not (key == "prepared" and not prepared):
                 raise LogsnrError(
                     f"{self.source} is of {name} {self.images[key] or 'they are'}, the samples are of {name} {found}: "
                     "make statistics of images like the samples (logsnr stats), or samples like the images"

@@ -4,13 +4,14 @@ comparison = compare(denoiser, [5, 8])        # or: measure(denoiser, [*ours(...
 print(markdown(comparison))
 """
 
-from logsnr.evaluation.compare.entries import Entry, ours, own, plans, uncalibrated
+from logsnr.evaluation.compare.entries import Entry, ours, own, plans, started, uncalibrated
 from logsnr.evaluation.compare.render import markdown, table, write
-from logsnr.evaluation.compare.result import Comparison, Row, Teacher
+from logsnr.evaluation.compare.result import Cell, Comparison, Row, Teacher, merged
 from logsnr.evaluation.compare.run import compare, measure
 from logsnr.evaluation.compare.schedulers import peers
 
 __all__ = [
+    "Cell",
     "Comparison",
     "Entry",
     "Row",
@@ -18,10 +19,12 @@ __all__ = [
     "compare",
     "markdown",
     "measure",
+    "merged",
     "ours",
     "own",
     "peers",
     "plans",
+    "started",
     "table",
     "uncalibrated",
     "write",

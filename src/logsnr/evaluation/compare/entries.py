@@ -3,6 +3,7 @@
     ours             every solver of this library on every grid over the sampling range, and on those ended at its min
     uncalibrated     plans that need no calibration: the default, and the universal ones
     plans            calibrated or hand-made plans
+    started          the default plan from lower levels, where a Gaussian start leads
     peers            diffusers' schedulers (schedulers.py)
 
 A budget is a number of network evaluations per image.  A method gets the largest n whose *counted* evaluations fit:
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
+from logsnr.evaluation.compare.result import Key
 from logsnr.sampling import Plan, evaluations, sample
 from logsnr.sampling.default import default_plan, first_level
+from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.loop import updates
 from logsnr.sampling.names import (
     GRIDS,
@@ -49,6 +52,10 @@ Runner = Callable[[Denoiser, Tensor, Mapping[str, Any], torch.Generator], Tensor
 
 OWN = "the model's plan"
 """What a plan is called that came with the model."""
+STARTED = "Gaussian start"
+"""What is told of a plan that begins where one leads."""
+FIRST = (40.0, 20.0, 10.0, 5.0)
+"""Levels that a start leads to, in units of sigma_data."""
 STEPS: tuple[Makes, ...] = ("rows", "samples")
 """What a solver on any grid makes."""
 
@@ -84,6 +91,11 @@ class Entry:
         """Solver and grid, and whose they are unless ours."""
         told = f"{self.solver}, {self.grid}" if self.grid else self.solver
         return f"diffusers {told}" if self.origin == "diffusers" else told
+
+    @property
+    def key(self) -> Key:
+        """What tells it from other entries, and its row from other rows."""
+        return self.name, self.budget, None if self.plan is None else self.plan.hash
 
 
 def ours(
@@ -160,13 +172,22 @@ def _ours(
     )  # fmt: skip
 
 
-def plan_entry(denoiser: Denoiser, plan: Plan, solver: str, grid: str, family: str, origin: str, budget: int) -> Entry:
-    """A plan as an entry."""
+def plan_entry(
+    denoiser: Denoiser,
+    plan: Plan,
+    solver: str,
+    grid: str,
+    family: str,
+    origin: str,
+    budget: int,
+    gaussian: GaussianStart | None = None,
+) -> Entry:
+    """A plan as an entry, from a Gaussian start where one is given."""
     return Entry(
         solver=solver, grid=grid, family=family, origin=origin, budget=budget, plan=plan, noisy=plan.noisy,
         evaluations=evaluations(denoiser, plan),
         run=lambda model, noise, cond, generator: sample(
-            model, plan, noise=noise, cond=cond, generator=generator, check=False
+            model, plan, noise=noise, cond=cond, generator=generator, start=gaussian, check=False
         ),
     )  # fmt: skip
 
@@ -207,6 +228,30 @@ def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
     return list(found.values())
 
 
+def started(denoiser: Denoiser, nfe: Iterable[int], gaussian: GaussianStart) -> list[Entry]:
+    """The default plan from each of a few levels below the largest, to which a Gaussian start leads.
+
+    Raises:
+        LogsnrError: if the start is none of this model, or the model's range holds none of the levels.
+    """
+    gaussian.check(denoiser)
+    low, high = denoiser.sampling_range
+    levels = [first for times in FIRST if 4 * low < (first := times * denoiser.sigma_data) < 0.9 * high]
+    if not levels:
+        raise LogsnrError(
+            f"a Gaussian start leads to {min(FIRST):g} ... {max(FIRST):g} sigma_data, which this model's range, sigma "
+            f"{high:.4g} ... {low:.4g}, does not hold: leave the start out"
+        )
+
+    def entry(budget: int, first: float, n: int) -> Entry:
+        plan = default_plan(n, low, first, sigma_data=denoiser.sigma_data)
+        how = (f"default, {STARTED}", f"from sigma {first:.3g}", STARTED, "logsnr")
+        return plan_entry(denoiser, plan, *how, budget, gaussian)
+
+    found = [largest(budget, partial(entry, budget, first)) for budget in nfe for first in levels]
+    return [one for one in found if one is not None]
+
+
 def own(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
     """The plans that came with the model, the largest that fits each budget."""
 
@@ -214,19 +259,31 @@ def own(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
         plan = denoiser.plans.get(n)
         if plan is None or not denoiser.covers(min(plan.sigmas[:-1]), plan.sigmas[0]):  # the range may be narrower
             return None
-        return plan_entry(denoiser, plan, OWN, "", "plan", "plan", budget)
+        gaussian = denoiser.start if _how(plan) else None
+        return plan_entry(denoiser, plan, OWN, _how(plan), "plan", "plan", budget, gaussian)
 
     found = [largest(budget, partial(entry, budget)) for budget in nfe]
     return list({one.plan.hash: one for one in found if one is not None and one.plan is not None}.values())
 
 
-def plans(denoiser: Denoiser, found: Mapping[str, Plan]) -> list[Entry]:
+def _how(plan: Plan) -> str:
+    """What is told of a plan beside its name."""
+    return STARTED if plan.meta.get("start") and "tail" not in plan.meta else ""
+
+
+def plans(denoiser: Denoiser, found: Mapping[str, Plan], starts: Iterable[GaussianStart] = ()) -> list[Entry]:
     """Named plans as entries, each at the evaluations it counts on this denoiser.
 
+    Args:
+        denoiser: the model.
+        found: plans, by name.
+        starts: Gaussian starts, beside the model's own, for the plans that were calibrated with one.
+
     Raises:
-        LogsnrError: if one visits levels that the denoiser was not trained on.
+        LogsnrError: if one visits levels that the denoiser was not trained on, or needs a start that is not there.
     """
     low, high = denoiser.trained_range
+    known = {one.fingerprint: one for one in (*starts, denoiser.start) if one is not None}
     out = []
     for name, plan in found.items():
         visited = plan.sigmas[:-1]
@@ -237,8 +294,14 @@ def plans(denoiser: Denoiser, found: Mapping[str, Plan]) -> list[Entry]:
                 f"plan {name} visits sigma {max(visited):.6g} ... {min(visited):.6g}, this model was trained on "
                 f"{high:.6g} ... {low:.6g}: give a plan made for it (logsnr calibrate)"
             )
+        gaussian = known.get(plan.meta["start"]["fingerprint"]) if _how(plan) else None
+        if _how(plan) and gaussian is None:
+            raise LogsnrError(
+                f"plan {name} begins where a Gaussian start leads, which is not there: give the one that it was "
+                "calibrated with (--start FILE)"
+            )
         spent = evaluations(denoiser, plan)
-        out.append(plan_entry(denoiser, plan, name, "", "plan", "plan", spent))
+        out.append(plan_entry(denoiser, plan, name, _how(plan), "plan", "plan", spent, gaussian))
     return out
 
 

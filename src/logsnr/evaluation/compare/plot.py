@@ -26,6 +26,7 @@ COLOURS = {
     "UniPC": "#2a9d9d",
     "Heun": "#c2569b",
     "universal": "#3b3b3b",
+    "Gaussian start": "#a0522d",
 }
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from logsnr.errors import LogsnrError, one_line
 from logsnr.evaluation.compare.plot import plot
-from logsnr.evaluation.compare.result import Comparison, Row
-from logsnr.evaluation.metrics import Estimated
+from logsnr.evaluation.compare.result import Comparison, Measured, Row, merged
+from logsnr.evaluation.metrics import Estimated, student
 from logsnr.reading import read_json
 from logsnr.terminal import note
 from logsnr.writing import replace_file
@@ -48,21 +48,23 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_rows(comparison: Comparison, folder: Path) -> None:
-    """Write comparison.json alone, as it is known so far."""
-    replace_file(folder / "comparison.json", _json(comparison))
+def write_rows(comparison: Comparison, folder: Path, cells: tuple[int, int] | None = None) -> Path:
+    """Write what is known so far, as JSON alone: comparison.json, or of a part of the cells a file of its own."""
+    file = folder / ("comparison.json" if cells is None else "cells-{}-of-{}.json".format(*cells))
+    replace_file(file, _json(comparison))
+    return file
 
 
 def read(folder: Path) -> Comparison:
-    """The comparison of a folder.
+    """The comparison of a folder, merged of all that any process has measured.
 
     Raises:
-        LogsnrError: if there is none that can be read.
+        LogsnrError: if there is none that can be read, or they are of different comparisons.
     """
-    file = folder / "comparison.json"
-    if not file.is_file():
-        raise LogsnrError(f"{folder} holds no comparison to go on with (no {file.name}): leave --resume out")
-    return Comparison.from_dict(read_json(file, "start it anew without --resume"))
+    files = [file for file in (folder / "comparison.json", *sorted(folder.glob("cells-*-of-*.json"))) if file.is_file()]
+    if not files:
+        raise LogsnrError(f"{folder} holds no comparison to go on with (no comparison.json): leave --resume out")
+    return merged([Comparison.from_dict(read_json(file, "start it anew without --resume")) for file in files])
 
 
 def _json(comparison: Comparison) -> bytes:
@@ -101,55 +103,77 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 def title(comparison: Comparison) -> str:
     """One line that says what was compared."""
     model = comparison.about.get("model", "samplers")
-    return f"{model}: {comparison.samples} images per sampler, from the same noise"
+    many = len(comparison.seeds)
+    noise = "from the same noise" if many == 1 else f"from the same noise of each of {many} seeds"
+    return f"{model}: {comparison.samples} images per sampler, {noise}"
 
 
 def _caption(comparison: Comparison) -> str:
     """What the columns are of."""
     features = "" if comparison.features is None else f"FD and KID (features: {comparison.features}); "
-    return f"teacher: {comparison.teacher.name}; {features}seed {comparison.seed}; times on {comparison.machine}"
+    return f"teacher: {comparison.teacher.name}; {features}{_seeds(comparison)}; times on {comparison.machine}"
+
+
+def _seeds(comparison: Comparison) -> str:
+    """The seeds, and what the errors beside the numbers are."""
+    told = ", ".join(map(str, comparison.seeds))
+    if len(comparison.seeds) == 1:
+        return f"seed {told}"
+    return f"seeds {told}, ± half the 95 % interval of the mean over them (Student's t)"
 
 
 def _facts(comparison: Comparison) -> str:
     teacher, (low, high) = comparison.teacher, comparison.sigma_range
     features = "no feature space, hence no FD and no KID"
     if comparison.features is not None:
-        features = f"FD and KID (features: {comparison.features}) to {comparison.reference} images of the data"
+        images = f"{comparison.reference} images of the data" if comparison.reference else "the data"
+        features = (
+            f"FD and KID (features: {comparison.features}) to {images}; FD less the teacher's with the error of the "
+            "difference, from the same noise"
+        )
+    errors = "± is the standard error over the images, the reference being what it is."
+    if len(comparison.seeds) > 1:
+        errors = "± is half of the 95 % interval of the mean over seeds (Student's t)."
     lines = [
         f"- Teacher: {teacher.name}, {teacher.evaluations} evaluations; with half the steps it ends "
         f"{teacher.uncertainty:.2g} (RMSE) from there.",
-        f"- RMSE is per dimension, in the units of x, with its standard error over samples. {_capital(features)}; "
-        "standard errors from a bootstrap over the images, the reference fixed.",
+        f"- RMSE is per dimension, in the units of x. {_capital(features)}. {errors}",
         f"- sigma from {high:.4g} to {low:.4g}, then 0. Evaluations are counted on the network: each method takes as "
         "many steps as fit.",
-        f"- Seed {comparison.seed}; times on {comparison.machine}.",
+        f"- {_capital(_seeds(comparison).split(', ±')[0])}; times on {comparison.machine}.",
     ]
     lines += [f"- {_capital(key)}: {value}." for key, value in comparison.about.items() if key != "model"]
     return "\n".join(lines)
 
 
 def _columns(comparison: Comparison) -> list[str]:
-    distances = [] if comparison.features is None else ["FD", "KID x 1000"]
+    distances = [] if comparison.features is None else ["FD", "FD - teacher's", "KID x 1000"]
     return ["sampler", "evaluations", "RMSE to teacher", *distances, "ms per image"]
 
 
 def _numbers(comparison: Comparison, row: Row) -> list[str]:
     spent = str(row.evaluations) if row.evaluations == row.budget else f"{row.evaluations} of {row.budget}"
-    error = _value(row.rmse, ".4f") if row.finite else "not finite"
-    distances = [] if comparison.features is None else [_value(row.frechet, ".2f"), _value(row.kernel, ".2f", 1e3)]
-    return [spent, error, *distances, f"{row.seconds_per_image * 1e3:.2f}"]
+    error = _value(row, row.rmse, ".4f") if row.finite else "not finite"
+    return [spent, error, *_distances(comparison, row), f"{row.seconds_per_image * 1e3:.2f}"]
 
 
 def _teacher_numbers(comparison: Comparison) -> list[str]:
     t = comparison.teacher
-    distances = [] if comparison.features is None else [_value(t.frechet, ".2f"), _value(t.kernel, ".2f", 1e3)]
-    return [str(t.evaluations), "0", *distances, f"{t.seconds_per_image * 1e3:.2f}"]
+    return [str(t.evaluations), "0", *_distances(comparison, t), f"{t.seconds_per_image * 1e3:.2f}"]
 
 
-def _value(measured: Estimated | None, digits: str, unit: float = 1.0) -> str:
+def _distances(comparison: Comparison, of: Measured) -> list[str]:
+    if comparison.features is None:
+        return []
+    return [_value(of, of.frechet, ".2f"), _value(of, of.excess, "+.2f"), _value(of, of.kernel, ".2f", 1e3)]
+
+
+def _value(of: Measured, measured: Estimated | None, digits: str, unit: float = 1.0) -> str:
+    """A number and its error: over images, or of several seeds half of the interval over them."""
     if measured is None:
         return "-"
-    return f"{unit * measured.value:{digits}} ± {unit * measured.stderr:{digits}}"
+    wide = student(len(of.cells) - 1) if len(of.cells) > 1 else 1.0
+    return f"{unit * measured.value:{digits}} ± {unit * wide * measured.stderr:{digits.lstrip('+')}}"
 
 
 def _pipe(comparison: Comparison, rows: Iterable[Row]) -> str:

@@ -28,12 +28,11 @@ from logsnr.evaluation.features.efficientnet import SIDE, EfficientNet
 from logsnr.evaluation.features.huggingface import huggingface
 from logsnr.evaluation.features.space import FeatureSpace, Space
 from logsnr.evaluation.features.torchscript import torchscript
+from logsnr.evaluation.metrics import Gathered, Reference
 from logsnr.files import fingerprint
 from logsnr.pixels import Pixels
 from logsnr.training import Dataset
 
-REFERENCE = 10_000
-"""Images of the data that samples are compared with, at most."""
 _LESSONS, _PASSES = 12_000, 30_000
 """Images that the classifier sees, and how often it sees one in all, at most."""
 _BATCH = 512
@@ -108,7 +107,7 @@ def feature_space(
         decode: samples -> stored images, uint8, of the data's grey levels.
         data: images and labels.
         source: what the data are called.
-        seed: of the classifier, and of which images are taken where there are too many.
+        seed: of the classifier.
         label: keep this class of the reference.
 
     Raises:
@@ -122,9 +121,10 @@ def feature_space(
         if labels is None or not bool((labels == label).any()):
             raise LogsnrError(f"{source} has no images of class {label} to compare with: use --features none")
         images = images[labels == label]
-    images = images[torch.randperm(len(images), generator=generator)[:REFERENCE]]
-    reference = torch.cat([space(part) for part in torch.split(images, _BATCH)])
-    return FeatureSpace(name=space.name, of=lambda x: space.of(decode(x)), reference=reference)
+    gathered = Gathered(len(images))
+    for part in torch.split(images, _BATCH):
+        gathered.add(space(part))
+    return FeatureSpace(name=space.name, of=lambda x: space(decode(x)), reference=Reference.of(gathered))
 
 
 def _classifier(_: str, material: Material) -> Space:

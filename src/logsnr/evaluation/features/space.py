@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.metrics import Estimated, Reference
+from logsnr.evaluation.metrics import Estimated, Gathered, Measuring, Reference
 from logsnr.pixels import Pixels
 
 
@@ -109,19 +109,27 @@ class FeatureSpace:
     Attributes:
         name: what the features are of.
         of: samples x `[N, *shape]` -> features `[N, F]`.
-        reference: features of the data `[M, F]`.
+        reference: features of the data `[M, F]`, or what was gathered of them.
     """
 
     name: str
     of: Callable[[Tensor], Tensor]
-    reference: Tensor
+    reference: Tensor | Reference
 
     @cached_property
-    def _reference(self) -> Reference:
-        return Reference(self.reference)
+    def data(self) -> Reference:
+        """What samples are measured against."""
+        return self.reference if isinstance(self.reference, Reference) else Reference.of(self.reference)
 
     @torch.no_grad()
-    def distances(self, x: Tensor, counts: Tensor | None = None, *, chunk: int = 256) -> tuple[Estimated, Estimated]:
-        """(FD, KID) of samples x, with errors from bootstrap weights `[R, N]` (`metrics.bootstrap_counts`)."""
-        features = torch.cat([self.of(part) for part in torch.split(x, chunk)])
-        return self._reference.frechet(features, counts), self._reference.kernel(features, counts)
+    def measure(self, x: Tensor, *, strata: Tensor | None = None, chunk: int = 256) -> Measuring:
+        """Samples x `[N, *shape]` against the data; `strata` int64 `[N]`: the class of each, dealt in turn."""
+        gathered = Gathered(len(x), strata=strata)
+        for part in torch.split(x, chunk):
+            gathered.add(self.of(part))
+        return Measuring(gathered, self.data)
+
+    def distances(self, x: Tensor, *, chunk: int = 256) -> tuple[Estimated, Estimated | None]:
+        """(FD, KID) of samples x `[N, *shape]`; no KID to a reference without rows."""
+        found = self.measure(x, chunk=chunk)
+        return found.frechet, None if self.data.rows is None else found.kernel()

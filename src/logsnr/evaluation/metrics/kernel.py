@@ -1,4 +1,6 @@
-"""KID of rows in memory, with the error of a U-statistic, and no bootstrap.
+"""KID of rows in memory, with the error of a U-statistic.
+
+    KID(P, Q) = E k(x, x') + E k(y, y') - 2 E k(x, y),   k(x, y) = (x.y/F + 1)^3             (1801.01401)
 
 With g(x) = E_y k(x, y) and h(x, x') = k(x, x') - g(x) - g(x'), KID = E_{x != x'} h + E k(y, y'), y being what it is.
 Of n samples (Hoeffding 1948; for the MMD, 1611.04488, app. A)
@@ -16,31 +18,36 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from logsnr.evaluation.metrics.distances import cubic, cubic_diagonal
-from logsnr.evaluation.metrics.moments import Estimated
+from logsnr.evaluation.metrics.moments import Estimated, check_rows
 
 _BLOCK = 1024
 
 
-def kernel_estimate(x: Tensor, y: Tensor) -> Estimated:
-    """KID of features x `[N, F]` to a fixed reference y `[M, F]`, unbiased.
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID of features a `[N, F]` and b `[M, F]`: the unbiased squared MMD of the cubic kernel, over all pairs.
 
     Raises:
-        ValueError: if a set has fewer than three rows or the feature counts differ.
+        ValueError: if a set has fewer than two rows or the feature counts differ.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 3:
-        raise ValueError(
-            f"features of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two matrices of at least 3 rows with the "
-            "same number of columns"
-        )
+    return kernel_estimate(a, b).value
+
+
+def kernel_estimate(x: Tensor, y: Tensor, within: float | None = None) -> Estimated:
+    """KID of features x `[N, F]` to a fixed reference y `[M, F]`, unbiased; of two rows x without an error (nan).
+
+    `within` is `kernel_within(y)`, where it is known.
+
+    Raises:
+        ValueError: if a set has fewer than two rows or the feature counts differ.
+    """
+    check_rows(x, y)
     n, m = len(x), len(y)
-    towards = torch.cat([torch.stack([cubic(a, b).sum(1) for b in _blocks(y)]).sum(0) for a in _blocks(x)]) / m
-    within = sum((1 + (j > i)) * float(cubic(a, b).sum()) for i, j, a, b in _pairs(y))
-    within = (within - sum(float(cubic_diagonal(a).sum()) for a in _blocks(y))) / (m * (m - 1))
+    within = kernel_within(y) if within is None else within
+    towards = torch.cat([torch.stack([_cubic(a, b).sum(1) for b in _blocks(y)]).sum(0) for a in _blocks(x)]) / m
     squares, g = 0.0, torch.split(towards, _BLOCK)
     sums = [torch.zeros_like(part) for part in g]
     for i, j, a, b in _pairs(x):
-        h = cubic(a, b) - g[i][:, None] - g[j]
+        h = _cubic(a, b) - g[i][:, None] - g[j]
         if i == j:
             h.fill_diagonal_(0)
         else:
@@ -52,7 +59,19 @@ def kernel_estimate(x: Tensor, y: Tensor) -> Estimated:
     second = squares / (n * (n - 1)) - value**2
     first = max(float(each.var()) - second / (n - 1), 0.0)
     variance = (4 * (n - 2) * first + 2 * max(second, 0.0)) / (n * (n - 1))
-    return Estimated(value=value + within, stderr=math.sqrt(variance))
+    return Estimated(value=value + within, stderr=math.sqrt(variance) if n > 2 else math.nan)
+
+
+def kernel_within(y: Tensor) -> float:
+    """The mean of k(y, y') over pairs of two different rows `[M, F]`."""
+    total = sum((1 + (j > i)) * float(_cubic(a, b).sum()) for i, j, a, b in _pairs(y))
+    total -= sum(float(((a.square().mean(1) + 1) ** 3).sum()) for a in _blocks(y))
+    return total / (len(y) * (len(y) - 1))
+
+
+def _cubic(a: Tensor, b: Tensor) -> Tensor:
+    """k(x, y) of all rows of a and b."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def _pairs(x: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from logsnr.errors import LogsnrError, unknown
 from logsnr.evaluation.metrics.classes import SPLITS, Scores
-from logsnr.evaluation.metrics.kernel import kernel_estimate
-from logsnr.evaluation.metrics.moments import Estimated, Moments, Normal
+from logsnr.evaluation.metrics.kernel import kernel_estimate, kernel_within
+from logsnr.evaluation.metrics.moments import Estimated, Influenced, Moments, Normal
 from logsnr.evaluation.metrics.neighbours import NAMES, neighbourhoods
 
 KEPT = 10_000
@@ -82,59 +82,112 @@ class Gathered:
         Raises:
             LogsnrError: if fewer samples were taken in than said, or fewer than 8.
         """
-        if self.seen < self.n or self.n < 8:
-            raise LogsnrError(f"{self.seen} of {self.n} samples: a metric needs all of them, and at least 8")
-        return self._quarters
+        return self._whole(8)
 
     @property
     def moments(self) -> Moments:
-        """Moments of all."""
-        a, b, c, d = self.quarters
+        """Moments of all; errors as of `quarters`, but 2 are enough."""
+        a, b, c, d = self._whole(2)
         return a + b + c + d
 
+    def _whole(self, least: int) -> list[Moments]:
+        if self.seen < self.n or self.n < least:
+            raise LogsnrError(f"{self.seen} of {self.n} samples: a metric needs all of them, and at least {least}")
+        return self._quarters
 
-class Measuring:
-    """Samples against a reference; what several metrics need is computed once.
 
-    Args:
-        samples: what was gathered of them.
-        mean: of the reference, `[F]`.
-        covariance: of it, `[F, F]`.
-        rows: features of the reference `[M, F]`, where there are any.
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What samples are measured against: features of data, whose roots and pairs are taken once.
+
+    Attributes:
+        mean: `[F]`.
+        covariance: `[F, F]`, unbiased.
+        rows: features of some of the data `[M, F]`, for KID and neighbours; None for none.
+        n: how many images are behind it; None where nobody knows.
     """
 
-    def __init__(self, samples: Gathered, mean: Tensor, covariance: Tensor, rows: Tensor | None) -> None:
-        self.samples, self.rows = samples, rows
-        self._mean, self._covariance = mean, covariance
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor | None = None
+    n: int | None = None
+
+    @classmethod
+    def of(cls, features: Tensor | Gathered) -> Reference:
+        """Of features `[M, F]` in memory, at least 2, or of what was gathered of them as they streamed by.
+
+        Raises:
+            ValueError: if they are fewer, or no matrix.
+        """
+        if isinstance(features, Gathered):
+            gathered = features
+        elif features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"features of shape {tuple(features.shape)}: give a matrix of at least 2 rows")
+        else:
+            gathered = Gathered(len(features))
+            gathered.add(features)
+        moments = gathered.moments
+        return cls(mean=moments.mean, covariance=moments.covariance, rows=gathered.kept, n=moments.n)
 
     @cached_property
     def normal(self) -> Normal:
         """The reference of FD."""
-        return Normal(self._mean, self._covariance)
+        return Normal(self.mean, self.covariance)
 
     @cached_property
-    def frechet(self) -> Estimated:
-        """FD of all samples."""
-        return self.normal.frechet(self.samples.moments, self.samples.kept, self.samples.strata)
+    def within(self) -> float:
+        """What KID has of the reference alone."""
+        return kernel_within(self._rows)
 
-    @cached_property
-    def neighbours(self) -> dict[str, Estimated]:
-        """Precision, recall, density and coverage."""
-        return neighbourhoods(self.samples.kept, self._reference())
+    def kernel(self, rows: Tensor) -> Estimated:
+        """KID of features `[N, F]`.
 
-    def _reference(self) -> Tensor:
+        Raises:
+            LogsnrError: without rows.
+            ValueError: as `kernel_estimate`.
+        """
+        return kernel_estimate(rows, self._rows, self.within)
+
+    def neighbours(self, rows: Tensor) -> dict[str, Estimated]:
+        """Precision, recall, density and coverage of features `[N, F]`; errors as of `kernel`."""
+        return neighbourhoods(rows, self._rows)
+
+    @property
+    def _rows(self) -> Tensor:
         if self.rows is None:
             raise LogsnrError("these statistics hold moments and no features: make statistics of the images themselves "
                               "with logsnr stats, or leave KID and neighbours out")  # fmt: skip
         return self.rows
 
+
+class Measuring:
+    """Samples against a reference; what several metrics need is computed once."""
+
+    def __init__(self, samples: Gathered, reference: Reference) -> None:
+        self.samples, self.reference = samples, reference
+
+    @cached_property
+    def influenced(self) -> Influenced:
+        """FD of all samples, and what each that is kept moves it by."""
+        return self.reference.normal.influenced(self.samples.moments, self.samples.kept, self.samples.strata)
+
+    @property
+    def frechet(self) -> Estimated:
+        """FD of all samples."""
+        return self.influenced.estimated
+
+    @cached_property
+    def neighbours(self) -> dict[str, Estimated]:
+        """Precision, recall, density and coverage."""
+        return self.reference.neighbours(self.samples.kept)
+
     def kernel(self) -> Estimated:
         """KID of the rows that were kept."""
-        return kernel_estimate(self.samples.kept, self._reference())
+        return self.reference.kernel(self.samples.kept)
 
     def limit(self) -> Estimated:
         """FD of infinitely many samples."""
-        return self.normal.extrapolated(self.samples.quarters, self.frechet)
+        return self.reference.normal.extrapolated(self.samples.quarters, self.frechet)
 
     def score(self) -> Estimated:
         """The Inception score."""
