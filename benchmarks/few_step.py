@@ -44,7 +44,6 @@ from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError
 from logsnr.evaluation.features import FeatureSpace, feature_space
-from logsnr.evaluation.metrics import Reference
 from logsnr.exact import GaussianMixture
 from logsnr.loading import load, load_plans
 from logsnr.sampling import Plan, grids, sample, solvers
@@ -151,20 +150,14 @@ class Bench:
     def frechet(self, sets: dict[str, Tensor]) -> dict[str, list[float]] | None:
         """FD of each set with its standard error, and the plan's less each other one's, with that of the difference.
 
-        All sets start from the same noise and share their bootstrap, so differences are better known than distances.
+        All sets start from the same noise, so differences are better known than distances.
         """
         if self.space is None:
             return None
-        reference = Reference(self.space.reference)
-        features = {name: torch.cat([self.space.of(part) for part in x.split(256)]) for name, x in sets.items()}
-        generator = torch.Generator().manual_seed(self.options.seed)
-        size = len(self.report)
-        draws = [torch.arange(size), *(torch.randint(size, (size,), generator=generator) for _ in range(100))]
-        values = {
-            name: torch.tensor([reference.frechet(x[rows]).value for rows in draws]) for name, x in features.items()
-        }
-        values |= {f"plan - {name}": values["plan"] - values[name] for name in sets if name != "plan"}
-        return {name: [float(v[0]), float(v[1:].std())] for name, v in values.items()}
+        found = {name: self.space.measure(x).influenced for name, x in sets.items()}
+        values = {name: one.estimated for name, one in found.items()}
+        values |= {f"plan - {name}": found["plan"].beyond(found[name]) for name in sets if name != "plan"}
+        return {name: [one.value, one.stderr] for name, one in values.items()}
 
     def calibrated(self, n: int) -> tuple[Plan, float | None]:
         """The plan and the seconds it took: the one that a model of the zoo comes with, or a new one."""
@@ -303,7 +296,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     stock solver on the very noise that is reported, (b) over the best that was tuned to the model on {sizes["select"]}
     noises, the mixture's on {4 * sizes["select"]} (ends of its grid, GITS, Align Your Steps). `@2` is classifier-free
     guidance of scale 2. FD (features: {", ".join(features) or "none"}) is to the training data; its difference to the
-    teacher's is of the same noises, with an error bootstrapped in pairs. Rollouts: evaluations of the fitting batch per
+    teacher's is of the same noises, with the error of the difference. Rollouts: evaluations of the fitting batch per
     step, beside the teacher's. Machine: {"; ".join(machines)}. Made by `python benchmarks/few_step.py MODEL --report
     NOISES --data fashion_mnist.npz`, model by model, the mixture's NOISES being a sixteenth, and `--table --write
     docs/results`."""

@@ -10,10 +10,10 @@ number of steps and the clock: noise levels in [-8, 8] adapt to each weighting. 
 bound    bits/dim of all held-out digits, under the null condition and given the label; the same draws for all runs,
          levels in VDM's range (log-SNR [-5, 7.88] for 17 grey levels), which lies inside the trained one
 FD       of samples from one set of noises, all classes in turn, at a fixed number of evaluations, in the features of a
-         classifier of the digits (one for all runs) to the training digits; errors by bootstrap over samples
+         classifier of the digits (one for all runs) to the training digits
 
-A weighting is said to win where it is better at every seed and the mean of the paired differences is beyond two of its
-standard errors over seeds; else the two are said to be undecided.
+A weighting is said to win where the 95 % interval of the mean paired difference over seeds (Student's t) leaves out 0;
+else the two are said to be undecided.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.evaluation.compare import ours
 from logsnr.evaluation.features import feature_space
-from logsnr.evaluation.metrics import bootstrap_counts
+from logsnr.evaluation.metrics import summarise
 from logsnr.files import replace_file
 from logsnr.likelihood import bits_per_dim
 from logsnr.sampling.counted import Counted
@@ -42,7 +42,7 @@ from logsnr.training.checkpoint import has_state
 WEIGHTINGS: dict[str, Any] = {"elbo": "elbo", "sigmoid": {"name": "sigmoid", "bias": 2.0}}
 SHOWN = {"elbo": "w = 1", "sigmoid": "sigmoid(2 - lambda)"}
 SAMPLERS, GRID, NFE = ("UniPC-3", "GE(2)"), "log-linear", 20
-REPLICATES, BATCH, SEED = 200, 256, 20_000
+BATCH, SEED = 256, 20_000
 """Of bounds, samples and features; training takes its own."""
 
 
@@ -68,8 +68,7 @@ def measured(denoiser: NetworkDenoiser, data: Dataset, args: argparse.Namespace)
     space = feature_space("classifier", denoiser.decode, data, source="the digits", seed=0)
     noise = torch.randn(args.samples, *denoiser.shape, generator=torch.Generator().manual_seed(SEED + 1))
     cond = torch.arange(args.samples) % data.classes
-    counts = bootstrap_counts(args.samples, REPLICATES, generator=torch.Generator().manual_seed(SEED + 2))
-    out |= {"features": space.name, "reference": len(space.reference)}
+    out |= {"features": space.name, "reference": space.data.n}
     for entry in ours(denoiser, [NFE], solvers=SAMPLERS, grids=[GRID]):
         if entry.solver not in SAMPLERS:
             continue
@@ -78,7 +77,8 @@ def measured(denoiser: NetworkDenoiser, data: Dataset, args: argparse.Namespace)
             counted = Counted(denoiser)
             parts.append(entry.run(counted, some, {"class_labels": classes}, torch.Generator()))
             assert counted.evaluations == entry.evaluations
-        frechet, kernel = space.distances(torch.cat(parts), counts)
+        found = space.measure(torch.cat(parts), strata=cond)
+        frechet, kernel = found.frechet, found.kernel()
         out[entry.solver] = {
             "evaluations": entry.evaluations,
             "fd": {"value": frechet.value, "stderr": frechet.stderr},
@@ -127,21 +127,18 @@ NUMBERS = {
 """What is compared: a number with its standard error, less being better."""
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, paired differences and who wins, number by number."""
+def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds, paired differences with their 95 % intervals (Student's t) and who wins, number by number."""
     by = {(r["weighting"], r["seed"]): r for r in rows}
     seeds = sorted({s for w, s in by if all((other, s) in by for other in WEIGHTINGS)})
     out: dict[str, Any] = {"seeds": seeds}
-    for name, read in NUMBERS.items():
+    for name, read in NUMBERS.items() if seeds else ():
         pairs = [(read(by["elbo", s])["value"], read(by["sigmoid", s])["value"]) for s in seeds]
-        gaps = [one - two for one, two in pairs]
-        mean = statistics.mean(gaps) if gaps else math.nan
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
-        better = {"elbo" if gap < 0 else "sigmoid" for gap in gaps}
-        ahead = better.pop() if len(better) == 1 else None
-        means = {w: statistics.mean(p[i] for p in pairs) if pairs else None for i, w in enumerate(WEIGHTINGS)}
-        out[name] = {"means": means, "difference": mean, "stderr": error, "ahead_at_every_seed": ahead}
-        out[name]["winner"] = ahead if len(gaps) > 1 and abs(mean) > 2 * error else None
+        gap = summarise([one - two for one, two in pairs])
+        means = {w: statistics.mean(p[i] for p in pairs) for i, w in enumerate(WEIGHTINGS)}
+        out[name] = {"means": means, "difference": gap.mean, "stderr": gap.stderr, "half": gap.half}
+        out[name]["ahead"] = "elbo" if gap.mean < 0 else "sigmoid"
+        out[name]["decided"] = gap.decided
     return out
 
 
@@ -168,12 +165,12 @@ def page(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
     for r in rows:
         cells = [_cell(read(r)["value"], read(r)["stderr"], name) for name, read in NUMBERS.items()]
         lines.append(f"| {SHOWN[r['weighting']]} | {r['seed']} | {' | '.join(cells)} |")
-    gaps = [_cell(found[name]["difference"], found[name]["stderr"], name, sign="+") for name in NUMBERS]
-    lines += [f"| difference, mean over seeds | | {' | '.join(gaps)} |", ""]
+    gaps = [_cell(found[name]["difference"], found[name]["half"], name, sign="+") for name in NUMBERS]
+    lines += [f"| difference, mean over seeds, ± half of its 95 % interval (Student's t) | | {' | '.join(gaps)} |", ""]
     for name in NUMBERS:
-        ahead, winner = found[name]["ahead_at_every_seed"], found[name]["winner"]
-        how = "beyond two standard errors" if winner else "within two standard errors: undecided"
-        lines.append(f"- {name}: {f'{SHOWN[ahead]} is better at every seed, {how}' if ahead else 'undecided'}.")
+        ahead, decided = SHOWN[found[name]["ahead"]], found[name]["decided"]
+        how = f"{ahead} is better" if decided else f"{ahead} is ahead, undecided: the interval holds 0"
+        lines.append(f"- {name}: {how}.")
     lines += [
         "",
         f"`python benchmarks/weightings.py --steps {first['steps']} --seeds {len(found['seeds'])}`, then `--report`: "
@@ -192,7 +189,7 @@ def report(args: argparse.Namespace) -> None:
     steps = args.steps or load_recipe("digits").steps
     files = sorted(args.out.glob(f"*-{steps}-*.json"))
     rows = sorted((json.loads(f.read_text()) for f in files), key=lambda r: (r["weighting"], r["seed"]))
-    found = summarise(rows)
+    found = summary_of(rows)
     text = page(rows, found)
     print(text)
     if rows:

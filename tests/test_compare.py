@@ -196,17 +196,38 @@ def test_on_a_models_own_table_it_is_the_scheduler_of_its_pipeline(noise):
     assert rmse(run(one(peers(model, [5]), "DDIM", "trailing"), model, noise), x) <= 1e-5 * float(x.std())
 
 
-@pytest.mark.parametrize(("solver", "whole"), [("PNDM", False), ("DDIM", True)])
-def test_a_run_of_theirs_ends_at_the_smallest_level_or_at_the_data_as_its_options_say(solver, whole):
+@pytest.mark.parametrize(
+    ("solver", "grid", "whole"),
+    [
+        ("PNDM", "trailing", False),
+        ("DDIM", "trailing", True),
+        ("DPM-Solver(2M)", "trailing", False),
+        ("DPM-Solver(3M)", "karras", False),
+        ("DPM-Solver(3S)", "linspace", False),
+    ],
+)
+def test_a_run_of_theirs_ends_at_the_smallest_level_or_at_the_data_as_its_options_say(solver, grid, whole):
     """The point c is reached along a straight line: z = alpha c + s eps, with one eps at every level, the last too."""
     model = Point()
     noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    entry = one(peers(model, [8], solvers=[solver], grids=["trailing"]), solver, "trailing")
+    entry = one(peers(model, [8], solvers=[solver], grids=[grid]), solver, grid)
     low, high = model.sampling_range
     last = 0.0 if whole else low
     eps = (noise * math.hypot(1, high) - POINT) / high
     expected = (POINT + last * eps) / math.hypot(1, last)
     torch.testing.assert_close(run(entry, model, noise), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("solver", "ratio"), [("DPM-Solver(2M)", 0.35), ("DPM-Solver(3S)", 0.25)])
+def test_dpm_solver_in_noise_converges_to_the_exact_trajectory_at_the_smallest_level(model, noise, solver, ratio):
+    """Twice the evaluations: less than a third of the error of order 2, a quarter of that of order 3."""
+    low, high = model.sampling_range
+    z = noise[:16].double()
+    exact = solve(model, high, low, z, rtol=1e-7, atol=1e-7).z
+    entries = peers(model, [12, 24, 48], solvers=[solver], grids=["lu"])
+    first, second, third = (rmse(run(entry, model, z), exact) for entry in entries)
+    assert second < ratio * first
+    assert third < ratio * second
 
 
 def test_their_levels_span_the_models_range_to_the_last_digit():

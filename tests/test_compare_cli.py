@@ -98,6 +98,7 @@ def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
         *QUICK,
     )  # fmt: skip
     assert code == 0, err
+    assert "\u2026" not in out  # a pipe is as wide as the table
     told = " ".join(out.split())
     assert "teacher: UniPC-3, log-linear, 16 steps; FD and KID (features: classifier of data)" in told
     assert (

@@ -31,6 +31,10 @@ class Counted(Around):
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         return self.ask(self.denoiser, z, sigma, cond)
 
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The model's own: who counts it is no other model."""
+        return self.denoiser.state_dict(*args, **options)
+
     def ask(self, denoiser: Denoiser, z: Tensor, sigma: float | Tensor, cond: Cond) -> Estimate:
         """The answer of the model in another guise, counted like its own."""
         cost = denoiser.cost(float(torch.as_tensor(sigma).reshape(-1)[0]))

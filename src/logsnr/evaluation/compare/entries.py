@@ -260,6 +260,8 @@ def own(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
         if plan is None or not denoiser.covers(min(plan.sigmas[:-1]), plan.sigmas[0]):  # the range may be narrower
             return None
         gaussian = denoiser.start if _how(plan) else None
+        if _how(plan) and gaussian is None:
+            return None
         return plan_entry(denoiser, plan, OWN, _how(plan), "plan", "plan", budget, gaussian)
 
     found = [largest(budget, partial(entry, budget)) for budget in nfe]

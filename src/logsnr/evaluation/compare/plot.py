@@ -23,10 +23,11 @@ COLOURS = {
     "PNDM": "#7a5ea8",
     "DEIS": "#3c8d5a",
     "DPM++": "#1f5fa8",
+    "DPM-Solver": "#6b8fb5",
     "UniPC": "#2a9d9d",
     "Heun": "#c2569b",
     "universal": "#3b3b3b",
-    "Gaussian start": "#a0522d",
+    "Gaussian start": "#5b7f1b",
 }
 
 

@@ -193,7 +193,9 @@ def _part(runs: list[tuple[int, Entry]], cells: tuple[int, int] | None) -> list[
     i, k = cells
     if not 1 <= i <= k:
         raise LogsnrError(f"cells {i}/{k}: the parts of {k} are 1 to {k}")
-    return runs[(i - 1) * len(runs) // k : i * len(runs) // k]
+    if not (part := runs[(i - 1) * len(runs) // k : i * len(runs) // k]):
+        raise LogsnrError(f"cells {i}/{k} holds none of the {len(runs)} runs: give fewer parts")
+    return part
 
 
 class _Bench:

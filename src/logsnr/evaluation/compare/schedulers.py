@@ -8,7 +8,8 @@ and asks the network at a level.  Here every one of them talks to the denoiser i
     level       the scheduler's own sigma, in full precision, not its timestep cut to an integer
     prediction  v = alpha eps - s x0, finite at both ends; eps for PNDM, which is defined on it; eps - x0 for flows
 
-Options are diffusers' defaults, without clipping; PNDM is also run as Stable Diffusion does (skip_prk_steps).  Grids
+Options are diffusers' defaults, without clipping; PNDM is also run as Stable Diffusion does (skip_prk_steps), and
+DPM-Solver, which counts in noise and can end at the smallest level only, beside DPM-Solver++, which counts in x.  Grids
 are all the spacings that a scheduler offers: timesteps "leading", "linspace" and "trailing" (2305.08891), the sigmas of
 Karras, even log-SNR ("lu_lambdas" of DPM-Solver, which the others call exponential), a beta distribution's quantiles,
 and even times of a flow, without a shift and with that of Stable Diffusion 3.
@@ -37,6 +38,8 @@ from logsnr.timesteps import TimestepTable
 State = Literal["vp", "ve", "flow"]
 TIMESTEPS = ("leading", "linspace", "trailing")
 SIGMAS = (*TIMESTEPS, "karras", "lu_lambdas", "beta")
+OWN_TIMESTEPS = ("linspace", "karras", "lu_lambdas", "beta")
+"""Of a scheduler that has one spacing of timesteps, and no word for it."""
 FLOW_GRIDS = ("flow", "flow shift 3")
 ALL = (*SIGMAS, *FLOW_GRIDS)
 
@@ -65,6 +68,8 @@ class Scheduler:
 _PNDM: dict[str, Any] = {"kind": "PNDMScheduler", "family": "PNDM", "grids": TIMESTEPS, "predicts": "epsilon"}
 _DEIS: dict[str, Any] = {"kind": "DEISMultistepScheduler", "family": "DEIS", "grids": ALL}
 _DPM: dict[str, Any] = {"kind": "DPMSolverMultistepScheduler", "family": "DPM++", "grids": ALL}
+_NOISE: dict[str, Any] = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+_DPM_OF_NOISE: dict[str, Any] = {"kind": "DPMSolverMultistepScheduler", "family": "DPM-Solver"}
 _UNIPC: dict[str, Any] = {"kind": "UniPCMultistepScheduler", "family": "UniPC", "grids": ALL}
 _THIRD = {"solver_order": 3}
 SCHEDULERS: dict[str, Scheduler] = {
@@ -78,6 +83,14 @@ SCHEDULERS: dict[str, Scheduler] = {
     "DEIS-3": Scheduler(**_DEIS, options=_THIRD),
     "DPM++(2M)": Scheduler(**_DPM),
     "DPM++(3M)": Scheduler(**_DPM, options=_THIRD),
+    "DPM-Solver(2M)": Scheduler(**_DPM_OF_NOISE, options=_NOISE),
+    "DPM-Solver(3M)": Scheduler(**_DPM_OF_NOISE, options={**_NOISE, **_THIRD}),
+    "DPM-Solver(3S)": Scheduler(
+        kind="DPMSolverSinglestepScheduler",
+        family="DPM-Solver",
+        grids=OWN_TIMESTEPS,
+        options={**_NOISE, **_THIRD, "lower_order_final": True},
+    ),
     "UniPC-2": Scheduler(**_UNIPC),
     "UniPC-3": Scheduler(**_UNIPC, options=_THIRD),
     "FlowMatchEuler": Scheduler(
@@ -133,7 +146,9 @@ class _Run:
 
     def _made(self, kind: Any) -> Any:
         options = {**self.about.options, "prediction_type": self.about.predicts}
-        if self.grid in TIMESTEPS:
+        if self.about.grids == OWN_TIMESTEPS and self.grid == "linspace":
+            pass
+        elif self.grid in TIMESTEPS:
             options["timestep_spacing"] = self.grid
         elif self.grid in FLOW_GRIDS:
             options |= {"use_flow_sigmas": True, "flow_shift": self.shift, "prediction_type": "flow_prediction"}
