@@ -68,6 +68,7 @@ class Calls(Denoiser):
         return self.inner(z, sigma)
 
 
+SPACE = FeatureSpace(name="x", of=lambda v: v, reference=torch.eye(3))
 POINT = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 
 
@@ -547,7 +548,8 @@ def test_words_choose_solvers_and_grids(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 2}, "n = 2: must be at least 3"),
+        ({"n": 1}, "n = 1: must be at least 2"),
+        ({"n": 2, "features": SPACE}, "n = 2: must be at least 3"),
         ({"chunk": 0}, "chunk = 0: must be at least 1"),
         ({"teacher_steps": 20}, "teacher_steps = 20: must be at least 24, twice the 12"),
     ],

@@ -94,7 +94,7 @@ def measure(
     Args:
         denoiser: the model.
         entries: what takes part.
-        n: images per entry and seed, at least 3.
+        n: images per entry and seed, at least 2, for FD and KID 3.
         seed: of the noise, the same for all; of several seeds, every entry runs from the noise of each.
         cells: (i, k): run the i-th of k equal parts, counted from 1, of all entries at the first seed, the second, ...
         cond: conditions, used in turn.
@@ -117,7 +117,7 @@ def measure(
             the comparison before is another one.
     """
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    _check(entries, n, teacher_steps, chunk, seeds)
+    _check(entries, n, 2 if features is None else 3, teacher_steps, chunk, seeds)
     runs = _part([(s, entry) for s in seeds for entry in entries], cells)
     tell, keep = progress or (lambda done, total, what: None), keep or (lambda entry, x: None)
     known = {} if before is None else before.known
@@ -281,12 +281,12 @@ def _error(x: Tensor, end: Tensor) -> Estimated:
     return Estimated(value=value, stderr=spread / (2 * value) if value > 0 else 0.0)
 
 
-def _check(entries: Sequence[Entry], n: int, teacher_steps: int, chunk: int, seeds: Sequence[int]) -> None:
+def _check(entries: Sequence[Entry], n: int, fewest: int, teacher_steps: int, chunk: int, seeds: Sequence[int]) -> None:
     if not entries:
         raise LogsnrError("nothing to compare: no sampler fits the evaluations given; allow more, or widen the filters")
     most = max(entry.budget for entry in entries)
     for name, value, least in (
-        ("n", n, 3),
+        ("n", n, fewest),
         ("number of seeds", len(seeds), 1),
         ("teacher_steps", teacher_steps, max(16, 2 * most)),
         ("chunk", chunk, 1),
