@@ -98,7 +98,7 @@ def test_edm_configs_round_trip(tmp_path):
         Scheduler.from_config({"sigma_data": 0.5})  # a consistency model's config has one too
 
 
-@pytest.mark.parametrize("stock", [diffusers.DDPMScheduler(), diffusers.FlowMatchEulerDiscreteScheduler()])
+@pytest.mark.parametrize("stock", [diffusers.DDIMScheduler(), diffusers.FlowMatchEulerDiscreteScheduler()])
 def test_a_spread_makes_no_model_of_another_kind(stock, tmp_path):
     """sigma_data given to the scheduler of an eps or flow network is the unit of universal plans and nothing else."""
     plain = Scheduler.from_config(stock.config)

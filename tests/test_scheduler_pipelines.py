@@ -51,7 +51,7 @@ def stored_plan(case: Case, kind: str) -> ls.Plan:
     if kind == "flow_prediction":
         grid = ls.grids.flow(STEPS, 3.0)
     else:
-        high, low = ours(case, kind).model.sigma_range[::-1]
+        high, low = ours(case, kind, gamma=1.0).model.sigma_range[::-1]
         grid = ls.grids.log_linear(STEPS, high, low)
     return ls.Plan(grid, ((1.0,), (1.7, -0.7), (1.9, -1.3, 0.4), (1.2, -0.2), (1.0,)), "x0")
 
@@ -93,7 +93,8 @@ def test_gamma_one_is_diffusers_own(name: str, kind: str) -> None:
         stock.set_timesteps = given
         case.pipe.scheduler = stock
     else:
-        case.pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+        same = {key: scheduler.config[key] for key in ("clip_sample", "set_alpha_to_one")}  # else DDIM's own
+        case.pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler.config, **same)
     assert_same(found, run(case), 1e-5)
 
 
@@ -124,7 +125,8 @@ def test_inpainting_with_an_ordinary_model() -> None:
     config = case.pipe.scheduler.config
     case.pipe.scheduler = GradientEstimationScheduler.from_config(config, gamma=1.0)
     found = run(case, strength=0.8)
-    case.pipe.scheduler = diffusers.DDIMScheduler.from_config(case.pipe.scheduler.config)
+    stock = diffusers.DDIMScheduler.from_config(case.pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
+    case.pipe.scheduler = stock
     assert_same(found, run(case, strength=0.8), 1e-5)
     case.pipe.scheduler = scheduler = GradientEstimationScheduler.from_config(config, gamma=2.0)
     outputs: list[Tensor] = []

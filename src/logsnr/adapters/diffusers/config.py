@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logsnr.adapters.diffusers.classes import REFUSED
 from logsnr.errors import unknown
 from logsnr.noise import alpha_s, flow_time, path_scale, sigma_from_flow_time
 from logsnr.predictions import EDM, X0, Eps, Flow, Prediction, V, label_edm
@@ -30,14 +31,6 @@ from logsnr.timesteps import TimestepTable, cosine_betas, to_zero_terminal
 
 PREDICTIONS: dict[str, type[Prediction]] = {"epsilon": Eps, "v_prediction": V, "sample": X0, "flow_prediction": Flow}
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-
-
-OTHER_MODELS = (
-    "LCM", "TCD", "SCM", "CMStochastic", "Consistency", "FlowMatchLCM", "FlowMap", "Piflow", "Helios",  # distilled
-    "MiniMax", "IPNDM", "KarrasVe", "ScoreSde", "CosineDPM", "DDPMWuerstchen", "LTXEulerAncestral",  # levels, signs
-    "VQDiffusion", "Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "RFD4",  # codes, proteins
-)  # fmt: skip
-"""Beginnings of the names of schedulers whose networks, or whose levels and labels, are none of ours."""
 
 _OTHER_KEYS = frozenset({"timestep_scaling", "scale_factors", "stages", "n_grid"})
 """What only configs of such schedulers have: one that was never saved has no name in its config."""
@@ -54,7 +47,7 @@ def stated_prediction(name: str, config: Mapping[str, Any], *, complete: bool = 
         complete: whether it holds all that its class has, or is a note in somebody's own words.
     """
     keys, named = config.keys(), bool(name)
-    if name.startswith(OTHER_MODELS) or not (named or _OTHER_KEYS.isdisjoint(keys)):
+    if name in REFUSED or not (named or _OTHER_KEYS.isdisjoint(keys)):
         return None
     edm = name.startswith("EDM") or (not named and (keys >= _EDM_KEYS or not complete))
     if config.get("sigma_data") is not None and not edm:  # consistency models, trigonometric flow
@@ -124,14 +117,28 @@ class Noising:
         t = timestep / self.steps
         return sigma_from_flow_time(1 - t if self.inverted else t)
 
-    def amplitudes(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(signal, noise) of the state at labels `[B]` or `[]`, to broadcast over `like`, in at least float32.
+    def amplitudes(
+        self, timesteps: Tensor, like: Tensor, told: Mapping[float, float] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(signal, noise) of the state at labels, to broadcast over `like`, in at least float32.
 
-        Everything happens on the device of `like`.
+        Everything happens on the device of `like`, but for labels that are `told`.
+
+        Args:
+            timesteps: `[]` or `[B]`; `[B, F]` of frames, `[B, N]` of tokens.
+            like: `[B, ...]`.
+            told: levels of labels that are not the model's own.
+
+        Raises:
+            ValueError: if the timesteps fit no axis of `like`.
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
-        t = timesteps.to(like.device)
-        if self.flow:
+        t, shape = timesteps.to(like.device), _along(timesteps.shape, like.shape)
+        if told:
+            levels = [told[label] if label in told else self.sigma(label) for label in t.flatten().tolist()]
+            pairs = [tuple(a * self.scale(sigma) for a in alpha_s(sigma)) for sigma in levels]
+            pair: Any = torch.tensor(pairs, dtype=dtype, device=like.device).unbind(-1)
+        elif self.flow:
             t = t.to(dtype) / self.steps
             pair = (t, 1 - t) if self.inverted else (1 - t, t)
         elif self.table is None:
@@ -141,7 +148,7 @@ class Noising:
             pair = alpha_s(sigma.to(like.device, dtype))
         else:
             pair = tuple(self._on(like.device)[:, t].to(dtype))
-        signal, noise = (a.reshape(-1, *[1] * (like.ndim - 1)) for a in pair)
+        signal, noise = (a.reshape(shape) for a in pair)
         return signal, noise
 
     def _on(self, device: torch.device) -> Tensor:
@@ -153,6 +160,29 @@ class Noising:
             known = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).float().to(device)
             self._amplitudes[device] = known
         return known
+
+
+def _along(labels: torch.Size, samples: torch.Size) -> tuple[int, ...]:
+    """The shape in which labels broadcast over samples.
+
+    Raises:
+        ValueError: if they fit no axis.
+    """
+    batch, ones = samples[:1], [1] * (len(samples) - 1)
+    if len(labels) == 0 or (len(labels) == 1 and labels[0] in (1, *batch)):
+        return (-1, *ones)
+    if len(labels) == 2 and labels[0] in (1, *batch):
+        if labels[1] == 1:
+            return (-1, *ones)
+        # frames of [B, C, F, H, W], or of [B, F, C, H, W]; tokens of [B, N, C]
+        axis = next((axis for axis in (2, 1) if len(samples) == 5 and samples[axis] == labels[1]), 0)
+        axis = 1 if len(samples) == 3 and samples[1] == labels[1] else axis
+        if axis:
+            return (labels[0], *(labels[1] if i == axis else 1 for i in range(1, len(samples))))
+    raise ValueError(
+        f"timesteps {[*labels]} for samples {[*samples]}: give one of each sample [B], of each frame [B, F] of "
+        "[B, C, F, H, W], or of each token [B, N] of [B, N, C]"
+    )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from logsnr.noise import covers, sigma_from_flow_time
 from logsnr.sampling import grids
 from logsnr.sampling.names import GRIDS, Needs, find_grid
 from logsnr.sampling.plan import Grid
+from logsnr.timesteps import TimestepTable
 
 TIME_SHIFTS = ("exponential", "linear")
 
@@ -42,8 +43,10 @@ def shift_of(config: Mapping[str, Any], mu: float | None) -> float:
             )
         shift = math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
     else:
-        given = [value for value in (config["shift"], config["flow_shift"]) if value is not None]
-        shift = float(given[0]) if given else 1.0
+        given = {key: config[key] for key in ("shift", "flow_shift") if config[key] is not None}
+        if len({*given.values()}) > 1:
+            raise ValueError(f"shift = {config['shift']} and flow_shift = {config['flow_shift']}: give one of the two")
+        shift = float(next(iter(given.values()), 1.0))
     if not 0 < shift < math.inf:
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none, 3 for SD3")
     return shift
@@ -56,7 +59,7 @@ def explicit(
     sigmas: Sequence[float] | None,
     shift: float,
 ) -> Grid:
-    """The levels a caller gave: unchanged, but sigmas of a flow are shifted by `mu` where shifting is dynamic.
+    """The levels a caller gave: timesteps unchanged, sigmas of a flow times `shift`.
 
     Raises:
         ValueError: if they leave the model's range or do not decrease.
@@ -73,8 +76,7 @@ def explicit(
     for t in sigmas:
         if not 0 < t <= 1:
             raise ValueError(f"sigmas holds {t:g}: the sigmas of a flow model are times in (0, 1], 0 is appended")
-    factor = shift if config["use_dynamic_shifting"] else 1.0
-    return grids.from_sigmas([*(factor * sigma_from_flow_time(t) for t in sigmas), 0.0])
+    return grids.from_sigmas([*(shift * sigma_from_flow_time(t) for t in sigmas), 0.0])
 
 
 def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Grid:
@@ -102,15 +104,27 @@ def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Gr
     assert table is not None
     if name == "ge-paper":
         return entry(n, start, end, table=table, start=min(config["start"] or 40.0, start), end=config["end"])
+    table = _unclipped(config, table)
     total = len(table)
     if n > total:
         raise ValueError(f"num_inference_steps = {n}: the model has {total} timesteps; use fewer, or grid='log-linear'")
     if n == 1 and name in ("leading", "linspace"):
         return _finish(config, model, [float(table.sigmas[-1])])  # one step from the offset would be one from no noise
+    if config["skip_last"] and name in ("leading", "linspace") and n < total:
+        offset = min(int(config["steps_offset"]), total - 1 - n * (total // (n + 1)))
+        even = [(total - 1) * (n - i) / n for i in range(n)]
+        steps = map(round, even) if name == "linspace" else ((n - i) * (total // (n + 1)) + offset for i in range(n))
+        return _finish(config, model, [float(table.sigma(float(t))) for t in steps])
     # an offset that would leave the table (n = T) is as large as fits
     offset = min(int(config["steps_offset"]), total - 1 - (n - 1) * (total // n))
     options = {"offset": offset} if name == "leading" else {}
     return _finish(config, model, entry(n, start, end, table=table, **options)[:-1])
+
+
+def _unclipped(config: Mapping[str, Any], table: TimestepTable) -> TimestepTable:
+    """The table without the levels above a config's `lambda_min_clipped`, where lambda = -ln sigma."""
+    count = int((table.sigmas <= math.exp(-float(config["lambda_min_clipped"]))).sum())
+    return table if count == len(table) else TimestepTable(table.alphas_cumprod[:count], name=table.name)
 
 
 def grid_name(config: Mapping[str, Any], model: Noising) -> str:
@@ -141,6 +155,11 @@ def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
     Raises:
         ValueError: naming the fix.
     """
+    if config["interpolation_type"] != "linear":
+        raise ValueError(
+            f"interpolation_type = {config['interpolation_type']!r}: its levels are not those of its timesteps; pass "
+            "interpolation_type='linear', with grid='log-linear' for even ratios"
+        )
     _stops_above_zero(config)
     for key in ("start", "end"):
         if not (config[key] is None or isinstance(config[key], Real)):
@@ -187,6 +206,7 @@ def _ends(config: Mapping[str, Any], model: Noising, name: str) -> tuple[float, 
             "or 'ge-paper'"
         )
     _check_levels(given, model)
+    _check_levels({key: config[key] for key in ("sigma_max", "sigma_min") if not fixed}, model)
     start = given["start"] or config["sigma_max"] or high
     end = given["end"] or config["sigma_min"] or low
     return start, end
@@ -210,6 +230,8 @@ def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
     _check_times({key: config[key] for key in ("start", "end")})
     if name == "flow" and config["end"] is not None:
         raise ValueError("end with grid 'flow', which ends where its steps end: use grid='log-linear' or 'karras'")
+    if name != "flow" and config["sigma_max"] is not None:
+        return _between(config, name, n)
     terminal, first = config["shift_terminal"], 1.0 if config["start"] is None else float(config["start"])
     if name == "flow" and first == 1 and not terminal:
         return grids.flow(n, shift)
@@ -222,6 +244,17 @@ def _flow(config: Mapping[str, Any], name: str, n: int, shift: float) -> Grid:
         end = times[-1] if config["end"] is None else float(config["end"])
         times = list(GRIDS[name](n, times[0], end)[:-1])
     return grids.from_sigmas([*(sigma_from_flow_time(min(t, 1.0)) for t in times), 0.0])
+
+
+def _between(config: Mapping[str, Any], name: str, n: int) -> Grid:
+    """Levels of a flow spaced by name between noise-to-signal ratios, as DPM-Solver's kin has them; no shift."""
+    high, low = config["sigma_max"], config["sigma_min"]
+    if low is None or any(config[key] is not None for key in ("start", "end")):
+        raise ValueError(
+            f"sigma_max = {high} with sigma_min = {low}, start = {config['start']}, end = {config['end']}: levels of a "
+            f"flow by grid {name!r} lie between sigma_min and sigma_max, or between the times end and start"
+        )
+    return GRIDS[name](n, float(high), float(low))
 
 
 def _shifted(t: float, shift: float) -> float:

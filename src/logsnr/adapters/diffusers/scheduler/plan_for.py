@@ -55,6 +55,7 @@ class Request:
     timesteps: tuple[float, ...] | None
     sigmas: tuple[float, ...] | None
     mu: float | None
+    labels: tuple[float, ...] | None = None  # what the network is told at each of the sigmas
 
 
 def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: float | None, *, flow: bool) -> Request:
@@ -63,7 +64,8 @@ def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: fl
     Raises:
         ValueError: if they contradict each other.
     """
-    if timesteps is not None and sigmas is not None:
+    both = timesteps is not None and sigmas is not None
+    if both and not flow:
         raise ValueError("set_timesteps got both timesteps and sigmas: give one of them")
     steps = None if num_inference_steps is None else _count(num_inference_steps)
     levels, times = _floats("sigmas", sigmas), _floats("timesteps", timesteps)
@@ -71,13 +73,18 @@ def request(num_inference_steps: int | None, timesteps: Any, sigmas: Any, mu: fl
         return Request(steps, None, None, mu)
     if levels is not None and flow and len(levels) > 1 and levels[-1] == 0:
         levels = levels[:-1]
-    count = len(times or levels or ()) - (levels is not None and not flow)
+    count = len(levels or times or ()) - (levels is not None and not flow)
     if count < 1:
         raise ValueError(
             "the list given has no step: give a timestep, a flow sigma, or two sigmas (the last is where the run ends)"
         )
     if steps not in (None, count):
         raise ValueError(f"num_inference_steps = {steps}, but the list given makes {count} steps: drop one of the two")
+    if both:
+        assert times is not None
+        if len(times) != len(levels or ()):
+            raise ValueError(f"{len(times)} timesteps for {len(levels or ())} sigmas: give one label for each level")
+        return Request(count, None, levels, mu, times)
     if flow and levels is not None and np.allclose(levels, [1 - i / count for i in range(count)], rtol=0, atol=2e-6):
         levels = None
     return Request(count, times, levels, mu)
@@ -105,7 +112,8 @@ def make_plan(config: Mapping[str, Any], model: Noising, asked: Request) -> Plan
         if auto and not told:
             plan = automatic(config, model, asked.steps, shift)
         elif told:
-            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift)
+            once = config["use_dynamic_shifting"] or asked.labels is not None
+            grid = explicit(config, model, asked.timesteps, asked.sigmas, shift if once else 1.0)
             plan = default_rows(grid, "velocity" if model.flow else "eps") if auto else solve(config, model, grid)
         else:
             plan = solve(config, model, named(config, model, asked.steps, shift))
@@ -165,12 +173,30 @@ def on_table(plan: Plan, table: TimestepTable) -> Plan:
     return replace(plan, sigmas=(*(float(table.sigma(step)) for step in steps), plan.sigmas[-1]))
 
 
+def renewed(config: Mapping[str, Any], grid: Grid) -> Plan:
+    """FlowMatchEuler's stochastic sampling: every step goes to x0 and from there to its level by new noise.
+
+    Raises:
+        ValueError: if a solver is asked for too.
+    """
+    chosen = [key for key in ("gamma", "mu", "basis", "solver_options") if config[key] not in (None, 0.0, {}, 1.0)]
+    if chosen or config["solver"] != "ge":
+        raise ValueError(
+            f"stochastic_sampling with {', '.join(chosen) or 'solver'}: it draws every state anew and has no memory; "
+            "drop one of the two"
+        )
+    steps = len(grid) - 1
+    return Plan(grid, ((1.0,),) * steps, "x0", sigma_down=(0.0,) * steps)
+
+
 def solve(config: Mapping[str, Any], model: Noising, grid: Grid) -> Plan:
     """The config's solver on a grid.
 
     Raises:
         ValueError: if the solver or its options do not fit.
     """
+    if config["stochastic_sampling"]:
+        return renewed(config, grid)
     name, given = check_solver(config)
     options = {**given, **(config["solver_options"] or {})}
     if config["basis"] is not None:

@@ -12,40 +12,22 @@ answer for the last `set_timesteps` of the calling thread or task.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 from torch import Tensor
 
-from logsnr.adapters.diffusers.config import is_edm, limit, noising
+from logsnr.adapters.diffusers.config import limit
+from logsnr.adapters.diffusers.scheduler.arguments import check_next, draws, per_token, refuse
+from logsnr.adapters.diffusers.scheduler.configured import Configured
 from logsnr.adapters.diffusers.scheduler.grid_for import shift_of
-from logsnr.adapters.diffusers.scheduler.plan_for import (
-    SAMPLER,
-    check_config,
-    gamma_to_config,
-    make_plan,
-    plans_to_config,
-    request,
-)
-from logsnr.adapters.diffusers.scheduler.trajectory import Draw, Trajectories, Trajectory, some
-from logsnr.adapters.diffusers.stock import converted
+from logsnr.adapters.diffusers.scheduler.plan_for import make_plan, request
+from logsnr.adapters.diffusers.scheduler.trajectory import Trajectories, Trajectory, some
 from logsnr.noise import alpha_s, flow_time
 from logsnr.sampling import Plan
-
-_OWN_DEFAULTS = ("clip_sample", "timestep_spacing", "set_alpha_to_one")
-"""Defaults that differ among stock schedulers: converted back, these get ours."""
-_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "use_beta_sigmas", "shift_terminal")
-_ASKS = frozenset(
-    [*SAMPLER, "plan", "timestep_spacing", "final_sigmas_type", "set_alpha_to_one", "rho", "sigma_schedule", *_SPACINGS]
-) - {"start", "end"}
-"""Options that ask for a sampler or levels of one's own."""
 
 
 @dataclass
@@ -61,144 +43,16 @@ class GradientEstimationSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
         return estimate
 
 
-class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class GradientEstimationScheduler(Configured):
     """A scheduler for every pipeline with an epsilon, v, sample, flow or EDM model: gradient estimation, or any plan.
 
-    Build it with `from_config` of the scheduler it replaces.  Options of its own:
-
-    Args:
-        gamma: a number (2 if None; 1 is DDIM, for flows Euler), or one for each step that uses it: steps
-            1 ... n - 1, without the last one if that goes to noise level 0.  "auto": the best plan known for a model
-            that nobody asked, levels and rows, within the model's range (`logsnr.sampling.default`); 1.7 on timesteps
-            or sigmas that a caller gives.
-        plan: a `Plan`, its JSON text, values or path, or several of them (a list, or keyed by evaluations).  Kept in
-            the config, so it is saved and loaded with the pipeline.
-        solver: any of `logsnr.solvers` by name (`sampling.names`), also with its options, as "DPM++(3M)".
-        solver_options: its further arguments, e.g. `{"order": 3}`.
-        basis: what the solver combines: "eps", "x0" or "velocity"; None is velocity for flows and eps otherwise.
-        mu: noise in [0, 1), drawn from the pipeline's generator: 0 deterministic, 1/2 DDPM.
-        grid: any of `sampling.names.GRIDS`, for flows those that need a range alone: "flow", "karras", "log-linear",
-            "beta".  None: as the config's stock options say.
-        start, end: first and last level of a continuous grid, or of "auto": noise-to-signal ratios, for flows times.
-        sigma_data: standard deviation of the data, the unit of universal plans; 1 if None.
-        edm: whether the network is EDM's, of that sigma_data; None: if there is a sigma_data.  `from_config` of another
-            model's config says False.
-
-    All other arguments are those of stock schedulers and mean the same.  With `set_alpha_to_one=False`, or
-    `final_sigmas_type="sigma_min"`, runs end at the model's smallest level; `final_sigmas_type="zero"` overrides.
-
-    Raises:
-        ValueError: if the config describes no model this scheduler knows, or options contradict each other.
+    Build it with `from_config` of the scheduler it replaces.  Its options are those of `Configured`.
     """
 
     __module__ = "logsnr.adapters.scheduler"  # pipelines write it into their folders: it must not move
     _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]  # noqa: RUF012
     order = 1
     init_noise_sigma = 1.0
-
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        prediction_type: str = "epsilon",
-        rescale_betas_zero_snr: bool = False,
-        snr_shift_scale: float = 1.0,
-        timestep_spacing: str = "leading",
-        timestep_type: str = "discrete",
-        steps_offset: int = 0,
-        set_alpha_to_one: bool = True,
-        final_sigmas_type: str | None = None,
-        clip_sample: bool = False,
-        clip_sample_range: float = 1.0,
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        variance_type: str | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        sigma_data: float | None = None,
-        sigma_schedule: str = "karras",
-        rho: float = 7.0,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_lu_lambdas: bool = False,
-        use_beta_sigmas: bool = False,
-        use_flow_sigmas: bool = False,
-        flow_shift: float | None = None,
-        shift: float | None = None,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-        base_shift: float | None = 0.5,
-        max_shift: float | None = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-        shift_terminal: float | None = None,
-        invert_sigmas: bool = False,
-        gamma: float | list[float] | str | None = None,
-        plan: Any = None,
-        solver: str = "ge",
-        solver_options: dict[str, Any] | None = None,
-        basis: str | None = None,
-        mu: float = 0.0,
-        grid: str | None = None,
-        start: float | None = None,
-        end: float | None = None,
-        edm: bool | None = None,
-    ) -> None:
-        values: dict[str, Any] = {"plan": plans_to_config(plan), "gamma": gamma_to_config(gamma)}
-        if trained_betas is not None:
-            values["trained_betas"] = torch.as_tensor(trained_betas).tolist()
-        known = [key for key in self.config.get("_use_default_values", ()) if key not in _OWN_DEFAULTS]
-        self.register_to_config(**values, _use_default_values=known)
-        self.model = noising(self.config)
-        check_config(self.config, self.model)
-        if self.model.table is not None:
-            self.alphas_cumprod = self.model.table.alphas_cumprod.float()
-            previous = torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
-            self.alphas = self.alphas_cumprod / previous
-            self.betas = 1 - self.alphas
-        self._trajectories = Trajectories()
-
-    @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """The scheduler for the model that another scheduler's config describes.
-
-        Values that the other scheduler had by default are kept: they describe the model and its pipeline.  Where
-        neither asks for a sampler or for levels, gamma is "auto".
-
-        Raises:
-            ValueError: if that scheduler is for another kind of model.
-        """
-        if not isinstance(config, Mapping):
-            return super().from_config(config, return_unused_kwargs, **kwargs)
-        if kwargs.get("sigma_data") is not None and not is_edm(config):
-            kwargs.setdefault("edm", False)  # no word about the network
-        ours = config.get("_class_name") == cls.__name__ or "gamma" in config  # one that was never saved has no name
-        if not ours and not any(config.get(key) for key in _SPACINGS) and not kwargs.keys() & _ASKS:
-            kwargs["gamma"] = "auto"
-        elif config.get("gamma") == "auto" and kwargs.keys() & _ASKS:
-            kwargs.setdefault("gamma", None)  # a wish ends it
-        given = {**config, **{key: kwargs[key] for key in kwargs.keys() & {"prediction_type"}}}
-        return super().from_config(converted(given, cls.__name__, cls.__init__), return_unused_kwargs, **kwargs)
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
-        """The arguments that a config holds; its plan is read as numbers, never as the path of a file.
-
-        A config comes with a pipeline, from anyone; the path of a file is for the caller to give, as `plan=`.
-        """
-        if config_dict.get("plan") is not None:
-            config_dict = {**config_dict, "plan": plans_to_config(config_dict["plan"], paths=False)}
-        return super().extract_init_dict(config_dict, **kwargs)
-
-    def to_json_string(self) -> str:
-        """The config as JSON, without options that are None: stock schedulers have no None there."""
-        values = json.loads(super().to_json_string())
-        return json.dumps({k: v for k, v in values.items() if v is not None}, indent=2, sort_keys=True) + "\n"
 
     # What pipelines call
 
@@ -209,24 +63,45 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        **others: Any,
     ) -> None:
         """Begin a trajectory: from now on `timesteps` of this thread or task are its own.
 
         Args:
             num_inference_steps: number of evaluations; the plan's or the grid's.
             device: where `timesteps` will live.
-            timesteps: explicit labels, used unchanged.
+            timesteps: explicit labels, used unchanged.  A flow may have both: then these are what its network is told
+                at `sigmas`, which are shifted once (CogView4).
             sigmas: explicit levels.  Of a table's model: noise-to-signal ratios, the last one being where the run ends.
                 Of a flow: times in (0, 1], 0 is appended; shifted by `mu`, once, where shifting is dynamic.  A
                 pipeline's default, 1, 1 - 1/n, ..., 1/n, means the scheduler's own grid.
             mu: resolution-dependent shift of flows with `use_dynamic_shifting`; ignored without.
+            others: arguments of other schedulers, which are refused.
 
         Raises:
             ValueError: if the call contradicts itself, the config's plan or the model; the message names the fix.
         """
+        if others.get("num_train_timesteps") == self.config.num_train_timesteps:
+            del others["num_train_timesteps"]
+        refuse("set_timesteps", others)
         asked = request(num_inference_steps, timesteps, sigmas, mu, flow=self.model.flow)
         plan = make_plan(self.config, self.model, asked)
-        self._trajectories.begin(Trajectory(plan, self.model, limit(self.config)), device)
+        self._trajectories.begin(Trajectory(plan, self.model, limit(self.config), asked.labels), device)
+
+    def set_shift(self, shift: float) -> None:
+        """The shift of a flow's levels from the next `set_timesteps` on, kept in the config.
+
+        Raises:
+            ValueError: if the model is no flow, its pipeline computes the shift, or `shift` is none.
+        """
+        if not self.model.flow:
+            raise ValueError(f"set_shift({shift}): only the levels of flows have a shift")
+        if self.config.use_dynamic_shifting:
+            raise ValueError(
+                f"set_shift({shift}): use_dynamic_shifting is on, and the pipeline computes the shift; build the "
+                "scheduler with use_dynamic_shifting=False"
+            )
+        self.register_to_config(shift=float(shift))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is fed with: the state, which EDM's networks want over its standard deviation.
@@ -247,6 +122,12 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
         eta: float = 0.0,
         generator: Any = None,
         return_dict: bool = True,
+        *,
+        use_clipped_model_output: bool | None = None,
+        variance_noise: Tensor | None = None,
+        prev_timestep: Any = None,
+        per_token_timesteps: Tensor | None = None,
+        **others: Any,
     ) -> Any:
         """The state at the next level.
 
@@ -257,24 +138,53 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             eta: DDIM's noise, as pipelines pass it; 0 for the plan's own.
             generator: source of noise, or a list with one per image.
             return_dict: whether to return an output object instead of a tuple.
+            use_clipped_model_output: whether a clipped x0 changes the estimate of the noise too, as DDIM has it.
+            variance_noise: the noise of the step, in place of the generator's.
+            prev_timestep: the next element of `timesteps`, as unCLIP's pipelines say it.
+            per_token_timesteps: labels `[B, tokens]` of a flow whose cleaner tokens go to the level below their own
+                (LTX with conditions); the output is then x - eps, as FlowMatchEuler has it.
+            others: arguments of other schedulers, which are refused.
 
         Raises:
             ValueError: if there is no trajectory, the timestep is none of its, or the order of steps is broken.
         """
+        refuse("step", others)
         trajectory, index = self._trajectories.find(timestep)
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
-        draw: Draw = partial(_draw, generator)
-        out = trajectory.advance(index, model_output, sample, draw, eta)
+        check_next(trajectory.labels, index, prev_timestep)
+        if per_token_timesteps is not None:
+            if not trajectory.model.flow or trajectory.model.inverted:
+                raise ValueError("per_token_timesteps: only flows with labels 1000 t have states of several levels")
+            model_output = -model_output
+        draw = draws(generator, variance_noise)
+        out = trajectory.advance(index, model_output, sample, draw, eta, whole=bool(use_clipped_model_output))
+        if per_token_timesteps is not None:
+            levels = [flow_time(sigma) for sigma in trajectory.plan.sigmas]
+            times = per_token_timesteps / trajectory.model.steps
+            out = per_token(times, levels, index, sample, model_output, out)
         if not return_dict:
             return (out,)
         result = GradientEstimationSchedulerOutput(prev_sample=out)
         object.__setattr__(result, "_denoised", partial(trajectory.denoised, index, model_output, sample))
         return result
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The state of images at the given timesteps `[B]`: what pipelines hold, in the images' dtype."""
-        signal, level = self.model.amplitudes(torch.as_tensor(timesteps), original_samples)
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor, **others: Any) -> Tensor:
+        """The state of images at the given timesteps: what pipelines hold, in the images' dtype.
+
+        Args:
+            original_samples: `[B, ...]`.
+            noise: alike.
+            timesteps: `[B]`, one of each image; or one of each frame `[B, F]` or token `[B, N]`.
+            others: arguments of other schedulers, which are refused.
+
+        Raises:
+            ValueError: if the timesteps are of another shape.
+        """
+        refuse("add_noise", others)
+        current = self._current
+        told = {} if current is None else current.told
+        signal, level = self.model.amplitudes(torch.as_tensor(timesteps), original_samples, told)
         return (signal * original_samples + level * noise).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -390,8 +300,3 @@ class GradientEstimationScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[
             f"model_output has shape {tuple(output.shape)}, sample {tuple(sample.shape)}: they must agree; for "
             "a network that also predicts its variance set variance_type='learned_range'"
         )
-
-
-def _draw(generator: Any, like: Tensor) -> Tensor:
-    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-    return noise

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -69,16 +69,24 @@ class Trajectory:
         plan: what to do.
         model: the model it is for.
         limit: maps x0 to what is allowed of it (clipping, thresholding); None for no change.
+        told: what the network is told at each step, where that is not the model's label of the level.
     """
 
-    def __init__(self, plan: Plan, model: Noising, limit: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: Noising,
+        limit: Callable[[Tensor], Tensor] | None = None,
+        told: Sequence[float] | None = None,
+    ) -> None:
         self.plan = plan
         self.model = model
         self.limit = limit
-        labels = [model.timestep(sigma) for sigma in plan.sigmas[:-1]]
+        labels = [model.timestep(sigma) for sigma in plan.sigmas[:-1]] if told is None else [*told]
         whole = model.table is not None and all(label == round(label) for label in labels)
         self.dtype = torch.int64 if whole else torch.float32
         self.labels: list[float] = torch.tensor(labels, dtype=torch.float64).to(self.dtype).tolist()
+        self.told = {} if told is None else dict(zip(self.labels, plan.sigmas, strict=False))
         self.begin: int | None = None
         self.index: int | None = None
         self._runs: list[Run] = []
@@ -105,7 +113,9 @@ class Trajectory:
         with self._lock:
             return any(run.next == index for run in self._runs)
 
-    def advance(self, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float = 0.0) -> Tensor:
+    def advance(
+        self, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float = 0.0, whole: bool = False
+    ) -> Tensor:
         """One step.
 
         Args:
@@ -114,6 +124,7 @@ class Trajectory:
             sample: the pipeline's state `[B, *shape]`.
             draw: source of noise, for steps that use it.
             eta: DDIM's noise.
+            whole: whether a limited x0 changes eps too.
 
         Returns:
             The state at the next level, in the dtype of `sample`.
@@ -130,7 +141,7 @@ class Trajectory:
                 else:
                     self._runs.remove(run)  # nobody else's while the step is under way
         try:
-            moved, estimate = self._moved(run, index, output, sample, draw, eta)
+            moved, estimate = self._moved(run, index, output, sample, draw, eta, whole)
         except BaseException:
             if run is not None and run.next > run.start:
                 with self._lock:
@@ -148,7 +159,7 @@ class Trajectory:
         return moved
 
     def _moved(
-        self, run: Run | None, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float
+        self, run: Run | None, index: int, output: Tensor, sample: Tensor, draw: Draw, eta: float, whole: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The next state, and this step's estimate where a later one reads it."""
         start = 0 if run is None else run.start
@@ -159,7 +170,7 @@ class Trajectory:
         if self.limit is None:
             moved = (state * step.state).add_(output, alpha=step.output)
         else:
-            moved, estimate = self._limited(index, step, output, state)
+            moved, estimate = self._limited(index, step, output, state, whole)
         for position, weight in step.terms:
             past = history[position]
             assert past is not None
@@ -236,12 +247,19 @@ class Trajectory:
         (a_z, a_F), (b_z, b_F) = self.model.prediction.x0_row(alpha, s), self.model.prediction.eps_row(alpha, s)
         return combined((a_z / k, a_F), state, output), combined((b_z / k, b_F), state, output)
 
-    def _limited(self, index: int, step: Arithmetic, output: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The step with a limited x0: eps is kept, as DDIM does, and the state becomes alpha x0 + s eps."""
+    def _limited(
+        self, index: int, step: Arithmetic, output: Tensor, state: Tensor, whole: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step with a limited x0: eps is kept, as DDIM does, and the state becomes alpha x0 + s eps.
+
+        With `whole` the state is kept, and eps = (z - alpha x0)/s.
+        """
         assert self.limit is not None
         alpha, s = alpha_s(self.plan.sigmas[index])
         x0, eps = self._estimates(index, output, state)
         x0 = self.limit(x0)
+        if whole:
+            eps = (state / self.model.scale(self.plan.sigmas[index]) - alpha * x0) / s
         moved = (x0 * (step.keep * alpha)).add_(eps, alpha=step.keep * s)
         value = {"x0": x0, "eps": eps}
         now = value[step.step_basis] if step.step_basis != "velocity" else eps - x0
