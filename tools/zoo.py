@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from logsnr.training import Dataset, load_data
 from logsnr.training.config import DataConfig, ObjectiveConfig
 
 NFE = (4, 5, 6, 8, 10)
-FEW, LEADERS = 48, 4
-"""All solvers on all grids, ours and diffusers', are ranked on so many noises, and the leaders measured."""
+LEADERS = 4
+"""Of all solvers on all grids, ours and diffusers', so many are measured at each number of evaluations."""
 
 
 def main() -> None:
@@ -46,13 +47,18 @@ def main() -> None:
     parser.add_argument("--data", help="where the training data lie [default: the recipe's source]")
     parser.add_argument("--images", type=int, default=1000, help="held-out images of the bound")
     parser.add_argument("--samples", type=int, default=500, help="samples of the comparison")
+    parser.add_argument("--few", type=int, default=48, help="noises that all solvers on all grids are ranked by")
     parser.add_argument("-n", "--number", type=int, default=96, help="noises that plans are fitted to")
     parser.add_argument("--rollouts", type=int, help="budget of each plan [default: that of calibrate]")
+    parser.add_argument("--chunk", type=int, default=96, help="images per call of the network")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile the network")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = options.run / "zoo"
     denoiser = _rounded(options.run, work)
+    if options.compile:
+        denoiser.network.compile(dynamic=False)
     card = denoiser.card
     recipe = card["training"]
     source = options.data or recipe["data"]["source"]
@@ -70,13 +76,14 @@ def main() -> None:
 
     bound = stage("bound", lambda: _bound(denoiser, data, options.images))
     cond = {"class_labels": torch.arange(card["classes"])} if card["classes"] else None
-    found = {
-        nfe: Plan.from_dict(stage(f"plan-{nfe}", lambda nfe=nfe: calibrate(
-            denoiser, nfe, n=options.number, rollouts=options.rollouts, cond=cond, resume=work / f"ledger-{nfe}.json"
-        ).to_dict()))
-        for nfe in NFE
-    }  # fmt: skip
-    comparison = Comparison.from_dict(stage("quality", lambda: _quality(denoiser, data, found, cond, options.samples)))
+
+    def fitted(nfe: int) -> dict[str, Any]:
+        ledger = work / f"ledger-{nfe}.json"
+        sizes = {"n": options.number, "rollouts": options.rollouts, "chunk": options.chunk}
+        return calibrate(denoiser, nfe, **sizes, cond=cond, resume=ledger).to_dict()
+
+    found = {nfe: Plan.from_dict(stage(f"plan-{nfe}", partial(fitted, nfe))) for nfe in NFE}
+    comparison = Comparison.from_dict(stage("quality", lambda: _quality(denoiser, data, found, cond, options)))
     measured = {"bound": bound, "quality": _best(comparison), "machine": comparison.machine}
     folder = zoo.FOLDER / options.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,20 +127,25 @@ def _bound(denoiser: NetworkDenoiser, data: Dataset, limit: int) -> dict[str, An
 
 
 def _quality(
-    denoiser: NetworkDenoiser, data: Dataset, found: dict[int, Plan], cond: dict[str, Any] | None, samples: int
+    denoiser: NetworkDenoiser,
+    data: Dataset,
+    found: dict[int, Plan],
+    cond: dict[str, Any] | None,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     space = None
     if data.train_labels is not None:
         space = feature_space("classifier", denoiser.decode, data, source="its training data", seed=0)
     stock = [*ours(denoiser, NFE), *peers(denoiser, NFE)]
-    ranked = measure(denoiser, stock, n=FEW, seed=10**7, cond=cond)
+    ranked = measure(denoiser, stock, n=options.few, seed=10**7, cond=cond, chunk=options.chunk)
     leaders = {(row.name, row.budget) for n in NFE for row in ranked.at(n)[:LEADERS]}
     entries = [
         *(entry for entry in stock if (entry.name, entry.budget) in leaders),
         *uncalibrated(denoiser, NFE),
         *plans(denoiser, {f"calibrated {nfe}": plan for nfe, plan in found.items()}),
     ]
-    return measure(denoiser, entries, n=samples, seed=10**6, cond=cond, features=space).to_dict()
+    sizes = {"n": options.samples, "chunk": options.chunk}
+    return measure(denoiser, entries, **sizes, seed=10**6, cond=cond, features=space).to_dict()
 
 
 def _best(c: Comparison) -> dict[str, Any]:
