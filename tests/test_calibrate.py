@@ -18,11 +18,11 @@ from logsnr import exact, guidance
 from logsnr.calibration import Progress, alternatives, calibrate, run, trial
 from logsnr.calibration.baselines import searched, tuned_ends
 from logsnr.calibration.descent import NUDGE, Space, normal_equations
+from logsnr.calibration.effort import EFFORTS
 from logsnr.calibration.ledger import Ledger, fingerprint
-from logsnr.calibration.levels import LASTS, MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
+from logsnr.calibration.levels import MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
 from logsnr.calibration.rollout import Noises, Rollout, mean_square
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
-from logsnr.calibration.settings import LEADERS
 from logsnr.calibration.teacher import remember, taught
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import LogsnrError
@@ -240,7 +240,7 @@ def test_tried_levels_are_the_caches_far_apart_and_near_the_grids_they_stand_for
     low, high = MIXTURE.sampling_range
     plan = teacher_plan(64, low, high)
     _, cache = remember(MIXTURE, plan, noises(4, 6, 5, torch.float32), None, chunk=4)
-    found = tried_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
+    found = tried_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1), EFFORTS["full"].lasts)
     assert found[0] == best_levels(cache, n, MIXTURE.sigma_data, min(1, n - 1))
     assert len(set(found)) == len(found)
     for levels in found:
@@ -249,7 +249,7 @@ def test_tried_levels_are_the_caches_far_apart_and_near_the_grids_they_stand_for
         assert levels[-1] == 0
         assert all(math.log(a / b) >= MIN_STEP for a, b in pairwise(levels[:-1]))
     spacing = math.log(high / low) / 63
-    meant = [spread(n, high, last * MIXTURE.sigma_data) for spread in SPREADS for last in LASTS]
+    meant = [spread(n, high, last * MIXTURE.sigma_data) for spread in SPREADS for last in EFFORTS["full"].lasts]
     for levels in found[1:]:
         assert levels[0] == high
         assert any(
@@ -408,7 +408,7 @@ def test_meta_holds_provenance_and_errors() -> None:
     report = taught(MIXTURE, teacher_plan(32, lo, hi), *dict(events)["report"], chunk=24)
     everyone = alternatives(MIXTURE, 4, lo, hi)
     assert {"DDIM, log-linear", "GE(2), karras", "GE(1.5), karras", "UniPC-2, karras"} <= set(everyone)
-    assert len(meta["report"]["alternatives"]) == LEADERS
+    assert len(meta["report"]["alternatives"]) == EFFORTS["full"].leaders
     assert meta["selection"]["best_alternative"] in meta["report"]["alternatives"]
     for name in meta["report"]["alternatives"]:
         x = sample(MIXTURE, everyone[name], noise=report.noise)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import logsnr as ls
 from logsnr import gaussian, zoo
-from logsnr.cli import starts, support
+from logsnr.cli import starts
 from logsnr.errors import LogsnrError
 from logsnr.exact import Gaussian, GaussianField, GaussianMixture
 from logsnr.gaussian import Residuals
@@ -395,11 +395,12 @@ def test_a_calibration_begins_where_the_start_pays_and_its_plan_says_so() -> Non
 
 
 def test_the_command_keeps_the_start_beside_the_plan_that_needs_it(run, tmp_path, monkeypatch) -> None:
-    def calibrated(denoiser, nfe, *_, start, first, **__):
-        needs = {"fingerprint": start.fingerprint, "sigma_from": denoiser.sampling_range[1]}
-        return replace(ge(flow_range(nfe, first, 0.02, "min"), 1.5), meta={"start": needs, "report": None})
+    def searched(what, nfe, *, start, first, **_):
+        needs = {"fingerprint": start.fingerprint, "sigma_from": what.denoiser.sampling_range[1]}
+        meta = {"start": needs, "report": None, "interrupted": False}
+        return replace(ge(flow_range(nfe, first, 0.02, "min"), 1.5), meta=meta)
 
-    monkeypatch.setattr(support, "calibrated", calibrated)
+    monkeypatch.setattr("logsnr.cli.calibrate.searched", searched)
     plan, words = tmp_path / "plan.json", ("calibrate", "zoo:digits", "--nfe", 2, "--first", 3, "--json", "--start")
     code, out, err = run(*words, "data", "--out", plan)
     assert code == 0, err

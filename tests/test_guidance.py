@@ -412,3 +412,23 @@ def test_guided_denoisers_have_the_codec_of_what_they_guide(guide):
     assert guided.pixels == Pixels(17)
     assert torch.equal(guided.encode(stored), model.encode(stored))
     assert torch.equal(guided.decode(guided.encode(stored)), stored)
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 2.0)])
+def test_a_batch_of_scales_is_each_sample_under_its_own(interval):
+    model, z, scales = ByClass(), randn(4, 2, seed=3), torch.tensor([0.0, 1.0, 2.5, 7.0], dtype=F64)
+    each = cfg(model, None, NULL, interval)
+    for sigma in (1.0, 3.0, torch.tensor([1.0, 3.0, 1.5, 0.2], dtype=F64)):
+        together = each(z, sigma, label=LABELS[:4], guidance_scale=scales)
+        for i in range(4):
+            level = sigma if isinstance(sigma, float) else float(sigma[i])
+            alone = cfg(model, float(scales[i]), NULL, interval)(z[i : i + 1], level, label=LABELS[i : i + 1])
+            for name in ("x0", "eps"):
+                assert torch.allclose(getattr(together, name)[i], getattr(alone, name)[0], atol=1e-12)
+    assert (each.cost(1.0), each.cost(3.0)) == (2, 2 if interval is None else 1)
+    plan = solvers.ddim(grids.log_linear(3, 5.0, 0.1))
+    with pytest.raises(ValueError, match="give the condition guidance_scale="):
+        sample(each, plan, noise=z, cond={"label": LABELS[:4]})
+    ends = sample(each, plan, noise=z, cond={"label": LABELS[:4], "guidance_scale": scales}, chunk=3)
+    own = sample(cfg(model, 7.0, NULL, interval), plan, noise=z[3:], cond={"label": LABELS[3:4]})
+    assert torch.allclose(ends[3:], own, atol=1e-12)

@@ -402,7 +402,7 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
 
 
 def test_another_start_beside_the_plan_is_refused_before_the_search(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("logsnr.cli.support.calibrated", lambda *a, **k: pytest.fail("searched"))
+    monkeypatch.setattr("logsnr.cli.calibrate.searched", lambda *a, **k: pytest.fail("searched"))
     GaussianStart.fit(torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))).save(
         tmp_path / "start.safetensors"
     )

@@ -28,11 +28,13 @@ from logsnr.denoiser import Around, Denoiser, Estimate
 from logsnr.noise import alpha_s, per_sample
 
 Interval = tuple[float, float]
+SCALE = "guidance_scale"
+"""The condition that holds each sample's own scale."""
 
 
 def cfg(
     denoiser: Denoiser,
-    scale: float,
+    scale: float | None,
     null: Mapping[str, Any],
     interval: Interval | None = None,
     rescale: float = 0.0,
@@ -44,7 +46,8 @@ def cfg(
 
     Args:
         denoiser: the conditional model.
-        scale: 1 for no guidance (one evaluation: the conditional model bit for bit), 0 for the unconditional model.
+        scale: 1 for no guidance (one evaluation: the conditional model bit for bit), 0 for the unconditional model;
+            None for each sample's own, which is then the condition `guidance_scale` `[B]`.
         null: the null condition, by keyword: replaces those of `sample(..., cond=)`; others are kept.
         interval: (low, high): guide for low < sigma <= high only, the conditional model alone elsewhere.
         rescale: in [0, 1]: how far x0 is brought back to the conditional x0's standard deviation, per sample
@@ -167,10 +170,10 @@ class Guided(Around):
 
     denoiser: _Both
 
-    def __init__(self, pair: _Both, scale: float, interval: Interval | None, rescale: float) -> None:
+    def __init__(self, pair: _Both, scale: float | None, interval: Interval | None, rescale: float) -> None:
         super().__init__(pair)
         low, high = (0.0, math.inf) if interval is None else interval
-        if not math.isfinite(scale):
+        if scale is not None and not math.isfinite(scale):
             raise ValueError(f"scale = {scale}: must be finite; 1 is no guidance")
         if not 0 <= low < high:
             raise ValueError(
@@ -178,12 +181,19 @@ class Guided(Around):
             )
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale = {rescale}: must be in [0, 1]; 0 is off, 2305.08891 uses .7")
-        self.scale, self.rescale = float(scale), float(rescale)
+        self.scale, self.rescale = None if scale is None else float(scale), float(rescale)
         self.interval = None if interval is None else (float(low), float(high))
 
     def _facts(self) -> list[str]:
         inside = "" if self.interval is None else " for sigma in ({:.4g}, {:.4g}]".format(*self.interval)
-        return [repr(self.denoiser.denoiser), f"scale {self.scale:g}{inside}"]
+        scale = "of each sample" if self.scale is None else f"{self.scale:g}"
+        return [repr(self.denoiser.denoiser), f"scale {scale}{inside}"]
+
+    def check_cond(self, cond: Mapping[str, Any]) -> None:
+        inner = {key: value for key, value in cond.items() if key != SCALE or self.scale is not None}
+        if self.scale is None and not isinstance(cond.get(SCALE), Tensor):
+            raise ValueError(f"guidance by each sample's own scale: give the condition {SCALE}=, a tensor [B]")
+        super().check_cond(inner)
 
     def _acts(self, sigma: float) -> bool:
         return self.interval is None or self.interval[0] < sigma <= self.interval[1]
@@ -195,12 +205,13 @@ class Guided(Around):
         return self.denoiser.weak_cost(sigma) + (0 if alone else self.denoiser.cost(sigma))
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
-        weight: float | Tensor = self.scale
+        weight: float | Tensor = cond.pop(SCALE).to(z) if self.scale is None else self.scale
         if not isinstance(sigma, Tensor):
-            weight = self.scale if self._acts(sigma) else 1.0
+            weight = weight if self._acts(sigma) else 1.0
         elif self.interval is not None:
             inside = (sigma > self.interval[0]) & (sigma <= self.interval[1])
-            weight = per_sample(torch.where(inside, self.scale, 1.0).to(z), z)
+            weight = torch.where(inside.to(z.device), z.new_ones(()) * weight, z.new_ones(()))
+        weight = per_sample(weight, z)
         if not isinstance(weight, Tensor) and weight == 1:
             alone: Estimate = self.denoiser(z, sigma, **cond)
             return alone
@@ -242,9 +253,10 @@ class Renoised(Guided):
         if self.scale == 0:
             return self.denoiser.weak(z, sigma, **cond)
         strong, weak = self.denoiser.both(z, sigma, **cond)
-        alpha, _ = alpha_s(sigma)
+        scale, (alpha, _) = self.scale, alpha_s(sigma)
+        assert scale is not None  # cfgpp takes a number
         out: Estimate = Estimate(
-            lambda: _towards(weak.x0, strong.x0, self.scale),
+            lambda: _towards(weak.x0, strong.x0, scale),
             lambda: weak.eps,
             state=lambda: torch.add(z, out.x0 - weak.x0, alpha=alpha),
         )

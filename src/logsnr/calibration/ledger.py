@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from logsnr import files
-from logsnr.denoiser import Denoiser
+from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.reading import check_format, read_json, reading
 from logsnr.sampling.counted import Counted
@@ -154,5 +154,7 @@ def _checksum(data: dict[str, Any]) -> str:
 
 
 def fingerprint(denoiser: Denoiser) -> str:
-    """sha256 of the parameters and buffers, by name: which weights a plan was made for."""
-    return files.fingerprint(denoiser.state_dict())
+    """sha256 of the network's parameters and buffers, by name: which weights a plan was made for, whatever guidance or
+    pipeline lies around them."""
+    networks = [module for module in denoiser.modules() if isinstance(module, NetworkDenoiser)]
+    return files.fingerprint((networks[0] if len(networks) == 1 else denoiser).state_dict())

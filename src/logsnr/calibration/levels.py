@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,28 +28,29 @@ MIN_STEP = math.log(1.25)
 
 SPREADS = (grids.log_linear, grids.karras, grids.flow_range)
 """How the levels of a grid to try are spread."""
-LASTS = (0.05, 0.1, 0.2, 0.4)
-"""Last levels above 0 of the grids to try, in units of sigma_data."""
 FIRSTS = (80.0, 40.0, 20.0, 10.0, 5.0, 2.5)
 """First levels to try where a Gaussian start leads there, in units of sigma_data, beside the largest."""
 
 
-def tried_levels(cache: Cache, n: int, sigma_data: float, history: int, *, first: float | None = None) -> list[Grid]:
+def tried_levels(
+    cache: Cache, n: int, sigma_data: float, history: int, lasts: Sequence[float], *, first: float | None = None
+) -> list[Grid]:
     """Levels among the cache's that are worth a rollout, each once: those of least local error, and log-linear, Karras
-    and even flow-time grids from the largest to one of `LASTS`.
+    and even flow-time grids from the largest to one of `lasts`.
 
     Args:
         cache: the teacher's trajectories.
         n: number of steps.
         sigma_data: of the data.
         history: as in `best_levels`.
+        lasts: last levels above 0 of the grids, in units of `sigma_data`.
         first: the first level of all of them, one of the cache's; None for one in the upper quarter of the range, the
             teacher's for grids.
     """
     low, high = cache.sigmas[-2], cache.sigmas[0] if first is None else first
     found = [best_levels(cache, n, sigma_data, history, first=first)]
     for spread in SPREADS:
-        for last in LASTS:
+        for last in lasts:
             levels = _onto(cache, spread(n, high, min(max(last * sigma_data, low), high / 2)))
             if levels is not None and levels not in found:
                 found.append(levels)

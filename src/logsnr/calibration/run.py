@@ -27,12 +27,13 @@ import torch
 
 from logsnr.calibration.baselines import alternatives, ays, ends, gits
 from logsnr.calibration.descent import descended
+from logsnr.calibration.effort import EFFORTS
 from logsnr.calibration.ledger import SpentError
 from logsnr.calibration.rollout import Metric
 from logsnr.calibration.settings import Settings, digest
 from logsnr.calibration.starts import starts
 from logsnr.calibration.teacher import Cache
-from logsnr.calibration.trial import Progress, Trial
+from logsnr.calibration.trial import Memo, Progress, Trial
 from logsnr.calibration.walk import walked
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
@@ -43,8 +44,8 @@ from logsnr.sampling.plan import Basis, Plan
 from logsnr.sampling.probing import probe
 from logsnr.writing import check_output, only_writer
 
-EFFORT = 1400
-"""Evaluations of the fitting noises that a search may take, unless told."""
+MOST_NUMBERS = 2**25
+"""Of a chunk's finite differences (256 MB in float64), or of a teacher's history."""
 STRENGTHS = (1.0, 30.0)
 """Of the descent's prior, in units of one sample: the usual one, and one for when fitting noises are too few."""
 
@@ -64,6 +65,7 @@ def calibrate(
     metric: Metric | None = None,
     teacher: int = 64,
     rollouts: int | None = None,
+    effort: str = "full",
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -71,6 +73,8 @@ def calibrate(
     method: str = "search",
     start: GaussianStart | None = None,
     first: float | None = None,
+    about: Mapping[str, Any] | None = None,
+    memo: Memo | None = None,
 ) -> Plan:
     """The plan of `nfe` evaluations whose end points lie nearest the teacher's, from the same noise.
 
@@ -91,8 +95,11 @@ def calibrate(
         cond: conditions by keyword; rows of tensors are used in turn.
         metric: features `[B, F]` of samples `[B, *shape]`, in which errors count; None for the samples themselves.
         teacher: evaluations of the teacher, at least 16 and 2 nfe.
-        rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `n` samples; each costs
-            `nfe` answers of the denoiser.  None for 1400 / nfe, so that longer plans cost about the same.
+        rollouts: the budget of search and report beside the teacher, 40 to 200 rollouts of `n` samples;
+            each costs `nfe` answers of the denoiser.  None for 1400 / nfe, so that longer plans cost about the same;
+            40 for a quick search.
+        effort: "full", or "quick" for rows by least squares on a few sets of levels and a short walk, about a fifth
+            of the evaluations (calibration/effort.py).
         chunk: samples per call of the denoiser; None for what keeps finite differences near 256 MB.
         progress: called as the search goes on.
         resume: a file for measurements: read if it exists, written after each.
@@ -104,6 +111,8 @@ def calibrate(
             begins at the largest from the same noise.  The search says whether and where that pays, by the fitting and
             the selection noise; a plan that needs the start says so in `meta["start"]`.
         first: the plan's first level, if it is not to be searched for; from the noise itself where there is no start.
+        about: what else is to be on record of the model, as JSON values: goes to `meta["about"]`.
+        memo: a dictionary that several calls share: plans of other lengths then need no teacher of their own.
 
     Returns:
         The plan.  `meta` holds its provenance and, under `report`, the RMSE of it and of the built-in alternatives on
@@ -120,8 +129,10 @@ def calibrate(
         raise LogsnrError(f"chunk = {chunk}: must be at least 1")
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
     if rollouts is None:
-        rollouts = min(max(EFFORT // max(nfe, 1), 40), 200)
+        rollouts = EFFORTS[effort].rollouts(nfe)
     if sigma_range == "probe":
         sigma_range = probe(denoiser, cond=cond, seed=seed, chunk=chunk).sigma_range
     elif isinstance(sigma_range, str):
@@ -141,6 +152,7 @@ def calibrate(
         method=method,
         first=None if first is None else float(first),
         gaussian=None if start is None else start.fingerprint,
+        effort=effort,
     )
     settings.check(denoiser)
     if method != "search" and (start is not None or first is not None):
@@ -148,10 +160,22 @@ def calibrate(
     if start is not None:
         start.check(denoiser)
         start.classes(in_turn(cond, torch.arange(n)), n)
-    chunk = chunk or max(1, min(n, 2**25 // (denoiser.dim * (7 * nfe + 4))))
+    teacher_chunk = chunk or max(1, min(n, MOST_NUMBERS // (32 * denoiser.dim)))
+    chunk = chunk or max(1, min(n, MOST_NUMBERS // (denoiser.dim * (7 * nfe + 4))))
     path = None if resume is None else check_output(resume, "resume")
     with nullcontext() if path is None else only_writer(path, "this calibration"):
-        trial = Trial(denoiser, settings, path, cond=cond, metric=metric, chunk=chunk, progress=progress, start=start)
+        trial = Trial(
+            denoiser,
+            settings,
+            path,
+            cond=cond,
+            metric=metric,
+            chunk=chunk,
+            teacher_chunk=teacher_chunk,
+            progress=progress,
+            start=start,
+            memo=memo,
+        )
         report, interrupted = None, False
         try:
             with suppress(SpentError):
@@ -167,14 +191,18 @@ def calibrate(
             if trial.best is None:
                 raise
             interrupted = True
-        return finished(trial, report, interrupted=interrupted)
+        return finished(trial, report, about, interrupted=interrupted)
 
 
 def search(trial: Trial, cache: Cache) -> None:
-    """From the best start on: walk and descend, descend without the walk, then with a strong prior."""
-    for plan in starts(trial, cache):
+    """From the best start on: walk and descend, descend without the walk, then with a strong prior; a quick search
+    walks a little from the best one."""
+    deep = trial.settings.tries.deep
+    for plan in starts(trial, cache)[: None if deep else 1]:
         on_grid = plan.sigmas[-1] == 0 and set(plan.sigmas) <= set(cache.sigmas)
         moved = walked(trial, plan, cache) if on_grid else plan
+        if not deep:
+            return
         descended(trial, moved, STRENGTHS[0])
         if moved != plan:
             descended(trial, plan, STRENGTHS[0])
@@ -195,7 +223,9 @@ def reported(trial: Trial) -> dict[str, Any]:
     return {"rmse": _json(trial.rmse(plan, "report")), "alternatives": others}
 
 
-def finished(trial: Trial, report: dict[str, Any] | None, *, interrupted: bool) -> Plan:
+def finished(
+    trial: Trial, report: dict[str, Any] | None, about: Mapping[str, Any] | None, *, interrupted: bool
+) -> Plan:
     """The best plan, with where it comes from."""
     assert trial.best is not None
     plan, how, settings = trial.best.plan, trial.best.how, trial.settings
@@ -218,6 +248,8 @@ def finished(trial: Trial, report: dict[str, Any] | None, *, interrupted: bool) 
             "teacher_samples_times_network": trial.teacher.passes,
         },
     }
+    if about:
+        meta["about"] = dict(about)
     high = settings.sigma_range[1]
     if trial.start is not None and plan.sigmas[0] < high:
         meta["start"] = {"fingerprint": settings.gaussian, "sigma_from": high}

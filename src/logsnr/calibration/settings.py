@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from logsnr.calibration.effort import EFFORTS, MOST_ROLLOUTS, Effort
 from logsnr.calibration.levels import MIN_STEP
 from logsnr.denoiser import Denoiser
 from logsnr.errors import LogsnrError, unknown
@@ -18,12 +19,10 @@ from logsnr.sampling.plan import BASES, Basis
 from logsnr.sampling.start import check_start
 
 MOST_STEPS = 20
-LATER = ("first", "gaussian")
-"""Settings that the files of earlier versions do not have: written only where they are set."""
+LATER = {"first": None, "gaussian": None, "effort": "full"}
+"""Settings that the files of earlier versions do not have, and their values there: written only where they differ."""
 RANKING = 220
 """Rollouts of single noises that the smallest search may have: about a hundred built-in solvers are ranked first."""
-LEADERS = 6
-"""Built-in solvers that are measured on all selection noises, and reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,7 @@ class Settings:
         method: "search", or the name of a baseline.
         first: the plan's first level, where it is not searched for.
         gaussian: fingerprint of the Gaussian start.
+        effort: of the search.
 
     Raises:
         LogsnrError: naming the value, what is allowed, and the fix.
@@ -62,6 +62,7 @@ class Settings:
     method: str
     first: float | None = None
     gaussian: str | None = None
+    effort: str = "full"
 
     def __post_init__(self) -> None:
         nfe, history, (low, high) = self.nfe, self.history, self.sigma_range
@@ -71,10 +72,12 @@ class Settings:
             raise LogsnrError(f"history = {history!r}: must be 0, 1, 2, 3 or 'auto'")
         if self.basis not in ("auto", *BASES):
             raise unknown("basis", self.basis, ["auto", *BASES])
+        if self.effort not in EFFORTS:
+            raise unknown("effort", self.effort, EFFORTS)
         for name, value, least, most in (
             ("n", self.n, 4, 1_000_000),  # with fewer, ranking the built-in solvers takes the smallest budget whole
             ("teacher", self.teacher, max(16, 2 * nfe), 1000),
-            ("rollouts", self.rollouts, 40, 200),
+            ("rollouts", self.rollouts, self.tries.fewest, MOST_ROLLOUTS),
         ):
             if not least <= value <= most:
                 raise LogsnrError(f"{name} = {value}: must be in [{least}, {most}]")
@@ -115,6 +118,11 @@ class Settings:
         check_start(denoiser, high)
 
     @property
+    def tries(self) -> Effort:
+        """What the search tries."""
+        return EFFORTS[self.effort]
+
+    @property
     def fewer(self) -> int:
         """Noises to select by, and to report on."""
         return max(min(self.n, 64), self.n // 2)
@@ -127,12 +135,12 @@ class Settings:
     @property
     def budget(self) -> int:
         """Those of the search: what the report needs is set aside."""
-        return self.answers - (LEADERS + 1) * self.nfe * self.fewer
+        return self.answers - (self.tries.leaders + 1) * self.nfe * self.fewer
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         teacher = {"solver": "unipc-3", "evaluations": self.teacher, "grid": "log-linear"}
-        own = {name: value for name, value in asdict(self).items() if name not in LATER or value is not None}
+        own = {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
         return {**own, "sigma_range": list(self.sigma_range), "teacher": teacher}
 
 

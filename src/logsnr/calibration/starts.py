@@ -14,8 +14,6 @@ from logsnr.sampling.plan import Basis, Grid, Plan
 
 LONGEST = 2
 """Past estimates that "auto" uses on all levels; one less and one more on the best of them."""
-FINALISTS = 4
-"""Of the levels to start from, measured on the selection noise too."""
 
 
 def by_error(entry: tuple[Plan, float]) -> float:
@@ -25,13 +23,13 @@ def by_error(entry: tuple[Plan, float]) -> float:
 
 def starts(trial: Trial, cache: Cache) -> list[Plan]:
     """Best first: fitted rows on many levels, and the best built-in solver that fits the search's space."""
-    settings = trial.settings
+    settings, tries = trial.settings, trial.settings.tries
     n, wanted = settings.nfe, settings.history
     bases: tuple[Basis, ...] = ("eps", "x0", "velocity")
     if settings.basis != "auto":
         bases = (settings.basis,)
     history = min(LONGEST if wanted == "auto" else wanted, n - 1)
-    others = {1, min(LONGEST + 1, n - 1)} - {history, n} if wanted == "auto" else set()
+    others = {min(LONGEST + 1, n - 1), *((1,) if tries.deep else ())} - {history, n} if wanted == "auto" else set()
 
     def rows(levels: Grid, history: int, basis: Basis) -> tuple[Plan, float]:
         trial.tell("rows")
@@ -43,15 +41,15 @@ def starts(trial: Trial, cache: Cache) -> list[Plan]:
         return sorted(both, key=by_error)
 
     unit, past = trial.teacher.sigma_data, min(1, history)
-    tried = tried_levels(cache, n, unit, past, first=settings.first)
+    tried = tried_levels(cache, n, unit, past, tries.lasts, first=settings.first)
     if trial.start is not None and settings.first is None:
         # where to begin on the fitting noise, by one grid from each level; then all grids from the best
         tops = sorted((rows(levels, history, bases[0]) for levels in first_levels(cache, n, unit)), key=by_error)
         for top, _ in tops[:1]:
-            tried += tried_levels(cache, n, unit, past, first=top.sigmas[0])
+            tried += tried_levels(cache, n, unit, past, tries.lasts, first=top.sigmas[0])
         tried = list(dict.fromkeys(tried))
     ranked = sorted((rows(levels, history, bases[0]) for levels in tried), key=by_error)
-    best, *rest = measured(ranked[:FINALISTS], "rows")
+    best, *rest = measured(ranked[: tries.finalists], "rows")
     variants = [rows(best[0].sigmas, history, basis) for basis in bases[1:]]
     variants += [rows(best[0].sigmas, other, bases[0]) for other in sorted(others)]
     best = min([best, *measured(variants, "rows")], key=by_error)

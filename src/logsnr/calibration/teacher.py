@@ -21,8 +21,8 @@ from logsnr.sampling.plan import Grid, Plan
 from logsnr.sampling.reference import consistent
 from logsnr.sampling.teacher import finite_ends, teacher_ends
 
-_CACHE = 2**26
-"""Numbers a cache may hold (256 MB in float32): beyond that it remembers fewer of the samples."""
+_CACHE = 2**28
+"""Numbers a cache may hold (1 GB in float32): beyond that it remembers fewer of the samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from logsnr.calibration.ledger import Ledger, fingerprint
 from logsnr.calibration.rollout import TAIL, Begin, Metric, Noises, squares, tempered
-from logsnr.calibration.settings import LEADERS, Settings
+from logsnr.calibration.settings import Settings
 from logsnr.calibration.teacher import Cache, remember, taught
 from logsnr.denoiser import Denoiser
 from logsnr.devices import on
@@ -31,8 +31,10 @@ from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.teacher import teacher_on, teacher_plan
 
 PURPOSES = ("fit", "select", "report")
-FEW = 8
-"""All built-in solvers are ranked on one selection noise of so many."""
+
+
+Memo = dict[str, Any]
+"""What the teacher did, by what it depends on: shared by trials of plans of several lengths."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Progress:
         stage: "teacher", "alternatives", "rows", "walk", "descent", "report" or "done".
         spent: share of the budget that is used, in [0, 1].
         error: smallest RMSE on the selection noise so far (inf before the first), outliers tempered.
+        evaluations: samples times network evaluations so far, the teacher's too.
     """
 
     stage: str
     spent: float
     error: float
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,13 @@ class Trial:
         cond: Cond | None,
         metric: Metric | None,
         chunk: int,
+        teacher_chunk: int,
         progress: Callable[[Progress], None] | None,
         start: GaussianStart | None = None,
+        memo: Memo | None = None,
     ) -> None:
         self.settings, self.cond, self.metric, self.chunk = settings, cond, metric, chunk
+        self.teacher_chunk, self.memo = teacher_chunk, {} if memo is None else memo
         self.progress, self.start = progress, start
         about = {"model": fingerprint(denoiser), **settings.to_dict()}
         self.ledger = Ledger(Counted(denoiser), about, resume, settings.budget)
@@ -104,7 +111,8 @@ class Trial:
         """Report progress."""
         if self.progress is not None:
             error = math.inf if self.best is None else math.sqrt(self.best.error)
-            self.progress(Progress(stage, min(self.ledger.answers / self.settings.answers, 1.0), error))
+            asked = self.ledger.passes + self.teacher.passes
+            self.progress(Progress(stage, min(self.ledger.answers / self.settings.answers, 1.0), error, asked))
 
     @property
     def teachers_plan(self) -> Plan:
@@ -117,19 +125,30 @@ class Trial:
 
     def remember(self) -> Cache:
         """Let the teacher run on the noises of the search; its trajectories of those of fit."""
-        plan = self.teachers_plan
-        self.noises["fit"], cache = remember(
-            self.teacher, plan, *draw(self, "fit"), chunk=self.chunk, metric=self.metric, begin=self.begin
-        )
+        cache: Cache
+        self.noises["fit"], cache = self._taught("fit", remember)
         self.teach("select")
         return cache
 
     def teach(self, purpose: str) -> None:
         """Let the teacher run on the noise of a purpose."""
-        plan = self.teachers_plan
-        self.noises[purpose] = taught(
-            self.teacher, plan, *draw(self, purpose), chunk=self.chunk, metric=self.metric, begin=self.begin
-        )
+        self.noises[purpose] = self._taught(purpose, taught)
+
+    def _taught(self, purpose: str, teach: Callable[..., Any]) -> Any:
+        """What the teacher makes of the noise of a purpose: remembered, or made now."""
+        plan, settings = self.teachers_plan, self.settings
+        sizes = (settings.n, settings.seed, settings.cond, id(self.metric), settings.gaussian, self.teacher_chunk)
+        key = f"{purpose} {self.ledger.settings['model']} {plan.hash} {sizes}"
+        if key not in self.memo:
+            self.memo[key] = teach(
+                self.teacher,
+                plan,
+                *draw(self, purpose),
+                chunk=self.teacher_chunk,
+                metric=self.metric,
+                begin=self.begin,
+            )
+        return self.memo[key]
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""
@@ -152,10 +171,11 @@ class Trial:
 
     def rank(self, plans: dict[str, Plan]) -> None:
         """Plans measured on a few of the selection noises; the leaders among them on all."""
-        few = max(len(self.noises["select"]) // FEW, 1)
+        tries = self.settings.tries
+        few = max(len(self.noises["select"]) // tries.few, 1)
         found = {name: self.squares(plan, "select", few) for name, plan in plans.items()}
         ranked = sorted(found, key=lambda name: float(found[name].log().mean()))
-        self.leaders = {name: plans[name] for name in ranked[:LEADERS]}
+        self.leaders = {name: plans[name] for name in ranked[: tries.leaders]}
         # one scale for all that is compared: that of the best of them
         self.scale = min(TAIL * float(self.squares(plan, "select").mean()) for plan in self.leaders.values())
         for name, plan in self.leaders.items():

@@ -18,11 +18,6 @@ from logsnr.calibration.teacher import Cache
 from logsnr.calibration.trial import Trial
 from logsnr.sampling.plan import Plan
 
-STRIDES = (1.6, 0.8, 0.4, 0.2)
-"""In log sigma."""
-WALK = 70
-"""Rollouts of a walk, at most."""
-
 Nodes = tuple[int, ...]
 """Levels as increasing indices into the teacher's grid, the end left out."""
 
@@ -68,7 +63,7 @@ def walked(trial: Trial, first: Plan, cache: Cache) -> Plan:
     """
     history, known = max(map(len, first.rows)) - 1, cache.sigmas
     start = tuple(min(range(len(known)), key=lambda i: abs(known[i] - s)) for s in first.sigmas[:-1])
-    on_fit, on_both, best, left = math.inf, math.inf, first, WALK
+    on_fit, on_both, best, left = math.inf, math.inf, first, trial.settings.tries.walk
 
     def better(nodes: Nodes) -> bool:
         nonlocal on_fit, on_both, best, left
@@ -86,7 +81,7 @@ def walked(trial: Trial, first: Plan, cache: Cache) -> Plan:
         return True
 
     width = math.log(known[0] / known[1])
-    strides = [max(round(step / width), 1) for step in STRIDES]
+    strides = [max(round(step / width), 1) for step in trial.settings.tries.strides]
     better(start)
     walk(start, len(known) - 2, math.ceil(MIN_STEP / width - 1e-9), strides, better)
     return best

@@ -1,10 +1,23 @@
 """The `logsnr` command: importing a module of commands puts them into the application."""
 
-from logsnr.cli import commands, compare, evaluate, generate, lists, objective, passport, probe, sample, stats
+from logsnr.cli import (
+    calibrate,
+    commands,
+    compare,
+    evaluate,
+    generate,
+    lists,
+    objective,
+    passport,
+    probe,
+    sample,
+    stats,
+)
 from logsnr.cli.application import app, main
 
 __all__ = [
     "app",
+    "calibrate",
     "commands",
     "compare",
     "evaluate",

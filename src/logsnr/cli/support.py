@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -16,13 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from torch import Tensor
 
 from logsnr.adapters import require_diffusers
 from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
-from logsnr.calibration import Progress, calibrate
 from logsnr.cli.application import note
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.devices import AUTO, find_device, find_dtype, told
@@ -31,11 +29,11 @@ from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
-from logsnr.reading import gigabytes, memory
-from logsnr.sampling import GaussianStart, Plan, probe
+from logsnr.reading import gigabytes, memory, read_text, reading
+from logsnr.sampling import Plan, probe
 from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
-from logsnr.terminal import console, description
+from logsnr.terminal import console
 from logsnr.training.data import told_sources
 from logsnr.writing import replace_file
 
@@ -149,48 +147,6 @@ def known_names() -> dict[str, str]:
     }
 
 
-def calibrated(
-    denoiser: NetworkDenoiser,
-    nfe: int,
-    n: int,
-    rollouts: int | None,
-    resume: Path | None,
-    keep: Path | None,
-    seed: int,
-    *,
-    quiet: bool,
-    sigma_range: tuple[float, float] | None = None,
-    method: str = "search",
-    start: GaussianStart | None = None,
-    first: float | None = None,
-) -> Plan:
-    """The calibrated plan of a run's model, with a bar on a terminal; classes are taken in turn."""
-    shown = console(stderr=True)
-    with Bar(
-        description(), BarColumn(), TimeElapsedColumn(), console=shown, disable=quiet or not shown.is_terminal
-    ) as bar:
-        task = bar.add_task("teacher", total=1.0)
-
-        def tell(progress: Progress) -> None:
-            bar.update(task, completed=progress.spent, description=f"{progress.stage}, RMSE {progress.error:.4f}")
-
-        return calibrate(
-            denoiser,
-            nfe,
-            sigma_range=sigma_range,
-            n=n,
-            rollouts=rollouts,
-            cond=condition(denoiser, None, n),
-            seed=seed,
-            progress=tell,
-            resume=resume,
-            keep=keep,
-            method=method,
-            start=start,
-            first=first,
-        )
-
-
 def class_of(denoiser: Loaded, text: str | None) -> int | None:
     """The number of a class that is named, as its folder was, or numbered; a name wins.
 
@@ -285,6 +241,25 @@ def sampled_model(
             "--guidance out, or train with label_dropout: 0.1"
         )
     return denoiser, cfg(denoiser, guidance, {"class_labels": torch.tensor([null])})
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file, one a line; empty lines are none.
+
+    Raises:
+        LogsnrError: if it cannot be read, or holds none.
+    """
+    fix = "give a text file with a prompt a line"
+    with reading(path, fix, "a file of prompts"):
+        found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not found:
+        raise LogsnrError(f"{path} holds no prompt: {fix}")
+    return found
+
+
+def about_prompts(prompts: Sequence[str]) -> dict[str, Any]:
+    """Which prompts: how many, and their hash."""
+    return {"number": len(prompts), "sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
 
 
 def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n: int) -> dict[str, Any]:

@@ -177,6 +177,12 @@ class Plan:
             return cls.from_dict(mapping(parse_json(read_text(path)), "the file", _FIX))
 
 
+def save_plans(plans: Mapping[int, Plan], path: str | os.PathLike[str]) -> None:
+    """Write plans of several lengths into one JSON file, which `plans_from` and the diffusers scheduler read."""
+    values = {str(nfe): plan.to_dict() for nfe, plan in sorted(plans.items())}
+    replace_file(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
 def plans_from(source: Any, *, paths: bool = True) -> dict[int, Plan]:
     """Plans by their number of evaluations.
 

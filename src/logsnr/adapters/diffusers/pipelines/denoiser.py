@@ -26,11 +26,23 @@ from logsnr.adapters import require_diffusers, version_of
 from logsnr.adapters.diffusers.pipelines.families import Conditions, Family, Prompt, Size, family_of
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
+from logsnr.guidance import Guided, cfg
 from logsnr.pixels import Pixels
 from logsnr.predictions import EDM, LABELS, Prediction
 from logsnr.reading import reading
 from logsnr.timesteps import TimestepTable
 
+MODEL_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "sigma_data",
+)
+"""Keys of a scheduler's config that say what the network was trained on."""
 PIXEL_SIGMA_DATA, LATENT_SIGMA_DATA = 0.5, 1.0
 
 
@@ -92,6 +104,28 @@ class PipelineDenoiser(Denoiser):
     def conditions(self, prompt: Prompt) -> Conditions:
         """The conditions of other prompts or classes, one row each, for `sample(..., cond=)`."""
         return self._family.conditions(prompt, self.guidance)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a plan's file says of the model: its scheduler's config, without what diffusers keeps there for itself
+        and what only samples."""
+        config = self.pipeline.scheduler.config
+        own = {key: value for key, value in config.items() if key in MODEL_KEYS and value is not None}
+        return {"network": self.card["network"], "scheduler": own}
+
+    def guided_each(self) -> Denoiser:
+        """Guidance by each sample's own scale, the condition `guidance_scale` `[B]`.
+
+        Raises:
+            LogsnrError: if the family's guidance is not `logsnr.guidance.cfg`'s, or nothing guides.
+        """
+        if type(self.guided) is not Guided or self._family.row.added:
+            raise LogsnrError(
+                f"guidance drawn from a range: {self.card['pipeline']} "
+                + ("has no guidance" if self.guided is self.plain else "guides in its own way")
+                + "; give one scale"
+            )
+        return cfg(self.plain, None, self.null)
 
     def forward(self, z: Tensor, sigma: float | Tensor, **cond: Any) -> Estimate:
         estimate: Estimate = self.guided(z, sigma, **self._all(z, cond))

@@ -12,6 +12,7 @@ ours.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -288,6 +289,19 @@ def check_range(plan: Plan, model: Noising) -> None:
         )
 
 
+def warn_of_another(plan: Plan, config: Mapping[str, Any]) -> None:
+    """Warn of a plan that was calibrated on a pipeline whose network learned other levels or outputs."""
+    theirs = plan.meta.get("about", {}).get("scheduler", {})
+    differ = [key for key, value in theirs.items() if config.get(key) not in (None, value)]
+    if differ:
+        told = ", ".join(f"{key} {theirs[key]!r} (here {config[key]!r})" for key in differ)
+        warnings.warn(
+            f"the plan of {plan.nfe} evaluations was calibrated on a pipeline with {told}: on another model its rows "
+            "may be no better than a built-in solver's",
+            stacklevel=3,
+        )
+
+
 def check_config(config: Mapping[str, Any], model: Noising) -> None:
     """Refuse at once what `set_timesteps` would refuse for every number of steps.
 
@@ -300,6 +314,7 @@ def check_config(config: Mapping[str, Any], model: Noising) -> None:
     plans = plans_from(config["plan"])
     for plan in plans.values():
         check_range(plan, model)
+        warn_of_another(plan, config)
     if not plans and not isinstance(config["gamma"], list):  # a list fits one number of steps
         solve(config, model, (8.0, 4.0, 2.0, 1.0, 0.0))
 
