@@ -171,7 +171,7 @@ def test_an_interrupted_comparison_keeps_its_rows():
 
     found = measure(model, entries, n=8, keep=keep)
     assert [row.name for row in found.rows] == [entries[0].name]
-    assert found.about["interrupted"] == f"after 1 of {len(entries)} samplers"
+    assert found.about["interrupted"] == f"after 1 of {len(entries)} runs"
 
 
 def test_an_interrupted_passport_keeps_what_was_measured(tmp_path):

@@ -157,8 +157,9 @@ def measure(
                     whole().check_like(before)
                 keep(None, bench.end)
             tell(done, len(runs), f"{entry.budget} evaluations: {entry.name}")
-            x, known[entry.key, s] = bench(entry)
+            x, cell = bench(entry)
             keep(entry, x)
+            known[entry.key, s] = cell
             if so_far is not None:
                 so_far(whole(interrupted=f"after {done + 1} of {len(runs)} runs"))
         tell(len(runs), len(runs), "done")
