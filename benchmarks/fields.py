@@ -106,7 +106,7 @@ def main() -> None:
 Spectrum 1/f^2, three channels; exact expected RMSE in units of sigma_data over all noises, from pure noise at the
 largest level; peers are diffusers' schedulers on all their spacings. The fit of the universal plans knew fields of
 some of these sizes and ranges. `default` is gradient estimation, not taken unasked at these numbers of evaluations.
-Made by `benchmarks/fields.py`.
+Made by `python benchmarks/fields.py`.
 
 {table(results, options.sizes)}"""
     replace_file(options.out / "fields.md", text.encode())

@@ -176,3 +176,44 @@ def test_generate_draws_a_prompt_and_refuses_another(run, sd, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     assert f"made with prompt {PROMPT}, not a blue fox" in err
     assert "give --prompt" in run("generate", sd, *options)[2]
+
+
+def test_prompts_of_a_file_are_taken_in_turn(run, sd, tmp_path):
+    """Image i is the one of prompt i mod 3, whatever the number of images; each chunk encodes its own prompts once."""
+    prompts = ["a red fox", "a blue bird", "two ships"]
+    (tmp_path / "prompts.txt").write_text("a red fox\n\n  a blue bird  \ntwo ships\n", encoding="utf-8")
+    line = ("generate", sd, "--prompts", tmp_path / "prompts.txt", "--nfe", 2, "--chunk", 2, "--shard", 4)
+    line = (*line, "--guidance", 4, "--seed", 5, "--json", "--out", tmp_path / "set")
+    code, out, err = run(*line, "-n", 5)
+    assert code == 0, err
+    assert json.loads(out)["made"] == 5
+    shards = ls.Shards(tmp_path / "set")
+    assert shards.prompts == tuple(prompts)
+    found = torch.cat([images for images, _ in shards])
+    assert np.load(tmp_path / "set" / "shard-00001.npz")["prompts"].tolist() == [1]
+    denoiser = ls.load(sd, guidance=4.0)
+    for first in (0, 2, 4):
+        rows = range(first, first + 2)
+        cond = denoiser.conditions([prompts[i % 3] for i in rows])
+        x = ls.sample(denoiser, 2, n=2, generator=generators(5, rows), cond=cond)
+        expected = denoiser.decode(x)[: 5 - first]
+        assert int((found[first : first + 2].int() - expected.int()).abs().max()) <= 1
+    alone = ls.sample(denoiser, 2, n=2, generator=generators(5, [0, 1]), cond=denoiser.conditions(["a red fox"] * 2))
+    assert int((denoiser.decode(alone)[1].int() - found[1].int()).abs().max()) > 1  # a prompt matters
+    code, out, err = run(*line, "-n", 7)
+    assert json.loads(out)["found"] == 4, err
+    assert torch.equal(torch.cat([images for images, _ in ls.Shards(tmp_path / "set")])[:5], found)
+    (tmp_path / "prompts.txt").write_text("a red fox\na blue bird\n", encoding="utf-8")
+    asked, conditions = [], denoiser.conditions
+    denoiser.conditions = lambda texts: asked.append(texts) or conditions(texts)
+    ls.generate(denoiser, 2, tmp_path / "many", n=6, prompts=prompts[:2], chunk=3, shard=3)
+    assert asked == [prompts[:2], prompts[1::-1]]
+    for options, said in (
+        (line, "made with prompts"),
+        ((*line, "--prompt", "x"), "--prompt x with --prompts"),
+        ((*line[:3], tmp_path / "none.txt", *line[4:]), "none.txt does not exist"),
+        (("generate", "zoo:digits", *line[2:]), "prompts are for a pipeline that is told a text"),
+    ):
+        code, out, err = run(*options)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert said in err

@@ -82,7 +82,8 @@ KINDS: dict[str, Kind] = {
         least=8,
     ),
     "full-disk": Kind(
-        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `compare`, `passport`",
+        what="the disk is full, or refuses, at the n-th file of `train`, `calibrate`, `sample`, `generate`, `compare`, "
+        "`passport`",
         kept="one line that names the file, exit code 2, what was there before intact; with space, on to the same end",
         function="disks:refusing",
         least=15,

@@ -27,6 +27,12 @@ def refusing(folder: Path) -> Iterator[Fault]:
     commands["sample"] = lambda folder, out, again: [
         *("sample", str(folder / "model"), "-n", "4", "--nfe", "4", "--out", str(out / "x.png"))
     ]
+    commands["generate"] = lambda folder, out, again: [
+        *("generate", str(folder / "model"), "-n", "6", "--nfe", "2", "--chunk", "2", "--shard", "2"),
+        *("--out", str(out / "shards")),
+    ]
+    assert command(commands["generate"](folder, folder / "undisturbed", False)).wait() == 0
+    images = _files(folder / "undisturbed")
     for name, make in commands.items():
         for n in range(12 if name == "train" else 4):
             out, log = folder / f"{name}-{n}", folder / f"{name}-{n}.log"
@@ -50,7 +56,13 @@ def refusing(folder: Path) -> Iterator[Fault]:
             trouble = "" if code == 0 else f"with space again it ended with {code}: {log.read_text()[-300:]}"
             if name == "train" and not trouble and weights(out / "run") != whole:
                 trouble = "other weights than the undisturbed run's"
+            if name == "generate" and not trouble and _files(out) != images:
+                trouble = "other files than the undisturbed set's"
             yield what, trouble
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _full(arguments: list[str], n: int, number: int, log: Path) -> Forked:

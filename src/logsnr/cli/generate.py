@@ -50,6 +50,10 @@ def generate(
         str, typer.Option(help="How a class-conditional model's classes are dealt: balanced (in turn) or drawn.")
     ] = "balanced",
     prompt: Prompt = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of prompts, one a line: image i takes prompt i modulo their number.", metavar="FILE"),
+    ] = None,
     negative_prompt: NegativePrompt = None,
     guidance: Guidance = 1.0,
     null_class: NullClass = None,
@@ -75,6 +79,8 @@ def generate(
 
     Example: logsnr generate zoo:digits --nfe 5 -n 50000 --out shards
 
+    Example: logsnr generate owner/name --prompts prompts.txt --guidance 7.5 -n 30000 --out shards
+
     Example: torchrun --nproc-per-node 2 -m logsnr.cli generate zoo:digits -n 50000 --out shards
     """
     from logsnr.cli import support
@@ -83,7 +89,10 @@ def generate(
     from logsnr.interrupts import Interrupted
     from logsnr.writing import check_folder
 
+    texts = None if prompts is None else _lines(prompts)
     for option, value in (("--class", class_), ("--prompt", prompt)):
+        if value is not None and texts is not None:
+            raise LogsnrError(f"{option} {value} with --prompts {prompts}: give one of them")
         if value is not None and classes != "balanced":
             raise LogsnrError(f"{option} {value} with --classes {classes}: give one of them")
     check_folder(out)
@@ -91,9 +100,10 @@ def generate(
         model, nfe=nfe, solver=solver, gamma=gamma, order=order, grid=grid, sigma_max=sigma_max, sigma_min=sigma_min,
         range_=range_, plan=plan, start=start, class_=class_, prompt=prompt, negative_prompt=negative_prompt,
         guidance=guidance, null_class=null_class, where=support.place(device, dtype, compile_, measures=False),
-        seed=seed,
+        seed=seed, prompts=texts,
     )  # fmt: skip
-    support.sampled_condition(what.denoiser, what.label, prompt, 1)  # what it refuses
+    if texts is None:
+        support.sampled_condition(what.denoiser, what.label, prompt, 1)  # what it refuses
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of a machine
     told = {"prompt": prompt, "negative_prompt": negative_prompt, "null_class": null_class}
     try:
@@ -112,6 +122,7 @@ def generate(
             progress=speaks and not hushed(json_),
             model=support.model_name(model),
             told={name: value for name, value in told.items() if value is not None},
+            prompts=texts,
         )
     except Interrupted as stop:
         raise Interrupted(f"{stop}: {support.this_command(without='--overwrite')}", signum=stop.signum) from stop
@@ -119,3 +130,17 @@ def generate(
         support.print_json(done.to_dict())
     elif speaks:
         print(done)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file of prompts that are not empty."""
+    from logsnr.errors import LogsnrError
+    from logsnr.paths import expanded
+    from logsnr.reading import reading
+
+    with reading(expanded(file), "give a text file in UTF-8, one prompt a line", "prompts"):
+        found = [line.strip() for line in expanded(file).read_text(encoding="utf-8").splitlines()]
+    found = [line for line in found if line]
+    if not found:
+        raise LogsnrError(f"--prompts {file} holds no line: give one prompt a line")
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,12 +88,14 @@ def asked(
     null_class: int | None,
     where: Mapping[str, Any],
     seed: int,
+    prompts: Sequence[str] | None = None,
 ) -> Asked:
     """Model and plan by the options of a command.
 
     Raises:
         LogsnrError: if two options exclude each other, or one does not fit the model.
     """
+    from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
     from logsnr.cli import starts, support
     from logsnr.errors import LogsnrError
     from logsnr.sampling import Plan, plan_for
@@ -108,7 +110,10 @@ def asked(
     if range_ is not None:
         if plan is not None or sigma_min is not None or sigma_max is not None:
             raise LogsnrError(f"--range {range_} with --plan, --sigma-min or --sigma-max: give one of them")
-        few = support.sampled_condition(denoiser, label, prompt, 12)
+        if prompts and isinstance(denoiser, PipelineDenoiser):
+            few = denoiser.conditions([prompts[i % len(prompts)] for i in range(12)])
+        else:
+            few = support.sampled_condition(denoiser, label, prompt, 12)
         sigma_min, sigma_max = support.asked_range(guided, range_, few, seed) or (None, None)
     if plan:
         chosen = Plan.load(plan)

@@ -8,9 +8,11 @@ WORLD_SIZE.  Memory holds one shard.  Ctrl-C and SIGTERM let the chunk finish; w
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from logsnr.devices import find_process
 from logsnr.errors import LogsnrError
 from logsnr.files import fingerprint
 from logsnr.generation.settings import Settings, default_sizes
-from logsnr.generation.shards import Shards, claim, find_format
+from logsnr.generation.shards import PROMPTS, Shards, claim, find_format
 from logsnr.interrupts import Asked, Interrupted, put_off
+from logsnr.sampling.batches import take
 from logsnr.sampling.default import plan_for
 from logsnr.sampling.gaussian import GaussianStart
 from logsnr.sampling.loop import evaluations, sample
@@ -32,7 +35,7 @@ from logsnr.sampling.plan import Plan
 from logsnr.sampling.start import start as first_noise
 from logsnr.sampling.streams import generators
 from logsnr.terminal import clock, console, progress_bar
-from logsnr.writing import check_folder
+from logsnr.writing import check_folder, replace_file
 
 EVERY = 30.0
 """Seconds between lines where no terminal shows a bar."""
@@ -114,6 +117,7 @@ def generate(
     world: int | None = None,
     model: str = "",
     told: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Generated:
     """Make n images, or those of them that are not there yet, in shards in a folder.
 
@@ -142,6 +146,8 @@ def generate(
         model: what the model is called, for the record.
         told: conditions of the denoiser that it does not tell of itself (a prompt), for the record: a set of other ones
             is refused.
+        prompts: of a pipeline that is told a text: image i has prompt i mod their number.  They are encoded chunk by
+            chunk.
 
     Returns:
         What was done.
@@ -161,14 +167,19 @@ def generate(
     of = int(denoiser.card.get("classes") or 0)
     if not of and classes not in ("balanced", None):
         raise LogsnrError(f"classes = {classes}: this model is unconditional; leave it out")
+    encoded = None if prompts is None else _encoder(denoiser, prompts)
+    if encoded is not None and prompts is not None:
+        told = {**(told or {}), "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()}
+        classes = None
     network = next((p for p in denoiser.parameters() if p.is_floating_point()), state)
     starts = start if start is not None else denoiser.start if plan.meta.get("start") else None
     settings = Settings(
         model=model or str(denoiser.card.get("name", "")),
         sampler=str(plan.meta.get("solver", "custom")),
         told=dict(told or {}),
+        prompts=len(prompts or ()),
         seed=seed,
-        deal=classes if of else None,
+        deal=classes if of and prompts is None else None,
         classes=of,
         class_names=tuple(denoiser.card.get("class_names") or ()),
         plan=plan.hash,
@@ -185,11 +196,15 @@ def generate(
         n=n,
     )
     shards = claim(folder, settings, overwrite=overwrite, rank=rank, world=world)
+    if prompts is not None and not (folder / PROMPTS).exists():
+        replace_file(folder / PROMPTS, (json.dumps(list(prompts), ensure_ascii=False, indent=1) + "\n").encode())
 
     def images(index: range) -> Tensor:
         """The images of a chunk: whole, so that none depends on how many are wanted."""
         labels = settings.condition(index)
-        cond = {} if labels is None else {"class_labels": labels}
+        cond: Mapping[str, Any] = {} if labels is None else {"class_labels": labels}
+        if encoded is not None:
+            cond = encoded(index)
         x = sample(denoiser, plan, n=len(index), generator=generators(seed, index), cond=cond, start=start)
         return denoiser.decode(x).cpu()
 
@@ -215,6 +230,26 @@ def generate(
         evaluations=evaluations(denoiser, plan),
         seconds=time.perf_counter() - began,
     )
+
+
+def _encoder(denoiser: Denoiser, prompts: Sequence[str]) -> Callable[[range], Mapping[str, Any]]:
+    """Images -> the conditions of their prompts, each encoded once.
+
+    Raises:
+        LogsnrError: if there are none, or the model is told no text.
+    """
+    conditions = getattr(denoiser, "conditions", None)
+    if conditions is None or getattr(denoiser, "told", None) != "a text":
+        raise LogsnrError("prompts are for a pipeline that is told a text, which this model is not: leave them out")
+    if not prompts:
+        raise LogsnrError("no prompts: give at least one")
+
+    def encoded(index: range) -> Mapping[str, Any]:
+        texts = [prompts[i % len(prompts)] for i in index]
+        each = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        return take(conditions(list(each)), torch.tensor([each[text] for text in texts]))
+
+    return encoded
 
 
 def _fill(

@@ -39,7 +39,8 @@ class Settings:
     Args:
         model: what the model is called; for people.
         sampler: what the plan is called; for people.
-        told: conditions beside the class, e.g. a prompt, by the option that gave them.
+        told: conditions beside the class, e.g. a prompt, by the option that gave them; of many prompts their sha256.
+        prompts: how many there are, where there are many: image i has prompt i mod prompts; 0 without.
         seed: of every draw.
         deal: how classes are dealt: one of `RULES`, one class for all, None for a model without.
         classes: of the model.
@@ -61,6 +62,7 @@ class Settings:
     model: str
     sampler: str
     told: Mapping[str, Any] = field(default_factory=dict)
+    prompts: int = 0
     seed: int
     deal: str | int | None
     classes: int
@@ -119,6 +121,10 @@ class Settings:
         null = isinstance(self.deal, int) and not 0 <= self.deal < self.classes
         return None if null else self.condition(indices)
 
+    def prompt_indices(self, indices: Sequence[int]) -> Tensor | None:
+        """Which prompt these images have: int64 `[N]`; None where there are not many."""
+        return torch.tensor(indices) % self.prompts if self.prompts else None
+
     def save(self) -> bytes:
         """The bytes of the file."""
         facts = {"version": VERSION, "made_by": "logsnr generate", **dataclasses.asdict(self)}
@@ -151,7 +157,7 @@ class Settings:
         mine, there = (dataclasses.asdict(settings) for settings in (self, other))
         names = {**mine["told"], **there["told"]}
         told = [(name, there["told"].get(name), mine["told"].get(name)) for name in names]
-        rest = [(name, there[name], mine[name]) for name in mine if name not in ("told", *FREE)]
+        rest = [(name, there[name], mine[name]) for name in mine if name not in ("told", "prompts", *FREE)]
         for name, old, new in (*told, *rest):
             if old != new:
                 called = "classes" if name == "deal" else name

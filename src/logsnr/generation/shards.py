@@ -1,7 +1,9 @@
 """Shards: the files of a set of images. Each comes whole, by a rename, or not at all.
 
-    npz    shard-00003.npz          images uint8 [N, C, H, W] (grey levels), labels int64 [N], class_names
+    npz    shard-00003.npz          images uint8 [N, C, H, W] (grey levels), labels int64 [N], class_names, prompts
     png    00003/003000.png, ...    a folder of pictures, grey levels stretched to 0 ... 255; labels in dataset.json
+
+Of many prompts, prompts.json has the texts, and `prompts` of an .npz says which each image has: i mod their number.
 
 An .npz is read as data (training/data.py), pictures and dataset.json as EDM's and StyleGAN's dataset tools write them.
 A shard that is there is looked at before it is left alone: checksums, shapes and labels.
@@ -26,11 +28,13 @@ from logsnr.errors import LogsnrError, unknown
 from logsnr.generation.settings import NAME, Settings
 from logsnr.paths import expanded
 from logsnr.pixels import Pixels
-from logsnr.reading import read_arrays, reading
+from logsnr.reading import parse_json, read_arrays, reading
 from logsnr.writing import create_file, npz, replace_file, replace_folder
 
 LABELS = "dataset.json"
 """The labels of pictures: {"labels": [[path, class], ...]}."""
+PROMPTS = "prompts.json"
+"""The prompts of a set that has many: a list of texts."""
 _AGAIN = "make it again, by the command that made it"
 
 
@@ -55,7 +59,9 @@ class Format:
 
 def _write_npz(path: Path, settings: Settings, number: int, images: Tensor) -> None:
     arrays = {"images": images.numpy()}
-    labels = settings.labels(settings.images(number))
+    labels, prompts = (of(settings.images(number)) for of in (settings.labels, settings.prompt_indices))
+    if prompts is not None:
+        arrays["prompts"] = prompts.numpy()
     if labels is not None:
         arrays["labels"] = labels.numpy()
         if settings.class_names:
@@ -65,9 +71,10 @@ def _write_npz(path: Path, settings: Settings, number: int, images: Tensor) -> N
 
 def _read_npz(path: Path, settings: Settings, number: int) -> Tensor:
     arrays = read_arrays(path, _AGAIN)
-    labels, found = settings.labels(settings.images(number)), arrays.get("labels")
-    if (labels is None) != (found is None) or not (labels is None or np.array_equal(labels.numpy(), arrays["labels"])):
-        raise LogsnrError(f"{path} has other labels than its set: {_AGAIN}")
+    for name, of in (("labels", settings.labels), ("prompts", settings.prompt_indices)):
+        told, found = of(settings.images(number)), arrays.get(name)
+        if (told is None) != (found is None) or not (told is None or np.array_equal(told.numpy(), arrays[name])):
+            raise LogsnrError(f"{path} has other {name} than its set: {_AGAIN}")
     return torch.from_numpy(np.ascontiguousarray(arrays["images"]))
 
 
@@ -160,6 +167,22 @@ class Shards:
         for number in range(self.settings.shards):
             yield self.read(number), self.settings.labels(self.settings.images(number))
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of a set that has many: image i has number i mod their number.
+
+        Raises:
+            LogsnrError: if their file is missing or damaged.
+        """
+        if not self.settings.prompts:
+            return ()
+        path = self.folder / PROMPTS
+        with reading(path, _AGAIN, "prompts"):
+            found = parse_json(path.read_text(encoding="utf-8"))
+            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+                raise ValueError("it is no list of texts")
+            return tuple(found)
+
     def path(self, number: int) -> Path:
         """Where a shard lies."""
         return self.folder / self._format.name(number)
@@ -227,7 +250,8 @@ def claim(folder: Path, settings: Settings, *, overwrite: bool, rank: int, world
             if number is not None and number % world == rank:
                 shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
         if rank == 0:
-            (folder / LABELS).unlink(missing_ok=True)
+            for name in (LABELS, PROMPTS):
+                (folder / name).unlink(missing_ok=True)
         replace_file(path, new)
     there = Settings.load(folder)
     settings.check_same(there, folder)
