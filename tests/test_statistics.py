@@ -236,3 +236,12 @@ def test_the_table_names_the_features(run):
     assert code == 0, err
     assert "FD (features: pixels) of infinitely many samples" in out
     assert "FID" not in out
+
+
+def test_several_processes_are_told_that_one_is_enough(run, place, monkeypatch):
+    saved("x.npy", images(20))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for line in (("stats", "x.npy", "--features", "pixels"), ("evaluate", "x.npy", "--stats", "s.npz")):
+        code, out, err = run(*line)
+        assert (code, out) == (2, "")
+        assert "2 processes (WORLD_SIZE) would all do the same" in err

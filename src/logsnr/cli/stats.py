@@ -41,6 +41,7 @@ def stats(
     import torch
 
     from logsnr.cli import support
+    from logsnr.devices import find_process
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.features import Material, find_space
     from logsnr.evaluation.statistics import Statistics, cached, gather, told_features
@@ -50,6 +51,8 @@ def stats(
     from logsnr.training.config import DataConfig
     from logsnr.writing import check_output
 
+    if (world := find_process()[1]) > 1:
+        raise LogsnrError(f"{world} processes (WORLD_SIZE) would all do the same: make statistics with one")
     if channels == 2:
         raise LogsnrError("--channels 2: give 1 for grey or 3 for colour")
     out = None if out is None else check_output(out)
