@@ -19,6 +19,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -231,17 +232,86 @@ def read_arrays(path: Path, fix: str, only: Callable[[str], bool] | None = None)
 
 def _array(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     """The array of `size` bytes, header included, at the file's beginning."""
-    file.seek(0)
-    version = npy.read_magic(file)
-    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = header(file)
-    if dtype.hasobject:
-        raise LogsnrError("holds Python objects, which are never unpickled: save plain uint8 arrays")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
-        raise LogsnrError(f"has a header of shape {shape}, more than the file holds: copy it again")
+    _header(file, size)
     file.seek(0)
     found: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False)
     return found
+
+
+def _header(file: IO[bytes], size: int, first: int = 0) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype of the array of `size` bytes that begins at `first`; the file is
+    then at its values."""
+    file.seek(first)
+    version = npy.read_magic(file)
+    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, columns, dtype = header(file)
+    if dtype.hasobject:
+        raise LogsnrError("holds Python objects, which are never unpickled: save plain uint8 arrays")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - (file.tell() - first):
+        raise LogsnrError(f"has a header of shape {shape}, more than the file holds: copy it again")
+    return shape, columns, dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """An array in a file, where it lies.
+
+    Attributes:
+        path: of the file.
+        offset: of its first value, in bytes.
+        shape: of the array, rows first in memory.
+        dtype: of its values.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def opened(self) -> np.ndarray[Any, Any]:
+        """The array, mapped: pages are read when they are touched, and given back when memory is short."""
+        flat = np.memmap(self.path, np.uint8, "r", self.offset, (self.nbytes,))
+        return np.asarray(flat).view(self.dtype).reshape(self.shape)
+
+
+def find_arrays(path: Path, fix: str) -> dict[str, Region | None]:
+    """Where the arrays of an .npz or .npy file lie, as `read_arrays` names them; None for one that cannot be mapped:
+    it is compressed, or its columns come first.
+
+    Raises:
+        LogsnrError: if the file is missing, damaged or holds Python objects.
+    """
+    with reading(path, fix, "a NumPy file"), path.open("rb") as file:
+        size = path.stat().st_size
+        if not zipfile.is_zipfile(file):
+            return {"images": _region(path, file, size, 0)}
+        found: dict[str, Region | None] = {}
+        with zipfile.ZipFile(file) as archive:
+            for part in archive.infolist():
+                if not part.filename.endswith(".npy"):
+                    continue
+                name = part.filename.removesuffix(".npy")
+                if part.compress_type != zipfile.ZIP_STORED:
+                    found[name] = None
+                    continue
+                # The header before the values repeats the name, and has extra fields of a length of its own.
+                file.seek(part.header_offset + 26)
+                lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+                first = part.header_offset + 30 + lengths
+                if first + part.file_size > size:
+                    raise LogsnrError(f"{part.filename} ends after the file does: copy it again")
+                found[name] = _region(path, file, part.file_size, first)
+        return found
+
+
+def _region(path: Path, file: IO[bytes], size: int, first: int) -> Region | None:
+    shape, columns, dtype = _header(file, size, first)
+    return None if columns and len(shape) > 1 else Region(path=path, offset=file.tell(), shape=shape, dtype=dtype)
 
 
 def memory() -> int:

@@ -133,7 +133,7 @@ def _samples(
     if loaded.shape != image_shape(denoiser):
         raise LogsnrError(f"{data} holds images of {loaded.shape}, the model makes {image_shape(denoiser)}")
     say(loaded, data, quiet)
-    images = torch.cat([loaded.test_images, loaded.train_images])[:2048]
+    images = torch.cat([loaded.test_images[:2048], loaded.train_images[:2048]])[:2048]
     if drawn is not None and loaded.train_labels is None:
         raise LogsnrError(f"{data} has no labels, which this class-conditional model needs: give --prompt CLASS")
     labels = None

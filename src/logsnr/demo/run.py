@@ -101,7 +101,7 @@ def run_demo(
         samplers=rows,
         teacher=teacher,
         recognised=recognise(next(q.images for q in rows if q.sampler.startswith("GE") and q.nfe == max(EVALUATIONS))),
-        held_out=Pixels(data.grey_levels).display(data.test_images),
+        held_out=Pixels(data.grey_levels).display(data.test_images[:]),
         strip=_strip(denoiser, data, seed),
     )
     terminal.print("5/5 report")
@@ -147,10 +147,10 @@ def _bounds(denoiser: NetworkDenoiser, data: Dataset, seed: int) -> tuple[Likeli
     without, given = (
         bits_per_dim(
             denoiser,
-            data.test_images,
+            data.test_images[:],
             cond={"class_labels": labels},
             generator=torch.Generator().manual_seed(seed + 1),
-            train=data.train_images,
+            train=data.train_images[:],
         )
         for labels in (null, data.test_labels)
     )
@@ -161,22 +161,20 @@ def _judge(data: Dataset, seed: int) -> tuple[Classifier, FeatureSpace, Callable
     """A classifier, the space of its features, and the function that puts samples beside held-out digits."""
     assert data.train_labels is not None
     assert data.test_labels is not None
-    held_out = (data.test_images, data.test_labels)
+    train, held_out = data.train_images[:], (data.test_images[:], data.test_labels)
     generator = torch.Generator().manual_seed(seed + 2)
-    classifier = train_classifier(
-        data.train_images, data.train_labels, held_out, grey_levels=data.grey_levels, generator=generator
-    )
+    classifier = train_classifier(train, data.train_labels, held_out, grey_levels=data.grey_levels, generator=generator)
     # Real images against real images, in the numbers and class shares of the comparison: the floor of the distance.
     # (Classes lie far apart in the features: chance class shares alone would cost more than the samples' errors.)
     real = _balanced(data.train_labels, SAMPLES // data.classes)
     pixels = Pixels(data.grey_levels)
     with torch.no_grad():
-        reference = classifier.features(data.train_images[~real])
+        reference = classifier.features(train[~real])
     space = FeatureSpace(name=FEATURES, of=lambda x: classifier.features(pixels.decode(x)), reference=reference)
-    references = pixels.encode(data.train_images)
+    references = pixels.encode(train)
 
     def recognise(images: Tensor) -> Recognised:
-        samples, others = (nearest_distances(pixels.encode(v), references) for v in (images, data.test_images))
+        samples, others = (nearest_distances(pixels.encode(v), references) for v in (images, held_out[0]))
         pairs = pixels.encode(images[:20]).flatten(1)
         nearest = torch.cdist(pairs, references.flatten(1)).argmin(1)
         with torch.no_grad():
@@ -184,11 +182,11 @@ def _judge(data: Dataset, seed: int) -> tuple[Classifier, FeatureSpace, Callable
         return Recognised(
             accuracy=float(accuracy),
             samples=classifier.confident_share(images),
-            held_out=classifier.confident_share(data.test_images),
+            held_out=classifier.confident_share(held_out[0]),
             samples_nearest=_quartiles(samples),
             held_out_nearest=_quartiles(others),
-            real_frechet=space.distances(pixels.encode(data.train_images[real]))[0].value,
-            nearest_pairs=(pixels.display(images[:20]), pixels.display(data.train_images[nearest])),
+            real_frechet=space.distances(pixels.encode(train[real]))[0].value,
+            nearest_pairs=(pixels.display(images[:20]), pixels.display(train[nearest])),
         )
 
     return classifier, space, recognise

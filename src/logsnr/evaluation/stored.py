@@ -89,7 +89,7 @@ def stored(
             images, levels = array_images(folder), grey_levels or 256
         else:
             data = load_data(DataConfig(source=source, holdout=0.0))
-            images, levels = data.train_images, data.grey_levels
+            images, levels = data.train_images[:], data.grey_levels
         return _walked(source, "", levels, limit, lambda: iter([images]))
     if is_generated(source):
         return _generated(source, limit, size)

@@ -5,7 +5,7 @@
 
 Of many prompts, prompts.json has the texts, and `prompts` of an .npz says which each image has: i mod their number.
 
-An .npz is read as data (training/data.py), pictures and dataset.json as EDM's and StyleGAN's dataset tools write them.
+An .npz is read as data (training/data), pictures and dataset.json as EDM's and StyleGAN's dataset tools write them.
 A shard that is there is looked at before it is left alone: checksums, shapes and labels.
 """
 

@@ -35,6 +35,8 @@ STATE = "state"
 _FIX = "restore it, or train into another folder"
 FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "log_with", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
+FREE_OF_DATA = ("in_memory", "workers")
+"""And those of its data."""
 
 
 def has_state(out: Path) -> bool:
@@ -220,6 +222,8 @@ def _same_recipe(saved: dict[str, Any], run: Kept, out: Path) -> None:
     with suppress(ValidationError):
         # Options that a recipe of its time did not have are at their defaults.
         saved = Recipe.model_validate(saved).model_dump(mode="json")
+    for values in (saved, current):
+        values["data"] = {k: v for k, v in (values.get("data") or {}).items() if k not in FREE_OF_DATA}
     for key, value in current.items():
         if key not in FREE and saved.get(key) != value:
             raise LogsnrError(

@@ -153,7 +153,10 @@ def train(
                     repair(run, out)
                 truncate_metrics(out / METRICS, run.step)
             run.accelerator.wait_for_everyone()
-            return _to_the_end(run, out, progress, callback)
+            try:
+                return _to_the_end(run, out, progress, callback)
+            finally:
+                run.draw.close()
 
 
 def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) -> Summary:

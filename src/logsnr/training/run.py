@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
-from logsnr.files import check_finite, fingerprint
+from logsnr.files import check_finite
 from logsnr.models import build_network
 from logsnr.noise import sigma_from_logsnr
 from logsnr.pixels import Pixels
@@ -71,8 +71,7 @@ class Run:
             raise LogsnrError(f"batch = {recipe.batch} over {self.world} processes: give a multiple of {self.world}")
         # Noise levels are drawn in float64, which Apple's GPUs do not have: there the CPU draws.
         self.generator = torch.Generator("cpu" if self.device.type == "mps" else self.device)
-        batch = recipe.batch // self.world
-        self.draw = Draws(recipe, data, batch=batch, generator=self.generator, device=self.device)
+        self.draw = Draws(recipe, data, generator=self.generator, device=self.device, rank=self.rank, world=self.world)
 
         sigma_data = recipe.sigma_data or data.sigma_data
         dim = math.prod(data.shape)
@@ -126,19 +125,15 @@ class Run:
         self.denoiser.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         adaptive = recipe.objective.adaptive
         self.adaptation = Adaptation(self.objective, bare, adaptive, self.generator) if adaptive else None
-        seen = {"images": data.train_images}
-        if recipe.conditional and data.train_labels is not None:
-            seen["labels"] = data.train_labels
-        self.data_fingerprint = fingerprint(seen)
+        self.data_fingerprint = data.fingerprint(labels=recipe.conditional)
         self.metrics = Metrics(recipe, self.accelerator, self.adaptation.meter if self.adaptation else None)
 
     def advance(self) -> Tensor:
         """One step of the optimizer; returns the batch's loss in nats per dimension, on the device."""
         recipe = self.recipe
-        self.generator.manual_seed(derived_seed(recipe.seed, "step", self.step, self.rank))
         # Dropout layers draw from the global generator, whose state `train` puts back at the end.
         torch.manual_seed(derived_seed(recipe.seed, "dropout", self.step, self.rank))
-        x, cond = self.draw()
+        x, cond = self.draw(self.step)
         with self.adaptation or nullcontext():
             output = self.objective(
                 self.denoiser, x, cond=cond, generator=self.generator, rank=self.rank, world=self.world

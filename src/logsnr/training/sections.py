@@ -36,7 +36,8 @@ class DataConfig(Section):
     Args:
         source: "digits", an .npz or .npy file, a folder of images or of `logsnr generate`; paths are relative to the
             working directory.
-        grey_levels: per channel (digits have 17, whatever is said here); recipes of before say `levels`.
+        grey_levels: per channel (digits have 17, whatever is said here); 2, 4, ... 128 make low-bit data of 8-bit
+            images; recipes of before say `levels`.
         size: for folders: crop to the central square and resize to this side.
         channels: for folders: 1 for grey, 3 for colour (the default).
         background: for folders: colour under transparent parts, by name or as "#rrggbb"; "refuse" for an error instead.
@@ -45,6 +46,8 @@ class DataConfig(Section):
         holdout: fraction of the images held out, where the source has no held-out part of its own.
         split_seed: seed of that split; the held-out part stays the same for every training seed.
         flip: mirror each image left to right with probability 1/2.
+        in_memory: whether images are taken into memory, or read as they are needed; by default up to 1 GiB of them.
+        workers: processes that read ahead what is not in memory; 0 for none.
     """
 
     source: str = "digits"
@@ -57,6 +60,8 @@ class DataConfig(Section):
     holdout: Probability = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    in_memory: bool | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
 
     @field_validator("background")
     @classmethod

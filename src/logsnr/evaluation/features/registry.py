@@ -122,7 +122,7 @@ def feature_space(
             raise LogsnrError(f"{source} has no images of class {label} to compare with: use --features none")
         images = images[labels == label]
     gathered = Gathered(len(images))
-    for part in torch.split(images, _BATCH):
+    for part in (images[i : i + _BATCH] for i in range(0, len(images), _BATCH)):
         gathered.add(space(part))
     return FeatureSpace(name=space.name, of=lambda x: space(decode(x)), reference=Reference.of(gathered))
 

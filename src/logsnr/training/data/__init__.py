@@ -1,0 +1,20 @@
+"""Data: images by index, in memory or not, from every kind of source."""
+
+from __future__ import annotations
+
+from logsnr.training.data.arrays import array_images
+from logsnr.training.data.dataset import Dataset, Images, Rows, Store
+from logsnr.training.data.sources import DATASETS, Source, is_generated, load_data, told_sources
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Images",
+    "Rows",
+    "Source",
+    "Store",
+    "array_images",
+    "is_generated",
+    "load_data",
+    "told_sources",
+]

@@ -1,0 +1,167 @@
+"""Sources: every kind of data that `data.source` can name.
+
+"digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
+images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4 (arrays.py)
+a generated set     the folder of `logsnr generate`
+a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logsnr.errors import LogsnrError, nearest, require
+from logsnr.generation import Shards
+from logsnr.generation.settings import NAME as SETTINGS
+from logsnr.paths import expanded
+from logsnr.terminal import progress_bar
+from logsnr.training.data.arrays import read_array_file
+from logsnr.training.data.dataset import Dataset
+from logsnr.training.data.split import Found, split
+from logsnr.training.folders import Tell, read_folder
+from logsnr.training.processes import first_process
+from logsnr.training.sections import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of data that `data.source` can name.
+
+    Args:
+        load: config, and whom to tell how far it is -> Dataset.
+        told: what messages call it.
+        recognised: whether a source is of this kind; None for one that goes by its name in `DATASETS`.
+    """
+
+    load: Callable[[DataConfig, Tell | None], Dataset]
+    told: str
+    recognised: Callable[[str], bool] | None = None
+
+
+def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
+    """Read, check and split the images of `config`.
+
+    Args:
+        config: the recipe's section.
+        progress: show a bar on a terminal.
+
+    Raises:
+        LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
+    """
+    text = config.source
+    for name, source in DATASETS.items():
+        if text == name if source.recognised is None else source.recognised(text):
+            with progress_bar(progress and first_process(), "reading images") as show:
+                tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
+                return source.load(config, tell)
+    near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
+    what = "is of no kind that is read" if expanded(text).exists() else "does not exist"
+    hint = f"did you mean {near!r}? " if near else ""
+    raise LogsnrError(f"data.source = {text!r} {what}: {hint}give {told_sources()}")
+
+
+def told_sources() -> str:
+    """Every kind of source, in words."""
+    *others, last = (source.told for source in DATASETS.values())
+    return f"{', '.join(others)}, or {last}"
+
+
+def _is_array(source: str) -> bool:
+    return Path(source).suffix in (".npz", ".npy") and not _is_folder(source)
+
+
+def _is_folder(source: str) -> bool:
+    return expanded(source).is_dir()
+
+
+def is_generated(source: str) -> bool:
+    """Whether it is the folder of `logsnr generate`."""
+    return (expanded(source) / SETTINGS).is_file()
+
+
+def _no_folder(config: DataConfig) -> None:
+    """Refuse options of a folder for what is none."""
+    if config.size is not None or config.channels is not None:
+        raise LogsnrError(
+            f"data.size and data.channels apply to folders of images: remove them to read {config.source}"
+        )
+    if config.background != "white" or config.broken != "stop":
+        raise LogsnrError(
+            f"data.background and data.broken apply to folders of images: remove them to read {config.source}"
+        )
+
+
+def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
+    _no_folder(config)
+    if config.layout is not None:
+        raise LogsnrError("data.layout applies to .npz and .npy files: remove it to read digits")
+    datasets = require("sklearn.datasets", extra="train", purpose="data.source = 'digits'")
+    digits = datasets.load_digits()
+    images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.split_seed))
+    images, labels = images[order], labels[order]
+    return Dataset(
+        train_images=images[297:].contiguous(),
+        train_labels=labels[297:].contiguous(),
+        test_images=images[:297].contiguous(),
+        test_labels=labels[:297].contiguous(),
+        grey_levels=17,
+        classes=10,
+        class_names=tuple("0123456789"),
+        source="digits",
+    )
+
+
+def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
+    _no_folder(config)
+    return split(read_array_file(config), config, tell)
+
+
+def _folder(config: DataConfig, tell: Tell | None) -> Dataset:
+    if config.layout is not None:
+        raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
+    path = expanded(config.source)
+    read = read_folder(path, config, tell)
+    found = Found(
+        images=read.images, labels=read.labels, class_names=read.classes, source=str(path), said=read.said,
+        eight_bit=True,
+    )  # fmt: skip
+    return split(found, config, tell)
+
+
+def _generated(config: DataConfig, tell: Tell | None) -> Dataset:
+    """A set of `logsnr generate`, with grey levels, labels and names of its own."""
+    _no_folder(config)
+    path, found = expanded(config.source), Shards(config.source)
+    images, labels = torch.empty(len(found), *found.settings.shape, dtype=torch.uint8), list[Tensor | None]()
+    first = 0
+    for part, classes in found:
+        images[first : first + len(part)] = part
+        first += len(part)
+        labels.append(classes)
+        if tell is not None:
+            tell(first, len(found))
+    known = [part for part in labels if part is not None]
+    config = config.model_copy(update={"grey_levels": found.pixels.grey_levels})
+    whole = Found(
+        images=images, labels=torch.cat(known) if known else None, source=str(path),
+        class_names=found.settings.class_names if known else (),
+        said=(f"generated by {found.settings.model or 'a model'}",),
+    )  # fmt: skip
+    return split(whole, config, tell)
+
+
+DATASETS: dict[str, Source] = {
+    "digits": Source(load=_digits, told="'digits'"),
+    "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
+    "generated": Source(load=_generated, told="the folder of logsnr generate", recognised=is_generated),
+    "folder": Source(load=_folder, told="a folder of images", recognised=_is_folder),
+}
+"""Kinds of data, each with what reads it; the first that recognises a source takes it."""

@@ -1,0 +1,211 @@
+"""Data that stay on disk: the same images, order and training as in memory, and any number of processes sees them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from logsnr.errors import LogsnrError
+from logsnr.files import read_pair
+from logsnr.training import Dataset, load_data, recipe_from, train
+from logsnr.training.config import DataConfig
+from logsnr.training.data import Rows
+from logsnr.training.data.feed import Feed
+from logsnr.training.draws import Draws
+
+NETWORK = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGSNR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pictures(n=60, shape=(8, 8), high=256, seed=0):
+    return np.random.default_rng(seed).integers(0, high, (n, *shape), dtype=np.uint8)
+
+
+def load(source, **options):
+    return load_data(DataConfig(source=str(source), **options))
+
+
+def both(source, **options):
+    """The data in memory, and out of it."""
+    here, there = (load(source, in_memory=where, **options) for where in (True, False))
+    assert isinstance(here.train_images, torch.Tensor)
+    assert isinstance(there.train_images, Rows)
+    return here, there
+
+
+def assert_same(here, there):
+    assert torch.equal(here.train_images, there.train_images[:])
+    assert torch.equal(here.test_images, there.test_images[:])
+    for name in ("train_labels", "test_labels"):
+        one, other = getattr(here, name), getattr(there, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    for labels in (False, True):
+        assert here.fingerprint(labels=labels) == there.fingerprint(labels=labels)
+    assert here.sigma_data == there.sigma_data
+    assert (here.grey_levels, here.classes, here.class_names) == (there.grey_levels, there.classes, there.class_names)
+
+
+def save(path, how, images, labels):
+    if how == "npy":
+        np.save(path.with_suffix(".npy"), images)
+        return path.with_suffix(".npy")
+    own = {} if how == "npz" else {"x_test": images[:7], "y_test": labels[:7]}
+    np.savez(path.with_suffix(".npz"), x_train=images, y_train=labels, class_names=np.array(list("abc")), **own)
+    return path.with_suffix(".npz")
+
+
+@pytest.mark.parametrize("how", ["npy", "npz", "with a held-out part"])
+@pytest.mark.parametrize("shape", [(8, 8), (6, 5, 3), (3, 6, 5)])
+def test_mapped_arrays_are_those_in_memory(tmp_path, how, shape):
+    images = pictures(shape=shape)
+    source = save(tmp_path / "x", how, images, np.arange(60) % 3)
+    here, there = both(source, holdout=0.25)
+    assert_same(here, there)
+    index = torch.tensor([3, 3, 0, 41])
+    assert torch.equal(there.train_images[index], here.train_images[index])
+    assert torch.equal(there.train_images[5], here.train_images[5])
+    assert torch.equal(there.train_images[::7], here.train_images[::7])
+
+
+def test_a_survey_is_made_once_and_anew_when_the_file_changes(tmp_path, cache):
+    np.save(tmp_path / "x.npy", pictures())
+    first = load(tmp_path / "x.npy", in_memory=False)
+    (kept,) = cache.glob("data/*.json")
+    facts = json.loads(kept.read_text())
+    facts["survey"]["counts"] = [1] * 256
+    kept.write_text(json.dumps(facts))
+    assert load(tmp_path / "x.npy", in_memory=False).survey.counts == (1,) * 256
+    kept.write_text("{")  # damage is no error: what can be made again is
+    assert load(tmp_path / "x.npy", in_memory=False).survey == first.survey
+    np.save(tmp_path / "x.npy", pictures(61, seed=1))
+    assert_same(*both(tmp_path / "x.npy"))
+
+
+def test_what_cannot_be_mapped_is_refused_or_loaded(tmp_path):
+    images = pictures()
+    np.savez_compressed(tmp_path / "x.npz", images=images)
+    with pytest.raises(LogsnrError, match=r"holds images compressed, which cannot be mapped: save it with numpy.savez"):
+        load(tmp_path / "x.npz", in_memory=False)
+    assert isinstance(load(tmp_path / "x.npz").train_images, torch.Tensor)
+    np.savez(tmp_path / "y.npz", images=images)
+    whole = (tmp_path / "y.npz").read_bytes()
+    (tmp_path / "y.npz").write_bytes(whole[:2000])
+    with pytest.raises(LogsnrError, match=r"y.npz cannot be read as a NumPy file .*truncated"):
+        load(tmp_path / "y.npz", in_memory=False)
+
+
+# The order of images
+
+
+def recipe(source, **changes):
+    data = {"source": str(source), "holdout": 0.2, **changes.pop("data", {})}
+    base = {"data": data, "network": NETWORK, "optimizer": {"warmup": 4}, "samples": {"every": 0}, "batch": 12}
+    return recipe_from({**base, "steps": 6, "checkpoint_every": 2, "log_every": 2, "device": "cpu", **changes})
+
+
+def draws(data, options, rank=0, world=1):
+    cpu = torch.device("cpu")
+    return Draws(options, data, generator=torch.Generator(), device=cpu, rank=rank, world=world)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_any_number_of_processes_sees_one_stream_from_any_step(tmp_path, world, workers):
+    """Shares, in the order of their processes, are the batch of one process: images, flips, labels, dropped ones."""
+    if workers and world == 3:
+        pytest.skip("two processes that read ahead are enough")
+    source = save(tmp_path / "x", "npz", pictures(), np.arange(60) % 3)
+    options = recipe(source, conditional=True, label_dropout=0.3, data={"flip": True, "workers": workers})
+    here, there = both(source, holdout=0.2)
+    whole = draws(here, options)
+    shares = [draws(there, options, rank, world) for rank in range(world)]
+    for step in (4, 5, 6, 2):
+        x, cond = whole(step)
+        parts = [share(step) for share in shares]
+        assert torch.equal(torch.cat([part for part, _ in parts]), x)
+        assert torch.equal(torch.cat([c["class_labels"] for _, c in parts]), cond["class_labels"])
+    for share in shares:
+        share.close()
+    after = [share._generator.get_state() for share in shares]
+    assert all(not torch.equal(after[0], other) for other in after[1:])  # noise is each process's own
+
+
+def test_a_mistake_in_the_data_is_one_line_also_from_another_process():
+    class Bad:
+        shape, identity = (1, 2, 2), ""
+
+        def read(self, rows):
+            raise LogsnrError(f"row {int(rows[0])} is damaged")
+
+    rows = Rows(store=Bad(), order=np.arange(4))
+    feed = Feed(rows, lambda step: torch.tensor([3]), workers=1, pin=False)
+    with pytest.raises(LogsnrError, match=r"^row 3 is damaged$"):
+        feed(0)
+    feed.close()
+
+
+def weights(out):
+    return read_pair(out, "card")[1], read_pair(out / "state", "state")[1]
+
+
+def test_a_run_from_disk_is_the_run_from_memory_through_a_kill(tmp_path):
+    source = save(tmp_path / "x", "npz", pictures(), np.arange(60) % 3)
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def kill(info):
+        if info.step == 5:
+            raise Killed
+
+    for name, where, callback in (("memory", True, None), ("disk", False, kill)):
+        options = recipe(source, data={"in_memory": where, "flip": True, "workers": int(not where)})
+        try:
+            train(options, tmp_path / name, progress=False, callback=callback)
+        except Killed:
+            # What reads, and from where, may change: neither touches what is computed.
+            train(recipe(source, data={"in_memory": False, "flip": True, "workers": 0}), tmp_path / name, resume=True)
+    for one, other in zip(weights(tmp_path / "memory"), weights(tmp_path / "disk"), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one if key != "window")
+
+
+# Low-bit data
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_fewer_grey_levels_are_unions_of_the_cells(tmp_path, in_memory):
+    images = pictures(64, (8, 8))
+    np.save(tmp_path / "x.npy", images)
+    data = load(tmp_path / "x.npy", grey_levels=32, in_memory=in_memory, holdout=0.1)
+    full = load(tmp_path / "x.npy")
+    for part, of in ((data.train_images, full.train_images), (data.test_images, full.test_images)):
+        assert torch.equal(part[:], torch.div(of, 8, rounding_mode="floor"))
+    assert data.grey_levels == 32
+    assert "256 grey levels made 32" in data.describe()
+    assert data.fingerprint(labels=False) == Dataset(
+        train_images=full.train_images // 8, train_labels=None, test_images=full.test_images, test_labels=None,
+        grey_levels=32, classes=0,
+    ).fingerprint(labels=False)  # fmt: skip
+
+
+def test_values_that_are_low_already_are_left_alone_and_stray_ones_refused(tmp_path):
+    images = pictures(40, high=32)
+    np.save(tmp_path / "x.npy", images)
+    assert torch.equal(load(tmp_path / "x.npy", grey_levels=32).train_images, load(tmp_path / "x.npy").train_images)
+    images[3, 0, 0] = 40
+    np.save(tmp_path / "x.npy", images)
+    for where in (True, False):
+        with pytest.raises(LogsnrError, match=r"pixel value 40 with data.grey_levels = 32: values must be in 0"):
+            load(tmp_path / "x.npy", grey_levels=32, in_memory=where)
+        with pytest.raises(LogsnrError, match=r"= 30: .* of 8-bit images 2, 4, ... 128 are made"):
+            load(tmp_path / "x.npy", grey_levels=30, in_memory=where)
