@@ -113,6 +113,42 @@ def comfy_gradient_estimation(model, x, sigmas, extra_args=None, callback=None, 
     return x
 
 
+@torch.no_grad()
+def comfy_cfg_pp(model, x, sigmas, extra_args, ge_gamma=None):
+    """ComfyUI's Euler (gamma None) and gradient estimation with CFG++: d is of what a post-cfg function is told."""
+    told = {}
+
+    def post_cfg_function(args):
+        told["uncond"] = args["uncond_denoised"]
+        return args["denoised"]
+
+    extra_args = {**extra_args, "model_options": {"sampler_post_cfg_function": [post_cfg_function]}, "seed": 3}
+    old_d = None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones([len(x)]), **extra_args)
+        d = (x - told["uncond"]) / sigmas[i]
+        x = denoised + d * sigmas[i + 1]
+        if ge_gamma is not None and i >= 1 and sigmas[i + 1] > 0:
+            x = x + (ge_gamma - 1) * (d - old_d) * (sigmas[i + 1] - sigmas[i])
+        old_d = d
+    return x
+
+
+class ComfyInpaint:
+    """ComfyUI's KSamplerX0Inpaint, around a model that knows no mask."""
+
+    def __init__(self, inner, latent_image, noise, path):
+        self.inner, self.latent_image, self.noise, self.path = inner, latent_image, noise, path
+
+    def __call__(self, x, sigma, denoise_mask=None, **extra):
+        s = sigma.view(-1, 1, 1, 1)
+        noisy = self.latent_image + s * self.noise
+        if self.path == "flow":
+            noisy = s * self.noise + (1 - s) * self.latent_image
+        out = self.inner(x * denoise_mask + noisy * (1 - denoise_mask), sigma, **extra)
+        return out * denoise_mask + self.latent_image * (1 - denoise_mask)
+
+
 # ours on their models
 
 
@@ -292,3 +328,77 @@ def test_a_progress_bar_where_tqdm_is_installed(capsys, monkeypatch):
     monkeypatch.setattr("logsnr.adapters.kdiffusion.find_spec", lambda name: None)
     sample_gradient_estimation(wrapped, noise(), GRIDS["ve"], disable=False)
     assert capsys.readouterr().err == ""
+
+
+# ComfyUI's habits
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_cfg_plus_plus_both_ways(gamma):
+    """Their sampler on our CFG++ denoiser, ours on a model that tells what is unguided, `sample`: one trajectory."""
+    guided = ls.guidance.cfgpp(model(), 0.7, {"shift": 0.0})
+    wrapped, sigmas, z = as_kdiffusion(guided), torch.tensor(GRIDS["ve"]), noise()
+    x, extra = z * math.hypot(1, GRIDS["ve"][0]), {"shift": torch.full((3, 1, 1, 1), 0.2)}
+    want = ls.sample(guided, ls.solvers.ge(GRIDS["ve"], gamma), noise=z, cond=extra)
+    theirs = comfy_cfg_pp(wrapped, x, sigmas, extra, None if gamma == 1 else gamma)
+    ours = sample_gradient_estimation(wrapped, x, sigmas, extra, gamma=gamma, cfg_pp=True)
+    assert_close(theirs, want, 2e-5)
+    assert_close(ours, want, 2e-5)
+    with pytest.raises(ValueError, match=r"a sampler that does not renoise .* take a sampler for CFG\+\+"):
+        sample_euler(wrapped, x, sigmas, extra)
+    with pytest.raises(ValueError, match="cfg_pp: the model has not called"):
+        sample_gradient_estimation(lambda x, s, **_: x, x, sigmas, cfg_pp=True)
+
+
+def test_a_post_cfg_function_has_the_last_word():
+    """Plain guidance tells what it denoises as both; whatever a function answers is returned."""
+    wrapped, x, sigma, seen = as_kdiffusion(model()), noise() * 3, torch.full((3,), 3.0), []
+
+    def halved(args):
+        seen.append(args)
+        return args["denoised"] / 2
+
+    out = wrapped(x, sigma, model_options={"sampler_post_cfg_function": [halved]})
+    torch.testing.assert_close(out, wrapped(x, sigma) / 2)
+    assert torch.equal(seen[0]["uncond_denoised"], seen[0]["denoised"])
+    assert seen[0]["input"] is x
+
+
+@pytest.mark.parametrize("path", ["ve", "flow"])
+def test_a_mask_keeps_the_image(path):
+    """As ComfyUI's own wrapper does: equal to it, and the image itself where the mask is 0."""
+    denoiser, sigmas = model(Flow()), torch.tensor(GRIDS[path])
+    image, eps = noise(3), noise(4)
+    mask = (noise(5)[:, :1] > 0).float()
+    plain, masked = as_kdiffusion(denoiser, path), as_kdiffusion(denoiser, path, latent_image=image, noise=eps)
+    x = eps * sigmas[0] if path == "ve" else eps
+    extra = {"denoise_mask": mask}
+    want = sample_gradient_estimation(ComfyInpaint(plain, image, eps, path), x, sigmas, extra, path=path)
+    got = sample_gradient_estimation(masked, x, sigmas, extra, path=path)
+    assert_close(got, want, 1e-6)
+    kept = (mask == 0).expand_as(image)
+    assert torch.equal(got[kept], image[kept])
+    with pytest.raises(ValueError, match="denoise_mask without an image to keep"):
+        plain(x, sigmas[0], **extra)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5])
+def test_rising_sigmas_invert(gamma):
+    """The library's own loops, flipped; on a Gaussian y grows as sqrt(s^2 + sigma^2), to the order of the steps."""
+    wrapped, sigmas, x = as_kdiffusion(model()), torch.tensor(GRIDS["stops"]).flip(0), noise()
+    theirs = comfy_gradient_estimation(wrapped, x, sigmas, ge_gamma=gamma)
+    seen = []
+    ours = sample_gradient_estimation(wrapped, x, sigmas, callback=seen.append, gamma=gamma, invert=True)
+    assert_close(ours, theirs, 1e-6)
+    assert [c["i"] for c in seen] == list(range(5))
+    exact, errors = as_kdiffusion(ls.exact.Gaussian(torch.zeros(32), 0.25 * torch.eye(32))), []
+    y = 0.5 * noise().flatten(1)
+    grown = y * math.sqrt((0.25 + 100) / (0.25 + 1e-4))
+    for n in (50, 100):
+        rising = ls.grids.log_linear(n, 10.0, 0.01, last="min")[::-1]
+        errors.append(float((sample_gradient_estimation(exact, y, rising, gamma=gamma, invert=True) - grown).norm()))
+    assert errors[0] / errors[1] > (1.8 if gamma == 1 else 3.0)
+    with pytest.raises(ValueError, match=r"sigmas rise from 0\.1 to 14\.6, a sampler's decrease: invert=True"):
+        sample_gradient_estimation(wrapped, x, sigmas)
+    with pytest.raises(ValueError, match="must rise strictly from above 0"):
+        sample_gradient_estimation(wrapped, x, [0.0, 1.0, 2.0], invert=True)

@@ -6,6 +6,10 @@
 There `model(x, sigma * s_in, **extra_args)` answers with the denoised image, and a sampler is a function
 `(model, x, sigmas, extra_args, callback, disable)`.  Gradient estimation extrapolates (x - denoised)/sigma: the noise
 on the VE path, the velocity on the flow path; they are different algorithms (plan.py).
+
+ComfyUI adds three habits: CFG++ (the sampler renoises with the unconditional estimate, which a function in
+`model_options["sampler_post_cfg_function"]` is told), a `denoise_mask` (where it is 0 the model is shown the noisy
+`latent_image`, and answers with it), and sigmas that rise (from an image to its noise).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from logsnr.denoiser import Denoiser, Estimate
 from logsnr.errors import unknown
+from logsnr.guidance import Renoised
 from logsnr.noise import Level, alpha_s, flow_time, path_scale, per_sample, sigma_from_flow_time
 from logsnr.sampling import Plan, Step, sample, solvers
 
@@ -41,6 +47,8 @@ def sample_gradient_estimation(
     plan: Plan | None = None,
     path: KPath = "ve",
     generator: torch.Generator | None = None,
+    cfg_pp: bool = False,
+    invert: bool = False,
 ) -> Tensor:
     """Gradient estimation (2306.04848), or any plan, as a k-diffusion sampler.
 
@@ -57,12 +65,17 @@ def sample_gradient_estimation(
         plan: what to do instead, at its own levels.
         path: what x and sigmas mean.
         generator: source of noise of a plan that draws any.
+        cfg_pp: renoise with the unconditional estimate (2406.08070), which the model has to hand to the functions of
+            `model_options["sampler_post_cfg_function"]` as "uncond_denoised", as ComfyUI's do.
+        invert: go up strictly rising sigmas, from an image (at a small sigma above 0) to its noise, in Euler steps with
+            the same gamma.
 
     Returns:
         The state at the last level; the image itself if that is 0.
 
     Raises:
-        ValueError: if sigmas do not decrease, are not those of the plan, or leave the path; or as `logsnr.sample`.
+        ValueError: if sigmas do not decrease (rise, to invert), are not those of the plan, or leave the path; if the
+            model tells no unconditional estimate; or as `logsnr.sample`.
     """
     _check_path(path)
     if sigmas is None:
@@ -72,6 +85,18 @@ def sample_gradient_estimation(
     else:
         levels = sigmas.detach().cpu().double().tolist() if isinstance(sigmas, Tensor) else [float(v) for v in sigmas]
     grid = [_sigma(level, path) for level in levels]
+    options = dict(extra_args or {})
+    uncond: list[Tensor] = []
+    if cfg_pp:
+        options["model_options"] = _asking(options.get("model_options"), uncond)
+    if invert or (len(grid) > 1 and grid[0] < grid[-1]):
+        if not invert or plan is not None or cfg_pp:
+            with_it = "" if not invert else " without a plan or cfg_pp"
+            raise ValueError(
+                f"sigmas rise from {levels[0]:g} to {levels[-1]:g}, a sampler's decrease: invert=True{with_it} goes up "
+                "them, from an image to its noise"
+            )
+        return _risen(partial(model, **options), x, levels, gamma, callback)
     if plan is None:
         plan = solvers.ge(grid, gamma, basis="eps" if path == "ve" else "velocity")
     elif not _same(levels, own := _levels(plan, path)):
@@ -81,7 +106,7 @@ def sample_gradient_estimation(
         )
     if path == "ve" and math.isinf(plan.sigmas[0]):
         raise ValueError("sigmas[0] = inf: the path 've' has no state there; start below, or use path='flow'")
-    wrapped = _Wrapped(model, x, dict(zip(plan.sigmas, levels, strict=True)), extra_args or {}, path)
+    wrapped = _Wrapped(model, x, dict(zip(plan.sigmas, levels, strict=True)), options, path, uncond if cfg_pp else None)
     bar = _bar(plan.nfe, disable)
 
     def report(step: Step) -> None:
@@ -109,6 +134,7 @@ class KDiffusionModel:
 
     Attributes:
         sigma_min, sigma_max: the ends of the denoiser's sampling range, as levels of the path.
+        latent_image, noise: what a `denoise_mask` keeps, and the noise that it is shown under.
     """
 
     def __init__(self, denoiser: Denoiser, path: KPath = "ve") -> None:
@@ -117,34 +143,116 @@ class KDiffusionModel:
         self.path = path
         low, high = denoiser.sampling_range
         self.sigma_min, self.sigma_max = (flow_time(v) if path == "flow" else v for v in (low, high))
+        self.latent_image: Tensor | None = None
+        self.noise: Tensor | None = None
 
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        denoise_mask: Tensor | None = None,
+        model_options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        **cond: Any,
+    ) -> Tensor:
+        """The denoised x, in its dtype.
+
+        Args:
+            x: states on the path `[B, *shape]`.
+            sigma: their levels `[B]`, or one.
+            denoise_mask: 1 where to denoise, 0 where `latent_image` is kept; broadcasts to x.
+            model_options: functions in "sampler_post_cfg_function" are called with a dictionary of "denoised",
+                "cond_denoised", "uncond_denoised", "sigma", "input" and "model_options", and answer what to return.
+            seed: ignored.
+            **cond: conditions of the denoiser.
+
+        Raises:
+            ValueError: for a mask without `latent_image` and `noise`, or a CFG++ denoiser under a sampler that does
+                not ask for its unconditional estimate.
+        """
+        if denoise_mask is None:
+            return self._denoised(x, sigma, model_options, cond)
+        if self.latent_image is None or self.noise is None:
+            raise ValueError(
+                "denoise_mask without an image to keep: set latent_image and noise of the model, or give them to "
+                "as_kdiffusion"
+            )
+        image, mask = self.latent_image.to(x), denoise_mask.to(x)
+        level = per_sample(torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), x)
+        held = (1 - level) * image if self.path == "flow" else image
+        shown = x * mask + (held + level * self.noise.to(x)) * (1 - mask)
+        return self._denoised(shown, sigma, model_options, cond) * mask + image * (1 - mask)
+
+    def _denoised(
+        self, x: Tensor, sigma: Tensor, model_options: Mapping[str, Any] | None, cond: Mapping[str, Any]
+    ) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         level = torch.as_tensor(sigma, dtype=dtype, device=x.device)
         ratio = sigma_from_flow_time(level) if self.path == "flow" else level
-        state = x.to(dtype)
-        estimate: Estimate = self.denoiser(state / per_sample(_scale(ratio, self.path), state), ratio, **cond)
-        return estimate.x0.to(x.dtype)
+        z = x.to(dtype)
+        z = z / per_sample(_scale(ratio, self.path), z)
+        asked = (model_options or {}).get("sampler_post_cfg_function", ())
+        if not isinstance(self.denoiser, Renoised):
+            estimate: Estimate = self.denoiser(z, ratio, **cond)
+            denoised = uncond = estimate.x0.to(x.dtype)
+        else:
+            if not asked:
+                raise ValueError(
+                    "a CFG++ denoiser under a sampler that does not renoise with its unconditional estimate: take a "
+                    "sampler for CFG++, or logsnr.sample"
+                )
+            one = float(ratio.reshape(-1)[0])  # CFG++ knows one level for the batch
+            estimate = self.denoiser(z, one, **cond)
+            alpha, s = alpha_s(one)
+            denoised, uncond = estimate.x0.to(x.dtype), ((z - s * estimate.eps) / alpha).to(x.dtype)
+        for function in asked:
+            denoised = function(
+                {
+                    "denoised": denoised,
+                    "cond_denoised": denoised,
+                    "uncond_denoised": uncond,
+                    "sigma": sigma,
+                    "input": x,
+                    "model_options": model_options,
+                }
+            )
+        return denoised
 
 
-def as_kdiffusion(denoiser: Denoiser, path: KPath = "ve") -> KDiffusionModel:
+def as_kdiffusion(
+    denoiser: Denoiser, path: KPath = "ve", *, latent_image: Tensor | None = None, noise: Tensor | None = None
+) -> KDiffusionModel:
     """The model that k-diffusion's samplers take.
 
     Args:
-        denoiser: any denoiser; its conditions are the samplers' `extra_args`.
+        denoiser: any denoiser; its conditions are the samplers' `extra_args`.  One of `guidance.cfgpp` is for CFG++'s
+            samplers.
         path: what the samplers' x and sigmas will mean.
+        latent_image: x0 that a `denoise_mask` among the `extra_args` keeps where it is 0.
+        noise: the noise that it is shown under there.
 
     Raises:
         ValueError: if the path is unknown.
     """
-    return KDiffusionModel(denoiser, path)
+    out = KDiffusionModel(denoiser, path)
+    out.latent_image, out.noise = latent_image, noise
+    return out
 
 
 class _Wrapped(Denoiser):
-    """A k-diffusion model as a denoiser, for the states of one run."""
+    """A k-diffusion model as a denoiser, for the states of one run; for CFG++ with where it says what is unguided."""
 
-    def __init__(self, model: Model, x: Tensor, levels: dict[float, float], extra: Mapping[str, Any], path: KPath):
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        levels: dict[float, float],
+        extra: Mapping[str, Any],
+        path: KPath,
+        uncond: list[Tensor] | None = None,
+    ):
         super().__init__()
+        self._uncond = uncond
         self.shape = tuple(x.shape[1:])
         self.sigma_data = 1.0
         self.trained_range = (0.0, math.inf)
@@ -158,7 +266,65 @@ class _Wrapped(Denoiser):
         alpha, s = alpha_s(sigma)
         state = (z * _scale(sigma, self._path)).to(self._dtype)
         x0 = self._call(state, state.new_full((len(z),), self._levels[sigma])).to(z.dtype)
+        if self._uncond is not None:
+            weak = _told(self._uncond).to(z.dtype)
+            out: Estimate = Estimate(
+                x0, lambda: (z - alpha * weak) / s, state=lambda: torch.add(z, x0 - weak, alpha=alpha)
+            )
+            return out
         return Estimate(x0, lambda: (z - alpha * x0) / s, lambda: (z - (alpha + s) * x0) / s)
+
+
+def _asking(model_options: Mapping[str, Any] | None, into: list[Tensor]) -> dict[str, Any]:
+    """Options of a ComfyUI model with a function that keeps what it answers without guidance."""
+
+    def keep(told: Mapping[str, Any]) -> Tensor:
+        into[:] = [told["uncond_denoised"]]
+        denoised: Tensor = told["denoised"]
+        return denoised
+
+    options = dict(model_options or {})
+    options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", ()), keep]
+    options["disable_cfg1_optimization"] = True  # or ComfyUI leaves the unconditional half out at scale 1
+    return options
+
+
+def _told(uncond: list[Tensor]) -> Tensor:
+    if not uncond:
+        raise ValueError(
+            "cfg_pp: the model has not called model_options['sampler_post_cfg_function'] with what it denoises without "
+            "guidance: give a model of ComfyUI, or as_kdiffusion(cfgpp(...))"
+        )
+    return uncond[0]
+
+
+def _risen(
+    call: Model,
+    x: Tensor,
+    levels: Sequence[float],
+    gamma: float | Sequence[float],
+    callback: Callable[[dict[str, Any]], Any] | None,
+) -> Tensor:
+    """Steps up: x' = x + (sigma' - sigma)(gamma d + (1 - gamma) d_before), d = (x - denoised)/sigma."""
+    if levels[0] <= 0 or any(a >= b for a, b in pairwise(levels)):
+        raise ValueError(
+            f"sigmas {levels[0]:g} ... {levels[-1]:g}: to invert they must rise strictly from above 0, e.g. from 1e-4"
+        )
+    n = len(levels) - 1
+    weights = [1.0, *([gamma] * (n - 1) if isinstance(gamma, int | float) else gamma)]
+    if len(weights) != n:
+        raise ValueError(f"gamma has {len(weights) - 1} values: {n - 1} of the {n} steps use one")
+    state = x.to(torch.promote_types(x.dtype, torch.float32))
+    before = torch.zeros_like(state)
+    for i, ((sigma, up), weight) in enumerate(zip(pairwise(levels), weights, strict=True)):
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        denoised = call(state.to(x.dtype), level.expand(len(x)))
+        d = (state - denoised.to(state.dtype)) / sigma
+        if callback is not None:
+            callback({"x": state.to(x.dtype), "i": i, "sigma": level, "sigma_hat": level, "denoised": denoised})
+        state = state + (up - sigma) * (weight * d + (1 - weight) * before)
+        before = d
+    return state.to(x.dtype)
 
 
 def _scale(sigma: Level, path: KPath) -> Level:
