@@ -363,11 +363,25 @@ def _cosine(residuals: Residuals) -> Covariance:
     squares = torch.zeros_like(residuals.means[0])
     for r in residuals.rows():
         squares += basis.coordinates(r).square().sum(0)
-    own = (squares / residuals.freedom).reshape(c, -1)
-    bins = _frequencies(tuple(space)).to(own.device)
-    sums = own.new_zeros(c, int(bins.max()) + 1).index_add_(1, bins, own)
+    return _smoothed((squares / residuals.freedom).reshape(c, -1), basis, residuals.freedom)
+
+
+def of_moments(products: Tensor, freedom: int) -> Covariance:
+    """The covariance of cosines, as of samples, from sums `[C, C, *space]` of products of their residuals' DCT-II over
+    the channels; `freedom` samples less means are behind them."""
+    c, _, *space = products.shape
+    flat = products.reshape(c, c, -1)
+    mix = torch.linalg.eigh(flat.sum(2))[1]
+    own = torch.einsum("ik,ijf,jk->kf", mix, flat, mix) / freedom
+    return _smoothed(own, Cosines(mix, tuple(space)), freedom)
+
+
+def _smoothed(own: Tensor, basis: Cosines, freedom: int) -> Covariance:
+    """Variances of cosines `[C, F]`, each drawn towards the mean of those of about its frequency."""
+    bins = _frequencies(basis.space).to(own.device)
+    sums = own.new_zeros(len(own), int(bins.max()) + 1).index_add_(1, bins, own)
     near = (sums / torch.bincount(bins))[:, bins]
-    values = (residuals.freedom * own + NEIGHBOURS * near) / (residuals.freedom + NEIGHBOURS)
+    values = (freedom * own + NEIGHBOURS * near) / (freedom + NEIGHBOURS)
     return Covariance(kind="cosine", basis=basis, values=values.flatten(), dim=values.numel())
 
 

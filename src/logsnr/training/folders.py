@@ -6,12 +6,14 @@ not read is counted by its suffix, so that nothing is left out in silence.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,15 +59,9 @@ def read_folder(path: Path, config: DataConfig, tell: Tell | None = None) -> Fol
             `data.size`, or images lie both beside class folders and in them.
     """
     files, skipped = image_files(path)
-    parents = [file.relative_to(path).parts[:-1] for file in files]
-    names = sorted({parts[0] for parts in parents if parts})
-    loose = next((file for file, parts in zip(files, parents, strict=True) if not parts), None)
-    if names and loose is not None:
-        raise LogsnrError(
-            f"{path} holds the class folder {names[0]!r} and, beside it, the image {loose.name!r}: "
-            "put every image into a class folder, or none"
-        )
-    images, broken, seen = _decoded(files, config, tell or (lambda done, total: None))
+    parents = class_folders(path, files)
+    seen = Seen()
+    images, broken = decoded(files, config, seen, tell or (lambda done, total: None))
     kept = [parts for parts, error in zip(parents, broken, strict=True) if error is None]
     if not kept:
         raise LogsnrError(f"none of the {len(files)} images of {path} can be read: {broken[0]}")
@@ -75,19 +71,40 @@ def read_folder(path: Path, config: DataConfig, tell: Tell | None = None) -> Fol
         images=images,
         labels=torch.tensor([number[parts[0]] for parts in kept]) if names else None,
         classes=tuple(names),
-        said=(*seen, *_left_out(path, files, broken, names, skipped)),
+        said=(*seen.told(), *left_out(path, files, broken, names, skipped)),
     )
 
 
-def image_files(path: Path) -> tuple[list[Path], Counter[str]]:
+def class_folders(path: Path, files: list[Path]) -> list[tuple[str, ...]]:
+    """The folders above each file, the class first.
+
+    Raises:
+        LogsnrError: if images lie both beside class folders and in them.
+    """
+    parents = [file.relative_to(path).parts[:-1] for file in files]
+    named = next((parts[0] for parts in parents if parts), None)
+    loose = next((file for file, parts in zip(files, parents, strict=True) if not parts), None)
+    if named is not None and loose is not None:
+        raise LogsnrError(
+            f"{path} holds the class folder {min(parts[0] for parts in parents if parts)!r} and, beside it, the image "
+            f"{loose.name!r}: put every image into a class folder, or none"
+        )
+    return parents
+
+
+def image_files(path: Path, folders: list[Path] | None = None) -> tuple[list[Path], Counter[str]]:
     """The image files below a folder, in the order of their names, and how many others there are by suffix.
+
+    Args:
+        path: the folder.
+        folders: to which every folder is added that was looked into.
 
     Raises:
         LogsnrError: if there are none, or a folder cannot be read.
     """
     skipped: Counter[str] = Counter()
     try:
-        files = sorted(_files(path, (), skipped))
+        files = sorted(_files(path, (), skipped, [] if folders is None else folders))
     except OSError as error:
         where = error.filename or path
         raise LogsnrError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
@@ -97,9 +114,10 @@ def image_files(path: Path) -> tuple[list[Path], Counter[str]]:
     return files, skipped
 
 
-def _files(folder: Path, above: tuple[str, ...], skipped: Counter[str]) -> Iterator[Path]:
+def _files(folder: Path, above: tuple[str, ...], skipped: Counter[str], folders: list[Path]) -> Iterator[Path]:
     """Image files below a folder, links followed; whatever else lies there is counted."""
     above = (*above, os.path.realpath(folder))
+    folders.append(folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             path, suffix = Path(entry.path), os.path.splitext(entry.name)[1].lower()
@@ -107,58 +125,117 @@ def _files(folder: Path, above: tuple[str, ...], skipped: Counter[str]) -> Itera
                 skipped["hidden"] += 1
             elif entry.is_dir():
                 if os.path.realpath(path) not in above:  # a link to a folder above has no end
-                    yield from _files(path, above, skipped)
+                    yield from _files(path, above, skipped, folders)
             elif suffix in suffixes() and entry.is_file():
                 yield path
             else:
                 skipped[suffix or "without suffix"] += 1
 
 
-def _decoded(files: list[Path], config: DataConfig, tell: Tell) -> tuple[Tensor, list[Exception | None], list[str]]:
-    """Pixels of the files that can be read `[n, C, H, W]`, the error of each file or None, and what was read."""
+@dataclass
+class Seen:
+    """What was seen of pictures that were read."""
+
+    modes: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, picture: Picture) -> None:
+        """Count one."""
+        self.modes[picture.mode] += 1
+        self.said.update(picture.said)
+        self.sizes.add(picture.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: of the sizes the smallest and the largest."""
+        sizes = [] if not self.sizes else [pick(self.sizes, key=math.prod) for pick in (min, max)]
+        return {"modes": self.modes, "said": self.said, "sizes": sizes, "broken": self.broken}
+
+    @classmethod
+    def merged(cls, parts: Iterable[dict[str, Any]]) -> Seen:
+        """What several saw."""
+        seen = cls()
+        for part in parts:
+            seen.modes.update(part["modes"])
+            seen.said.update(part["said"])
+            seen.sizes |= {(w, h) for w, h in part["sizes"]}
+            seen.broken += part["broken"]
+        return seen
+
+    def told_broken(self) -> Iterator[str]:
+        """What was left out."""
+        if self.broken:
+            more = ", ..." if len(self.broken) > 3 else ""
+            yield f"left out as broken: {len(self.broken)} ({', '.join(self.broken[:3])}{more})"
+
+    def told(self) -> list[str]:
+        """In a phrase each."""
+        return [f"{_spanned(self.sizes)}, {_counted(self.modes)}", *_each(self.said, self.modes.total())]
+
+
+def pictures(files: list[Path], config: DataConfig) -> Iterator[Picture | BrokenImageError]:
+    """The picture in each file, decoded on all cores; its error where the recipe says that such are left out."""
 
     def read(file: Path) -> Picture | BrokenImageError:
         try:
-            return read_image(file, channels=config.channels or 3, size=config.size, background=config.background)
+            return read_image(
+                file, channels=config.channels or 3, size=config.size, background=config.background, crop=config.crop
+            )
         except BrokenImageError as error:
             if config.broken == "stop":
                 raise
             return error
 
-    images, first, broken = np.empty((0, 0, 0, 0), np.uint8), files[0], list[Exception | None]()
-    modes, said, sizes = Counter[str](), Counter[str](), set[tuple[int, int]]()
     with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
         for start in range(0, len(files), _WINDOW):
-            window = files[start : start + _WINDOW]
-            for file, picture in zip(window, pool.map(read, window), strict=True):
-                broken.append(picture if isinstance(picture, Exception) else None)
-                if isinstance(picture, Exception):
-                    continue
-                n = modes.total()
-                if n == 0:
-                    images, first = np.empty((len(files), *picture.pixels.shape), np.uint8), file
-                elif picture.pixels.shape != images.shape[1:]:
-                    _, height, width = images.shape[1:]
-                    raise LogsnrError(
-                        f"{file} is {picture.size[0]} x {picture.size[1]}, {first.name} is {width} x {height}: set "
-                        "data.size to crop and resize all images to one size"
-                    )
-                images[n] = picture.pixels
-                modes[picture.mode] += 1
-                sizes.add(picture.size)
-                said.update(picture.said)
+            yield from pool.map(read, files[start : start + _WINDOW])
+
+
+def decoded(
+    files: list[Path], config: DataConfig, seen: Seen, tell: Tell, like: tuple[str, tuple[int, ...]] | None = None
+) -> tuple[Tensor, list[Exception | None]]:
+    """Pixels of the files that can be read `[n, C, H, W]`, and the error of each file or None.
+
+    Args:
+        files: of pictures.
+        config: how they are read.
+        seen: to which they are added.
+        tell: called with the number of files read, and of all.
+        like: the name and (C, H, W) of another, which they must have; None for those of the first.
+    """
+    images, broken, n = np.empty((0, 0, 0, 0), np.uint8), list[Exception | None](), 0
+    for file, picture in zip(files, pictures(files, config), strict=True):
+        broken.append(picture if isinstance(picture, Exception) else None)
+        if not isinstance(picture, Exception):
+            like = like or (file.name, picture.pixels.shape)
+            if n == 0:
+                images = np.empty((len(files), *like[1]), np.uint8)
+            if picture.pixels.shape != like[1]:
+                raise unlike(file, picture, like)
+            images[n] = picture.pixels
+            n += 1
+            seen.add(picture)
+        if len(broken) % _WINDOW == 0 or len(broken) == len(files):
             tell(len(broken), len(files))
-    n = modes.total()
-    return torch.from_numpy(images[:n]), broken, [f"{_spanned(sizes)}, {_counted(modes)}", *_each(said, n)]
+    return torch.from_numpy(images[:n]), broken
 
 
-def _left_out(
+def unlike(file: Path, picture: Picture, like: tuple[str, tuple[int, ...]]) -> LogsnrError:
+    """The error of a picture of another size."""
+    _, height, width = like[1]
+    return LogsnrError(
+        f"{file} is {picture.size[0]} x {picture.size[1]}, {like[0]} is {width} x {height}: set "
+        "data.size to crop and resize all images to one size"
+    )
+
+
+def left_out(
     path: Path, files: list[Path], broken: list[Exception | None], names: list[str], skipped: Counter[str]
 ) -> Iterator[str]:
+    """What of a folder was not read, in a phrase each."""
     bad = [str(file.relative_to(path)) for file, error in zip(files, broken, strict=True) if error is not None]
-    if bad:
-        more = ", ..." if len(bad) > 3 else ""
-        yield f"left out as broken: {len(bad)} ({', '.join(bad[:3])}{more})"
+    yield from Seen(broken=bad).told_broken()
     if skipped:
         yield f"not read: {_counted(skipped)}"
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not _hidden(entry.name))

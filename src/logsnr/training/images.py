@@ -2,7 +2,7 @@
 
     as a person sees it      turned as its EXIF says, its colour profile made sRGB, 8 bits per channel, transparency
                              laid on a background
-    as a network wants it    grey or RGB, its central square, resized
+    as a network wants it    grey or RGB, its central square, resized: by one of `CROPS`
 
 What has no one meaning is refused: 32-bit integers and floats name no white, LAB no RGB.  Whatever was done that nobody
 asked for is said: `Picture.said` names it, in words that follow a count of files.
@@ -81,7 +81,9 @@ def suffixes() -> tuple[str, ...]:
     return tuple(suffix for name in _known() for suffix in FORMATS[name])
 
 
-def read_image(file: Path, *, channels: int = 3, size: int | None = None, background: str = "white") -> Picture:
+def read_image(
+    file: Path, *, channels: int = 3, size: int | None = None, background: str = "white", crop: str = "square"
+) -> Picture:
     """The picture in a file.
 
     Args:
@@ -89,6 +91,7 @@ def read_image(file: Path, *, channels: int = 3, size: int | None = None, backgr
         channels: 1 for grey, 3 for colour.
         size: crop to the central square and resize to this side; None for neither.
         background: colour under transparent parts, a name or "#rrggbb"; "refuse" for an error instead.
+        crop: a name of `CROPS`, how size is reached.
 
     Raises:
         BrokenImageError: if no decoder reads it.
@@ -123,7 +126,7 @@ def read_image(file: Path, *, channels: int = 3, size: int | None = None, backgr
     image = image.convert("L" if channels == 1 else "RGB")
     whole = image.size
     if size is not None:
-        image = _square(image, size, said.append)
+        image = CROPS[crop](image, size, said.append)
     pixels = np.atleast_3d(np.asarray(image, dtype=np.uint8)).transpose(2, 0, 1)
     return Picture(pixels=pixels, size=whole, mode=opened.mode, said=tuple(said))
 
@@ -229,3 +232,22 @@ def _square(image: Image.Image, size: int, say: Callable[[str], None]) -> Image.
         say(f"enlarged to {size} x {size}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _adm(image: Image.Image, size: int, say: Callable[[str], None]) -> Image.Image:
+    """ADM's centre crop (2105.05233): halved by boxes while twice as large as needed, bicubic to the shorter side, then
+    the central square."""
+    if image.width != image.height:
+        say("cropped to their central square")
+    if min(image.size) < size:
+        say(f"enlarged to {size} x {size}")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+CROPS = {"square": _square, "adm": _adm}
+"""How an image becomes a square of a size: its central square, resized (Lanczos); or as ADM's ImageNet was made."""

@@ -39,6 +39,8 @@ class DataConfig(Section):
         grey_levels: per channel (digits have 17, whatever is said here); 2, 4, ... 128 make low-bit data of 8-bit
             images; recipes of before say `levels`.
         size: for folders: crop to the central square and resize to this side.
+        crop: for folders, how size is reached: "square", the central square resized (Lanczos), or "adm", halved by
+            boxes, bicubic to the shorter side, then cropped, as ImageNet is in ADM and EDM.
         channels: for folders: 1 for grey, 3 for colour (the default).
         background: for folders: colour under transparent parts, by name or as "#rrggbb"; "refuse" for an error instead.
         broken: for folders: "stop" at a file that cannot be read, or "skip" and report it.
@@ -53,6 +55,7 @@ class DataConfig(Section):
     source: str = "digits"
     grey_levels: Annotated[int, Field(ge=2, le=256, validation_alias=AliasChoices("grey_levels", "levels"))] = 256
     size: Annotated[int, Field(ge=2, le=4096)] | None = None
+    crop: Literal["square", "adm"] = "square"
     channels: Literal[1, 3] | None = None
     background: str = "white"
     broken: Literal["stop", "skip"] = "stop"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from logsnr.training.data.arrays import array_images
 from logsnr.training.data.dataset import Dataset, Images, Rows, Store
+from logsnr.training.data.preparing import Prepared, prepare
 from logsnr.training.data.sources import DATASETS, Source, is_generated, load_data, told_sources
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "Images",
+    "Prepared",
     "Rows",
     "Source",
     "Store",
     "array_images",
     "is_generated",
     "load_data",
+    "prepare",
     "told_sources",
 ]

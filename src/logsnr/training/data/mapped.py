@@ -7,6 +7,7 @@ share them.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,14 @@ class Mapped:
     Args:
         regions: the arrays, of rows of one shape and dtype.
         layout: "NHW", "NHWC" or "NCHW".
+        folder: that keeps surveys of them, too.
+        identity: what changes when the files do; None to ask the files.
     """
 
-    def __init__(self, regions: list[Region], layout: str) -> None:
-        self.regions, self.layout = regions, layout
+    def __init__(
+        self, regions: list[Region], layout: str, *, folder: Path | None = None, identity: str | None = None
+    ) -> None:
+        self.regions, self.layout, self.folder, self._identity = regions, layout, folder, identity
         row = regions[0].shape[1:]
         self._shape: tuple[int, ...] = (1, *row) if layout == "NHW" else row if layout == "NCHW" else (row[2], *row[:2])
         self._starts = np.cumsum([0, *(region.shape[0] for region in regions)])
@@ -44,7 +49,9 @@ class Mapped:
 
     @property
     def identity(self) -> str:
-        """sha256 of names, sizes, times of change, and places."""
+        """sha256 of names, sizes, times of change, and places, where nothing else was said."""
+        if self._identity is not None:
+            return self._identity
         digest = hashlib.sha256(self.layout.encode())
         for region in self.regions:
             facts = region.path.stat()

@@ -1,15 +1,20 @@
 """Sources: every kind of data that `data.source` can name.
 
-"digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
-images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4 (arrays.py)
-a generated set     the folder of `logsnr generate`
-a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
+    "digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
+    images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4 (arrays.py)
+    a prepared set      the folder of `logsnr data prepare` (prepared.py)
+    a generated set     the folder of `logsnr generate`
+    a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
+
+Each finds images and labels; what of them is held out is the split's (split.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +26,13 @@ from logsnr.generation import Shards
 from logsnr.generation.settings import NAME as SETTINGS
 from logsnr.paths import expanded
 from logsnr.terminal import progress_bar
-from logsnr.training.data.arrays import read_array_file
-from logsnr.training.data.dataset import Dataset
+from logsnr.training.data.arrays import LOADED, read_array_file
+from logsnr.training.data.dataset import Dataset, Rows
+from logsnr.training.data.index import LOOK, Files, find_index, look
+from logsnr.training.data.prepared import is_prepared, read_prepared
 from logsnr.training.data.split import Found, split
-from logsnr.training.folders import Tell, read_folder
+from logsnr.training.data.survey import survey
+from logsnr.training.folders import Tell, left_out, read_folder
 from logsnr.training.processes import first_process
 from logsnr.training.sections import DataConfig
 
@@ -34,12 +42,12 @@ class Source:
     """A kind of data that `data.source` can name.
 
     Args:
-        load: config, and whom to tell how far it is -> Dataset.
+        load: config, and whom to tell how far it is -> what the source holds, or a dataset that is split already.
         told: what messages call it.
         recognised: whether a source is of this kind; None for one that goes by its name in `DATASETS`.
     """
 
-    load: Callable[[DataConfig, Tell | None], Dataset]
+    load: Callable[[DataConfig, Tell | None], Found | Dataset]
     told: str
     recognised: Callable[[str], bool] | None = None
 
@@ -54,12 +62,22 @@ def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
     Raises:
         LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
     """
-    text = config.source
+    source = find_source(config.source)
+    with progress_bar(progress and first_process(), "reading images") as show:
+        tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
+        found = source.load(config, tell)
+        return found if isinstance(found, Dataset) else split(found, config, tell)
+
+
+def find_source(text: str) -> Source:
+    """The kind of a source.
+
+    Raises:
+        LogsnrError: if it is of none.
+    """
     for name, source in DATASETS.items():
         if text == name if source.recognised is None else source.recognised(text):
-            with progress_bar(progress and first_process(), "reading images") as show:
-                tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
-                return source.load(config, tell)
+            return source
     near = nearest(text, [name for name, source in DATASETS.items() if source.recognised is None])
     what = "is of no kind that is read" if expanded(text).exists() else "does not exist"
     hint = f"did you mean {near!r}? " if near else ""
@@ -119,24 +137,48 @@ def _digits(config: DataConfig, tell: Tell | None) -> Dataset:
     )
 
 
-def _array_file(config: DataConfig, tell: Tell | None) -> Dataset:
+def _array_file(config: DataConfig, tell: Tell | None) -> Found:
     _no_folder(config)
-    return split(read_array_file(config), config, tell)
+    return read_array_file(config)
 
 
-def _folder(config: DataConfig, tell: Tell | None) -> Dataset:
+def _folder(config: DataConfig, tell: Tell | None) -> Found:
     if config.layout is not None:
         raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
     path = expanded(config.source)
+    if config.in_memory is not True and (files := _on_demand(path, config)) is not None:
+        return files
     read = read_folder(path, config, tell)
-    found = Found(
+    return Found(
         images=read.images, labels=read.labels, class_names=read.classes, source=str(path), said=read.said,
         eight_bit=True,
     )  # fmt: skip
-    return split(found, config, tell)
 
 
-def _generated(config: DataConfig, tell: Tell | None) -> Dataset:
+def _on_demand(path: Path, config: DataConfig) -> Found | None:
+    """The folder, its files decoded as they are needed; None for one that goes into memory."""
+    index = find_index(path)
+    least = (config.size or 1) ** 2 * (config.channels or 3) * len(index)
+    if config.in_memory is None and config.size is not None and least <= LOADED:
+        return None
+    if config.in_memory is None and config.broken == "skip":
+        return None
+    files = Files(index, config)
+    if config.in_memory is None and math.prod(files.shape) * len(index) <= LOADED:
+        return None
+    told = f"standard deviation from {min(LOOK, len(index)):,} of them"
+    return Found(
+        images=Rows(store=files, order=np.arange(len(index))),
+        labels=index.labels,
+        class_names=index.classes,
+        source=str(path),
+        said=("decoded as needed", told, *left_out(path, [], [], list(index.classes), index.skipped)),
+        survey=partial(survey, walk=look),
+        eight_bit=True,
+    )
+
+
+def _generated(config: DataConfig, tell: Tell | None) -> Found:
     """A set of `logsnr generate`, with grey levels, labels and names of its own."""
     _no_folder(config)
     path, found = expanded(config.source), Shards(config.source)
@@ -149,18 +191,22 @@ def _generated(config: DataConfig, tell: Tell | None) -> Dataset:
         if tell is not None:
             tell(first, len(found))
     known = [part for part in labels if part is not None]
-    config = config.model_copy(update={"grey_levels": found.pixels.grey_levels})
-    whole = Found(
+    return Found(
         images=images, labels=torch.cat(known) if known else None, source=str(path),
         class_names=found.settings.class_names if known else (),
-        said=(f"generated by {found.settings.model or 'a model'}",),
+        said=(f"generated by {found.settings.model or 'a model'}",), grey_levels=found.pixels.grey_levels,
     )  # fmt: skip
-    return split(whole, config, tell)
+
+
+def _prepared(config: DataConfig, tell: Tell | None) -> Found:
+    _no_folder(config)
+    return read_prepared(config)
 
 
 DATASETS: dict[str, Source] = {
     "digits": Source(load=_digits, told="'digits'"),
     "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
+    "prepared": Source(load=_prepared, told="a folder of logsnr data prepare", recognised=is_prepared),
     "generated": Source(load=_generated, told="the folder of logsnr generate", recognised=is_generated),
     "folder": Source(load=_folder, told="a folder of images", recognised=_is_folder),
 }

@@ -6,6 +6,7 @@ G cells of [-1, 1] are then unions of the 256, and the bound is that of the G-le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from logsnr.errors import LogsnrError
 from logsnr.training.data.dataset import Dataset, Images, Rows, pick
-from logsnr.training.data.survey import survey
+from logsnr.training.data.survey import Survey, survey
 from logsnr.training.folders import Tell
 from logsnr.training.sections import DataConfig
 
@@ -30,7 +31,9 @@ class Found:
         class_names: of the classes, where they have any.
         source: what messages call it.
         said: what was read, converted and left out, in a phrase each.
+        survey: images, labels, tell -> survey, of images that are not in memory.
         eight_bit: whether its values are 8-bit whatever they are, as those of image files.
+        grey_levels: its own, whatever the recipe says; None if it does not know.
     """
 
     images: Images
@@ -40,7 +43,9 @@ class Found:
     class_names: tuple[str, ...] = ()
     source: str
     said: tuple[str, ...] = ()
+    survey: Callable[..., Survey] = survey
     eight_bit: bool = False
+    grey_levels: int | None = None
 
 
 def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset:
@@ -51,7 +56,9 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
     """
     images, labels, test_images, test_labels = found.images, found.labels, found.test_images, found.test_labels
     source, said = found.source, found.said
-    divide = _divisor(_largest(images, config, tell), config, source, found.eight_bit)
+    if found.grey_levels is not None:
+        config = config.model_copy(update={"grey_levels": found.grey_levels})
+    divide = _divisor(_largest(images, found, config, tell), config, source, found.eight_bit)
     known = [part for part in (labels, test_labels) if part is not None]
     classes = 0 if labels is None else max(len(found.class_names), *(int(part.max()) + 1 for part in known))
     if test_images is None:
@@ -71,7 +78,9 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
             f"{tuple(test_images.shape[1:])}: both parts must have one shape"
         )
     elif divide == 1:
-        _divisor(_largest(test_images, config, tell), config, f"the held-out part of {source}", False, fewer=False)
+        _divisor(
+            _largest(test_images, found, config, tell), config, f"the held-out part of {source}", False, fewer=False
+        )
     if divide > 1:
         images, test_images = _divided(images, divide), _divided(test_images, divide)
         said = (*said, f"256 grey levels made {config.grey_levels}")
@@ -85,14 +94,14 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
         class_names=found.class_names,
         source=source,
         said=said,
-        survey=survey(images, labels, tell) if isinstance(images, Rows) else None,
+        survey=found.survey(images, labels, tell) if isinstance(images, Rows) else None,
     )
 
 
-def _largest(images: Images, config: DataConfig, tell: Tell | None) -> int:
+def _largest(images: Images, found: Found, config: DataConfig, tell: Tell | None) -> int:
     """The largest value, or one that is no larger than allowed where all are."""
     if isinstance(images, Rows):
-        return survey(images, None, tell).largest if config.grey_levels < 256 else 0
+        return found.survey(images, None, tell).largest if config.grey_levels < 256 else 0
     return int(images[:].max())
 
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,19 +54,31 @@ class Survey:
         return max(value for value, count in enumerate(self.counts) if count)
 
 
-def survey(rows: Rows, labels: Tensor | None, tell: Callable[[int, int], None] | None = None) -> Survey:
+def survey(
+    rows: Rows,
+    labels: Tensor | None,
+    tell: Callable[[int, int], None] | None = None,
+    *,
+    walk: Callable[..., Survey] | None = None,
+    place: Path | None = None,
+) -> Survey:
     """The survey of images, and of their labels; one that is kept is not made again.
 
     Args:
         rows: uint8.
         labels: int64 `[N]`, None for none.
         tell: called with the number of images seen, and of all.
+        walk: rows, labels, tell -> survey; by default a walk through all of them.
+        place: folder where it is kept; the cache folder if None.
     """
-    kept = cache_folder() / "data" / f"{_key(rows, labels)}.json"
-    with suppress(LogsnrError, TypeError, KeyError):
-        found = mapping(read_json(kept, "", "a survey")["survey"], str(kept), "")
-        return Survey(**{**found, "counts": tuple(int(n) for n in found["counts"])})
-    made = _walked(rows, labels, tell)
+    name = f"survey-{_key(rows, labels)[:32]}.json"
+    kept = (place or cache_folder() / "data") / name
+    beside = [folder / name] if (folder := getattr(rows.store, "folder", None)) is not None else []
+    for path in (kept, *beside):
+        with suppress(LogsnrError, TypeError, KeyError):
+            found = mapping(read_json(path, "", "a survey")["survey"], str(path), "")
+            return Survey(**{**found, "counts": tuple(int(n) for n in found["counts"])})
+    made = (walk or _walked)(rows, labels, tell)
     with suppress(OSError):  # what can be made again is kept where there is place
         replace_file(kept, json.dumps({"format": VERSION, "survey": dataclasses.asdict(made)}).encode())
     return made

@@ -1,0 +1,274 @@
+"""Prepared sets and large folders: the same images, training and numbers as from where they come."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from logsnr import gaussian, writing
+from logsnr.cli import main
+from logsnr.errors import LogsnrError
+from logsnr.files import read_pair
+from logsnr.gaussian import Residuals
+from logsnr.interrupts import Interrupted
+from logsnr.pixels import Pixels
+from logsnr.training import load_data, recipe_from, train
+from logsnr.training.config import DataConfig
+from logsnr.training.data import Rows, prepare
+from logsnr.training.data.index import find_index
+from logsnr.training.data.statistics import read_statistics
+from logsnr.training.images import read_image
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGSNR_CACHE", str(tmp_path / "cache"))
+
+
+def section(source, **options):
+    return DataConfig(source=str(source), **options)
+
+
+def load(source, **options):
+    return load_data(section(source, **options))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty small pictures of two classes and many sizes, one of them grey."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        height, width = generator.integers(9, 40, 2)
+        coarse = generator.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+        where = root / ("cat" if i % 3 else "dog")
+        where.mkdir(exist_ok=True)
+        (image.convert("L") if i == 7 else image).save(where / f"{i:03d}.png")
+    (root / "notes.txt").write_text("none")
+    for path in (root, *root.iterdir()):
+        os.utime(path, (10**9, 10**9))
+    return root
+
+
+def assert_same(here, there):
+    assert torch.equal(here.train_images[:], there.train_images[:])
+    assert torch.equal(here.test_images[:], there.test_images[:])
+    for name in ("train_labels", "test_labels"):
+        one, other = getattr(here, name), getattr(there, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    assert (here.grey_levels, here.classes, here.class_names) == (there.grey_levels, there.classes, there.class_names)
+
+
+# What is prepared is what was there
+
+
+@pytest.mark.parametrize("crop", ["square", "adm"])
+def test_a_prepared_folder_is_the_folder(folder, tmp_path, crop):
+    options = {"size": 8, "crop": crop, "holdout": 0.2}
+    done = prepare(section(folder, **options), tmp_path / "set", shard=5 * 192)
+    assert len(list((tmp_path / "set").glob("train-*.npz"))) == 8
+    here, there = load(folder, **options), load(tmp_path / "set", holdout=0.2)
+    assert isinstance(there.train_images, Rows)
+    assert_same(here, there)
+    for labels in (False, True):
+        assert here.fingerprint(labels=labels) == there.fingerprint(labels=labels)
+    assert here.sigma_data == there.sigma_data == done.data.sigma_data
+    assert "1 L" in there.describe()
+    assert "not read: 1 .txt" in there.describe()
+    # What a training must know is kept beside the images: no walk is needed where the folder goes.
+    assert not list((tmp_path / "cache").glob("data/survey*"))
+    assert prepare(section(folder, **options), tmp_path / "set", shard=5 * 192).made == 0
+    one = load(tmp_path / "set" / "train-00003.npz", holdout=0)
+    assert one.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("how", ["digits", "array with a held-out part"])
+def test_other_sources_are_prepared_with_levels_and_parts_of_their_own(tmp_path, how):
+    source, levels = "digits", 17
+    if how != "digits":
+        images = np.random.default_rng(0).integers(0, 32, (30, 3, 4, 5), dtype=np.uint8)
+        source, levels = tmp_path / "x.npz", 32
+        np.savez(source, x_train=images, x_test=images[:4])
+    prepare(section(source, grey_levels=256 if source == "digits" else 32), tmp_path / "set")
+    here, there = load(source, grey_levels=levels), load(tmp_path / "set")
+    assert_same(here, there)
+    assert here.fingerprint(labels=True) == there.fingerprint(labels=True)
+    assert_same(here, load(tmp_path / "set", in_memory=True))
+
+
+def test_the_spectrum_is_that_of_the_images_in_memory(folder, tmp_path):
+    prepare(section(folder, size=8, holdout=0.2), tmp_path / "set", shard=5 * 192)
+    data = load(folder, size=8, holdout=0.2)
+    residuals = Residuals.of(Pixels(256).encode(data.train_images))
+    mean, covariance = read_statistics(tmp_path / "set")
+    torch.testing.assert_close(mean.flatten(), residuals.means[0], rtol=0, atol=1e-12)
+    expected = gaussian.fit(residuals, "cosine")
+    x = torch.randn(3, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(covariance.mapped(torch.sqrt, x), expected.mapped(torch.sqrt, x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_run_from_a_prepared_set_is_the_run_from_the_images(folder, tmp_path):
+    prepare(section(folder, size=8), tmp_path / "set")
+    network = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
+    weights = []
+    for data in ({"source": str(folder), "size": 8}, {"source": str(tmp_path / "set"), "workers": 0}):
+        base = {"network": network, "samples": {"every": 0}, "batch": 8, "steps": 3, "device": "cpu"}
+        train(recipe_from({**base, "data": {**data, "flip": True}, "conditional": True}), tmp_path / "run",
+              progress=False, overwrite=True)  # fmt: skip
+        weights.append(read_pair(tmp_path / "run" / "state", "state")[1])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("size", [(40, 17), (16, 16), (9, 31), (64, 35), (5, 7)])
+def test_adms_crop_is_what_its_definition_says(tmp_path, size):
+    """Written out as in guided-diffusion's loader: halve by averages of 2 x 2, bicubic to the shorter side, crop."""
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png", size=8, crop="adm").pixels
+    halves = pixels
+    while min(halves.shape[:2]) >= 16:
+        h, w = halves.shape[0] // 2, halves.shape[1] // 2
+        if halves.shape[0] % 2 or halves.shape[1] % 2:  # a box of an odd side covers shares of pixels
+            halves = np.asarray(Image.fromarray(halves).resize((w, h), Image.Resampling.BOX))
+        else:
+            # Across and then along, each rounded to 8 bits.
+            across = np.floor(halves.reshape(2 * h, w, 2, 3).mean(2) + 0.5)
+            halves = np.floor(across.reshape(h, 2, w, 3).mean(1) + 0.5).astype(np.uint8)
+    scale = 8 / min(halves.shape[:2])
+    wide = (round(halves.shape[1] * scale), round(halves.shape[0] * scale))
+    resized = np.asarray(Image.fromarray(halves).resize(wide, Image.Resampling.BICUBIC))
+    y, x = (resized.shape[0] - 8) // 2, (resized.shape[1] - 8) // 2
+    expected = resized[y : y + 8, x : x + 8].transpose(2, 0, 1)
+    assert np.abs(found.astype(int) - expected).max() <= 1  # Pillow rounds in fixed point
+    assert np.mean(found != expected) < 0.02
+
+
+# What goes wrong loses nothing
+
+
+def test_a_full_disk_and_ctrl_c_leave_whole_shards_and_the_same_call_goes_on(folder, tmp_path, monkeypatch):
+    config = section(folder, size=8, holdout=0.2)
+    prepare(config, tmp_path / "whole", shard=5 * 192)
+
+    def full(path, data, real=writing.replace_file):
+        if path.name == "train-00002.npz":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, data)
+
+    monkeypatch.setattr(preparing_module(), "replace_file", full)
+    with pytest.raises(LogsnrError, match=r"No space left on device; what is there is whole: free some space"):
+        prepare(config, tmp_path / "cut", shard=5 * 192)
+    monkeypatch.undo()
+    monkeypatch.setenv("LOGSNR_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(LogsnrError, match="is not complete: run logsnr data prepare again as before"):
+        load(tmp_path / "cut")
+    kept = (tmp_path / "cut" / "train-00001.npz").stat().st_mtime_ns
+    written = []
+
+    def stop(path, data, real=writing.replace_file):
+        real(path, data)
+        written.append(path.name)
+        if len(written) == 2:
+            os.kill(os.getpid(), 2)
+
+    monkeypatch.setattr(preparing_module(), "replace_file", stop)
+    with pytest.raises(Interrupted, match=r"interrupted after 20 of 40 images, .* the same command goes on"):
+        prepare(config, tmp_path / "cut", shard=5 * 192)
+    monkeypatch.undo()
+    monkeypatch.setenv("LOGSNR_CACHE", str(tmp_path / "cache"))
+    assert prepare(config, tmp_path / "cut", shard=5 * 192).made == 20
+    assert (tmp_path / "cut" / "train-00001.npz").stat().st_mtime_ns == kept
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes(), path.name
+
+
+def preparing_module():
+    return sys.modules["logsnr.training.data.preparing"]
+
+
+def test_another_set_is_not_written_over_and_damage_is_said(folder, tmp_path):
+    out = tmp_path / "set"
+    prepare(section(folder, size=8), out)
+    with pytest.raises(LogsnrError, match=r"holds a set with other options .*begin anew"):
+        prepare(section(folder, size=9), out)
+    prepare(section(folder, size=9), out, overwrite=True)
+    assert load(out).shape == (3, 9, 9)
+    (out / "train-00000.npz").write_bytes(b"short")
+    with pytest.raises(LogsnrError, match=r"train-00000.npz has 5 bytes, not \d+: copy it again"):
+        load(out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(LogsnrError, match=r"holds mine.txt, and is no prepared set: give another folder"):
+        prepare(section(folder, size=8), tmp_path / "other")
+
+
+def test_broken_files_are_left_out_of_a_prepared_set(folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "some")
+    (tmp_path / "some" / "cat" / "001.png").write_bytes(b"no picture")
+    with pytest.raises(LogsnrError, match="leave such files out"):
+        prepare(section(tmp_path / "some", size=8), tmp_path / "set")
+    options = {"size": 8, "broken": "skip"}
+    prepare(section(tmp_path / "some", **options), tmp_path / "kept")
+    here, there = load(tmp_path / "some", **options), load(tmp_path / "kept")
+    assert_same(here, there)
+    assert "left out as broken: 1 (cat/001.png)" in there.describe()
+
+
+def test_the_command(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "set"
+    monkeypatch.setattr(
+        sys, "argv", ["logsnr", "data", "prepare", str(folder), "--size", "8", "-o", str(out), "--json"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["made"], facts["shape"], facts["classes"]) == (40, 40, [3, 8, 8], 2)
+    assert facts["sigma_data"] == load(folder, size=8).sigma_data
+
+
+# Large folders
+
+
+def test_a_folder_that_is_decoded_as_needed_holds_the_same_images(folder, tmp_path):
+    here, there = (load(folder, size=8, in_memory=where) for where in (None, False))
+    assert isinstance(here.train_images, torch.Tensor)
+    assert isinstance(there.train_images, Rows)
+    assert_same(here, there)
+    assert here.sigma_data == there.sigma_data  # of fewer than are looked at
+    with pytest.raises(LogsnrError, match=r"data.broken: skip leaves out .* prepare them"):
+        load(folder, size=8, in_memory=False, broken="skip")
+    with pytest.raises(LogsnrError, match=r"set data.size to crop and resize"):
+        load(folder, in_memory=False)
+
+
+def test_a_folder_is_listed_once_until_it_changes(folder, tmp_path, monkeypatch):
+    import shutil
+
+    import logsnr.training.data.index as module
+
+    root = tmp_path / "some"
+    shutil.copytree(folder, root)
+    listed = []
+    real = module.image_files
+    monkeypatch.setattr(module, "image_files", lambda *args: (listed.append(1), real(*args))[1])
+    first = find_index(root)
+    again = find_index(root)
+    assert len(listed) == 1
+    assert [again.path(i) for i in range(len(again))] == real(root)[0] == [first.path(i) for i in range(len(first))]
+    assert torch.equal(first.labels, again.labels)
+    assert (first.classes, first.skipped, first.identity) == (again.classes, again.skipped, again.identity)
+    shutil.copy(root / "cat" / "001.png", root / "cat" / "zzz.png")
+    assert len(find_index(root)) == len(first) + 1
+    assert len(listed) == 2
