@@ -27,6 +27,7 @@ from logsnr.evaluation.compare import (
 )
 from logsnr.evaluation.compare.entries import OWN
 from logsnr.evaluation.compare.render import read, write_rows
+from logsnr.evaluation.features import feature_space
 from logsnr.evaluation.metrics import student
 from logsnr.evaluation.metrics.measures import KEPT
 from logsnr.models import UNetConfig, build_network, save_denoiser
@@ -243,7 +244,8 @@ def test_statistics_are_the_data_of_compare(run, tiny, tmp_path):
     """FD to all 12,000 images, which moments say; KID to the rows of a file; others are refused."""
     images = torch.from_numpy(np.load(tiny / "data.npy"))
     codes = Pixels(256).encode(images).flatten(1).double()
-    train = load_data(DataConfig(source=str(tiny / "data.npy"))).train_images
+    config = DataConfig(source=str(tiny / "data.npy"))
+    train = load_data(config).train_images
     np.savez(tmp_path / "edm.npz", mu=codes.mean(0).numpy(), sigma=torch.cov(codes.T).numpy())
     assert run("stats", tiny / "data.npy", "--features", "pixels", "--limit", 60, "--out", tmp_path / "s.npz")[0] == 0
     denoiser = ls.load(tiny / "run")
@@ -254,7 +256,6 @@ def test_statistics_are_the_data_of_compare(run, tiny, tmp_path):
     for options, data, reference, kid in (
         (("--stats", tmp_path / "edm.npz", "--features", "pixels"), codes, 0, False),
         (("--stats", tmp_path / "s.npz"), codes[:60], 60, True),
-        (("--data", tiny / "data.npy", "--features", "pixels"), Pixels(256).encode(train).flatten(1), len(train), True),
     ):
         code, out, err = run("compare", tiny / "run", *LINE, *options, "--json")
         assert code == 0, err
@@ -267,6 +268,10 @@ def test_statistics_are_the_data_of_compare(run, tiny, tmp_path):
             assert row["kernel"]["value"] == pytest.approx(kernel_distance(mine, data), rel=1e-4)
             assert result["about"]["statistics"] == "s.npz"
     assert len(train) > KEPT
+    whole = feature_space("pixels", denoiser.decode, load_data(config), source="data", seed=0)
+    assert whole.data.n == len(train)
+    found = whole.measure(x).frechet.value
+    assert found == pytest.approx(frechet_distance(mine, Pixels(256).encode(train).flatten(1)), rel=1e-6)
     assert run("stats", tiny / "other.npy", "--features", "pixels", "--out", tmp_path / "o.npz")[0] == 0
     np.savez(tmp_path / "wide.npz", mu=np.zeros(5), sigma=np.eye(5))
     for options, said in (

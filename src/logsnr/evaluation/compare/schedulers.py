@@ -17,6 +17,7 @@ and even times of a flow, without a shift and with that of Stable Diffusion 3.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -241,12 +242,14 @@ class _Run:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the schedulers' warnings: none concerns a loop that does what they ask for."""
+    """Without the schedulers' warnings: none concerns a loop that does what they ask for, nor what will be no more."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(before)
