@@ -8,6 +8,7 @@
                  each step's coefficients by ridge least squares along the student's own rollout        (rows.py)
     walk         levels one at a time along the teacher's grid, rows fitted anew                        (walk.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                   (descent.py)
+    contrast     the last step with the teacher's variance                                              (contrast.py)
 
 The best built-in solver is one more place to descend from.  What the search may be replaced by, published ways to
 choose levels alone, is in baselines.py.
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import torch
 
 from logsnr.calibration.baselines import alternatives, ays, ends, gits
+from logsnr.calibration.contrast import contrasted
 from logsnr.calibration.descent import descended
 from logsnr.calibration.effort import EFFORTS
 from logsnr.calibration.ledger import SpentError
@@ -73,6 +75,7 @@ def calibrate(
     method: str = "search",
     start: GaussianStart | None = None,
     first: float | None = None,
+    contrast: bool = True,
     about: Mapping[str, Any] | None = None,
     memo: Memo | None = None,
 ) -> Plan:
@@ -111,6 +114,8 @@ def calibrate(
             begins at the largest from the same noise.  The search says whether and where that pays, by the fitting and
             the selection noise; a plan that needs the start says so in `meta["start"]`.
         first: the plan's first level, if it is not to be searched for; from the noise itself where there is no start.
+        contrast: let the last step bring back the teacher's variance about the mean image (calibration/contrast.py), if
+            that costs less than a percent of the error.
         about: what else is to be on record of the model, as JSON values: goes to `meta["about"]`.
         memo: a dictionary that several calls share: plans of other lengths then need no teacher of their own.
 
@@ -153,6 +158,7 @@ def calibrate(
         first=None if first is None else float(first),
         gaussian=None if start is None else start.fingerprint,
         effort=effort,
+        contrast=contrast,
     )
     settings.check(denoiser)
     if method != "search" and (start is not None or first is not None):
@@ -184,6 +190,7 @@ def calibrate(
                 trial.tell("alternatives")
                 trial.rank(alternatives(denoiser, nfe, low, high))
                 METHODS[method](trial, cache)
+            contrasted(trial)
             report = reported(trial)
         except KeyboardInterrupt:
             if keep is not None and trial.ledger.known:

@@ -19,8 +19,10 @@ from logsnr.sampling.plan import BASES, Basis
 from logsnr.sampling.start import check_start
 
 MOST_STEPS = 20
-LATER = {"first": None, "gaussian": None, "effort": "full"}
+LATER = {"first": None, "gaussian": None, "effort": "full", "contrast": True}
 """Settings that the files of earlier versions do not have, and their values there: written only where they differ."""
+CONTRASTED = 16
+"""Samples from which a variance is known well enough."""
 RANKING = 220
 """Rollouts of single noises that the smallest search may have: about a hundred built-in solvers are ranked first."""
 
@@ -44,6 +46,7 @@ class Settings:
         first: the plan's first level, where it is not searched for.
         gaussian: fingerprint of the Gaussian start.
         effort: of the search.
+        contrast: whether the last step is to have the teacher's variance.
 
     Raises:
         LogsnrError: naming the value, what is allowed, and the fix.
@@ -63,6 +66,7 @@ class Settings:
     first: float | None = None
     gaussian: str | None = None
     effort: str = "full"
+    contrast: bool = True
 
     def __post_init__(self) -> None:
         nfe, history, (low, high) = self.nfe, self.history, self.sigma_range
@@ -134,8 +138,14 @@ class Settings:
 
     @property
     def budget(self) -> int:
-        """Those of the search: what the report needs is set aside."""
-        return self.answers - (self.tries.leaders + 1) * self.nfe * self.fewer
+        """Those of the search: what contrast and report need is set aside."""
+        last = self.n + self.fewer if self.contrasts else 0
+        return self.answers - self.nfe * (last + (self.tries.leaders + 1) * self.fewer)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the last step is fitted for contrast: of a search in the samples themselves, by enough of them."""
+        return self.contrast and self.method == "search" and self.metric is None and self.n >= CONTRASTED
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -188,6 +188,13 @@ class Trial:
             self.best = Found(plan, error, how)
         return error
 
+    def prefer(self, plan: Plan, how: dict[str, Any], dearer: float) -> None:
+        """Keep a plan for what else it has, if its RMSE is at most `dearer` times the best one's."""
+        assert self.best is not None
+        error = self.tempered(self.squares(plan, "select"))
+        if error <= dearer**2 * self.best.error:
+            self.best = Found(plan, error, how)
+
     def both(self, plan: Plan, fit: float, how: dict[str, Any]) -> float:
         """The error on the fitting noise (given) and on the selection noise together; the plan is offered."""
         a, b = self.settings.n, self.settings.fewer

@@ -8,7 +8,8 @@ In canonical z, with e_bar = sum_j c_j e_{i-j} and primes for the next noise lev
     noise       z' = (alpha'/alpha_down) z_down + alpha' sqrt(sigma'^2 - sigma_down^2) w
 
 A row [1] is the same step in every basis (DDIM) and is taken in the x0 form: exact from sigma inf, without
-amplification at high noise, and exactly x0 when it ends at sigma 0.
+amplification at high noise, and exactly x0 when it ends at sigma 0.  A plan's factor on the state (`keep`) multiplies z
+in the plan's own basis.
 
 Coefficients are host floats formed before the loop, and nothing on the device is read back inside it.  Every step
 makes a new state: the caller's noise, and states that the model, a callback or the history still sees, keep their
@@ -71,14 +72,15 @@ def updates(plan: Plan) -> list[Update]:
         down = target if plan.sigma_down is None else plan.sigma_down[i]
         while len(row) > 1 and row[-1] == 0:
             row = row[:-1]
-        basis: Basis = "x0" if row == (1.0,) else plan.basis
+        factor = 1.0 if plan.keep is None else plan.keep[i]
+        basis: Basis = "x0" if row == (1.0,) and factor == 1 else plan.basis
         keep, gain = _euler(basis, sigma, down)
         rescale, noise = 1.0, 0.0
         if down < target:
             alpha, _ = alpha_s(target)
             rescale = alpha / alpha_s(down)[0]
             noise = alpha * math.sqrt((target - down) * (target + down))
-        out.append(Update(basis, keep, tuple(gain * c for c in row), rescale, noise))
+        out.append(Update(basis, factor * keep, tuple(gain * c for c in row), rescale, noise))
     return out
 
 

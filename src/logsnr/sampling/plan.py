@@ -1,6 +1,7 @@
 """Plans: a sampler written down as numbers.
 
     sigma_0 > sigma_1 > ... > sigma_n,    step i uses  e_bar = sum_j c_ij e_{i-j}    (row i, most recent first)
+                                          on the state k_i z, k_i = 1 unless `keep` says otherwise
 
 with e the estimates of one basis: the noise eps, the sample x0, or the velocity eps - x0 of the flow path.  Every
 multistep sampler is such a table (DDIM is rows of [1], gradient estimation rows of [gamma, 1 - gamma]), n rows are n
@@ -31,7 +32,7 @@ Grid = tuple[float, ...]
 MOST_SIGMA = 1e150
 """Squares of finite levels stay finite."""
 VERSION = 1
-_KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "meta")
+_KEYS = ("version", "sigmas", "rows", "basis", "sigma_down", "keep", "meta")
 _FIX = "give a file written by Plan.save or logsnr calibrate"
 
 
@@ -46,6 +47,7 @@ class Plan:
         sigma_down: None for a deterministic plan; else one noise level per step, at most the next sigma, to which
             the step goes before noise brings it back up to the next sigma.
         meta: where the plan comes from (solver, parameters), JSON values; no part of equality or `hash`.
+        keep: a factor per step on the state's own weight; None for 1, as every solver has it (files leave it out).
 
     Raises:
         ValueError: if a field does not fit, naming index and value.
@@ -56,6 +58,7 @@ class Plan:
     basis: Basis = "eps"
     sigma_down: tuple[float, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    keep: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         sigmas = check_sigmas(self.sigmas)
@@ -81,7 +84,22 @@ class Plan:
             for i, (low, target) in enumerate(zip(down, sigmas[1:], strict=True)):
                 if not 0 <= low <= target:
                     raise ValueError(f"sigma_down[{i}] = {low}: must be in [0, sigmas[{i + 1}]] = [0, {target}]")
-        for name, value in (("sigmas", sigmas), ("rows", rows), ("sigma_down", down), ("meta", dict(self.meta))):
+        keep = None if self.keep is None else tuple(float(k) for k in self.keep)
+        if keep is not None:
+            if len(keep) != len(rows):
+                raise ValueError(f"keep has {len(keep)} entries: give one per step, {len(rows)}")
+            if not all(math.isfinite(k) for k in keep):
+                raise ValueError(f"keep = {keep}: factors must be finite")
+            if math.isinf(sigmas[0]) and keep[0] != 1:
+                raise ValueError(f"keep[0] = {keep[0]} at sigma = inf: must be 1 there, where the state is noise alone")
+            keep = None if all(k == 1 for k in keep) else keep
+        for name, value in (
+            ("keep", keep),
+            ("sigmas", sigmas),
+            ("rows", rows),
+            ("sigma_down", down),
+            ("meta", dict(self.meta)),
+        ):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -118,8 +136,9 @@ class Plan:
         for i, row in enumerate(self.rows[k:]):
             rows.append(row if len(row) <= i + 1 else (*row[:i], math.fsum(row[i:])))
         down = None if self.sigma_down is None else self.sigma_down[k:]
+        keep = None if self.keep is None else self.keep[k:]
         meta = self.meta if k == 0 else {**self.meta, "tail": k + int(self.meta.get("tail", 0))}
-        return replace(self, sigmas=self.sigmas[k:], rows=tuple(rows), sigma_down=down, meta=meta)
+        return replace(self, sigmas=self.sigmas[k:], rows=tuple(rows), sigma_down=down, keep=keep, meta=meta)
 
     @property
     def hash(self) -> str:
@@ -135,6 +154,7 @@ class Plan:
             "rows": [list(row) for row in self.rows],
             "basis": self.basis,
             "sigma_down": None if self.sigma_down is None else list(self.sigma_down),
+            **({} if self.keep is None else {"keep": list(self.keep)}),
             "meta": dict(self.meta),
         }
 
@@ -151,7 +171,7 @@ class Plan:
             raise ValueError(
                 f"plan has unknown keys {shown(unknown)} and lacks {missing}: the keys are {', '.join(_KEYS)}"
             )
-        down, meta = values.get("sigma_down"), values.get("meta") or {}
+        down, keep, meta = values.get("sigma_down"), values.get("keep"), values.get("meta") or {}
         if not isinstance(meta, Mapping):
             raise ValueError(f"meta = {shown(meta)}: give a mapping")
         return cls(
@@ -159,6 +179,7 @@ class Plan:
             rows=tuple(_numbers(row, f"rows[{i}]") for i, row in enumerate(_list(values["rows"], "rows"))),
             basis=values["basis"],
             sigma_down=None if down is None else _numbers(down, "sigma_down"),
+            keep=None if keep is None else _numbers(keep, "keep"),
             meta=meta,
         )
 
