@@ -119,10 +119,11 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
 
     folder = expanded(source)
     denoiser = load_denoiser(folder)
-    if (folder / "state").is_dir():
+    run = folder.parent.parent if folder.parent.name == "averages" else folder
+    if (run / "state").is_dir():
         from logsnr.training.checkpoint import data_source
 
-        data, place = (denoiser.card.get("training") or {}).get("data"), data_source(folder)
+        data, place = (denoiser.card.get("training") or {}).get("data"), data_source(run)
         if data and place and Path(place).name == data.get("source"):
             data["source"] = place
     return denoiser if device is None and dtype is None else denoiser.to(device=device, dtype=dtype)

@@ -2,6 +2,7 @@
 
 runs/digits/
   card.json, model-{step}-{hash}.safetensors     the denoiser with averaged weights: what `load` reads
+  averages/NAME/                                 the same with weights averaged over another half-life
   state/                                         raw weights, moments, average, objective: what `resume` reads
   metrics.jsonl                                  one line per `log_every` steps
   samples/step-{step}.png
@@ -29,9 +30,11 @@ from logsnr.models.card import denoiser_pair
 from logsnr.reading import mapping, reading
 from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
+from logsnr.training.optimizers import learning_rate
 from logsnr.training.processes import note
 
 STATE = "state"
+AVERAGES = "averages"
 _FIX = "restore it, or train into another folder"
 FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "log_with", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
@@ -73,8 +76,9 @@ def clear(out: Path) -> None:
     pictures = [p for p in (out / "samples").glob("step-*.png") if re.fullmatch(r"step-\d{8,}\.png", p.name)]
     for path in (*weight_files(out / STATE, STATE), out / METRICS, *pictures, out / f"{CARD}.json"):
         path.unlink(missing_ok=True)
-    for path in weight_files(out, MODEL):
-        path.unlink(missing_ok=True)
+    for folder in (out, *(out / AVERAGES).glob("*")):
+        for path in (*weight_files(folder, MODEL), folder / f"{CARD}.json"):
+            path.unlink(missing_ok=True)
 
 
 class Kept(Protocol):
@@ -85,6 +89,7 @@ class Kept(Protocol):
     world: int
     data_fingerprint: str
     average: NetworkDenoiser
+    averages: dict[str, NetworkDenoiser]
     parts: dict[str, Any]
     optimizer: Any
     scaler: Any
@@ -107,7 +112,7 @@ def save_state(run: Kept, out: Path) -> None:
         "scaler": run.scaler.state_dict() if run.scaler else None,
     }
     state = Pair(folder=out / STATE, name=STATE, stem=STATE, card=card, tensors=_tensors(run))
-    write_pairs([state, _model(run, out)], step=run.step)
+    write_pairs([state, *_others(run, out), _model(run, out)], step=run.step)
 
 
 def repair(run: Kept, out: Path) -> None:
@@ -122,7 +127,12 @@ def repair(run: Kept, out: Path) -> None:
         if same and all(torch.equal(found[name], value.cpu()) for name, value in model.tensors.items()):
             return
     note(f"{out / CARD}.json is not of step {run.step}, as the state is: a kill came between them; written anew")
-    write_pairs([model], step=run.step)
+    write_pairs([*_others(run, out), model], step=run.step)
+
+
+def _others(run: Kept, out: Path) -> list[Pair]:
+    training = run.recipe.model_dump(mode="json")
+    return [denoiser_pair(one, out / AVERAGES / name, training=training) for name, one in run.averages.items()]
 
 
 def _model(run: Kept, out: Path) -> Pair:
@@ -176,8 +186,9 @@ def load_state(run: Kept, out: Path) -> float:
         _restore(run, card, tensors)
         seconds = float(card["seconds"])
     before, now = saved.get("steps"), run.recipe.steps
-    if run.recipe.optimizer.decay == "linear" and isinstance(before, int) and before and now and before != now:
-        was, rate = (run.recipe.optimizer.lr * (1 - run.step / steps) for steps in (before, now))
+    falls = run.recipe.optimizer.decay in ("linear", "cosine")
+    if falls and isinstance(before, int) and before and now and before != now:
+        was, rate = (learning_rate(run.recipe.optimizer, min(run.step, steps), steps) for steps in (before, now))
         note(
             f"steps = {before} before, {now} now: the learning rate falls to zero at step {now}, so it goes on from "
             f"{rate:.3g} instead of {max(was, 0.0):.3g}; a run of {now} steps from its start would end elsewhere"
@@ -189,7 +200,8 @@ def _tensors(run: Kept) -> dict[str, Tensor]:
     """Everything that changes from step to step, as "part.name"."""
     tensors = {f"{part}.{name}": value for part, it in run.parts.items() for name, value in it.state_dict().items()}
     for i, moments in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        # Of an SGD without momentum there is a moment that is None.
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items() if value is not None}
     tensors["window"] = run.metrics.window
     if run.metrics.meter:
         tensors["spread"] = run.metrics.meter.sums

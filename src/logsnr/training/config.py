@@ -102,8 +102,8 @@ class Recipe(Section):
     def _ends(self) -> Recipe:
         if self.steps is None and self.max_seconds is None:
             raise ValueError("training has no end: give steps or max_seconds")
-        if self.steps is None and self.optimizer.decay == "linear":
-            raise ValueError("optimizer.decay = 'linear' falls to zero at the last step: give steps")
+        if self.steps is None and self.optimizer.decay in ("linear", "cosine"):
+            raise ValueError(f"optimizer.decay = {self.optimizer.decay!r} falls to zero at the last step: give steps")
         if self.network.classes:
             raise ValueError(f"network.classes = {self.network.classes} comes from the data: use conditional: true")
         return self

@@ -30,6 +30,7 @@ from logsnr.training.ema import EMA
 from logsnr.training.initial import begin_from, settled
 from logsnr.training.metrics import Metrics
 from logsnr.training.objectives import build_objective, build_prediction, central_logsnr
+from logsnr.training.optimizers import build_optimizer, learning_rate
 from logsnr.training.processes import accelerator_for
 from logsnr.training.trackers import options
 from logsnr.uncertainty import Uncertainty
@@ -42,6 +43,7 @@ class Run:
         step: steps taken.
         denoiser: the model in training, around the raw weights.
         average: the model with averaged weights, in eval mode: what is saved and sampled from.
+        averages: models of other half-lives, by name.
         metrics: the clock, and what is summed on the device since the last line of metrics.
         adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
         data_fingerprint: sha256 of the images and, where they matter, the labels.
@@ -99,26 +101,24 @@ class Run:
         self.denoiser = around(network)
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.average.card = {"data": data.describe(), "class_names": list(data.class_names) if classes else []}
-        self.ema = EMA(self.average.network.parameters(), decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+        self.averages = {name: copy.deepcopy(self.average) for name in recipe.ema.others}
+        self.emas = [
+            EMA(self.averages.get(name, self.average).network.parameters(), decay=decay, ramp=recipe.ema.ramp)
+            for name, decay in recipe.ema.decays(recipe.batch).items()
+        ]
         self.parts: dict[str, Any] = {
             "network": network,
             "average": self.average.network,
+            **{f"average@{name}": average.network for name, average in self.averages.items()},
             "objective": self.objective,
         }
-        optimizing = recipe.optimizer
         groups: list[dict[str, Any]] = [{"params": self.parameters}]
         self.uncertainty: Uncertainty | None = None
         if recipe.objective.uncertainty:
             generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "uncertainty"))
             self.uncertainty = self.parts["uncertainty"] = Uncertainty(generator=generator).to(self.device)
             groups.append({"params": list(self.uncertainty.parameters()), "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=optimizing.lr,
-            betas=optimizing.betas,
-            weight_decay=optimizing.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        optimizer = build_optimizer(recipe.optimizer, groups, fused=self.device.type in ("cpu", "cuda"))
         # The prepared network is the raw one behind autocast and, over several processes, gradient averaging.
         # `bare` shares its parts but not that wrapping: gradients of single samples want float32 and one process.
         bare = around(copy.copy(network))
@@ -151,7 +151,8 @@ class Run:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.parameters, self.step)
+        for ema in self.emas:
+            ema.update(self.parameters, self.step)
         if self.adaptation:
             self.adaptation.learn(self.step, x, cond)
         self.step += 1
@@ -177,7 +178,5 @@ class Run:
             p.grad = self.accelerator.reduce(p.grad, "mean")
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step n: lr min(1, (n + 1) / warmup), times 1 - n / steps under linear decay."""
-        optimizer, steps = self.recipe.optimizer, self.recipe.steps
-        rate = optimizer.lr * min(1.0, (step + 1) / max(optimizer.warmup, 1))
-        return rate * (1 - step / steps) if optimizer.decay == "linear" and steps else rate
+        """The learning rate of step n (optimizers.py)."""
+        return learning_rate(self.recipe.optimizer, step, self.recipe.steps)

@@ -201,30 +201,72 @@ def _words(part: Part | None) -> str:
 
 
 class OptimizerConfig(Section):
-    """AdamW.
+    """AdamW, or another optimizer of torch (optimizers.py).
 
     Args:
+        name: "adamw", or a class of torch.optim, e.g. "torch.optim:SGD".
+        settings: its arguments beside lr, e.g. {momentum: 0.9}; of AdamW betas and weight_decay alone.
         lr: learning rate after warm-up.
-        betas: decay of the two moments.
-        weight_decay: decoupled weight decay.
+        betas: decay of AdamW's two moments.
+        weight_decay: AdamW's decoupled weight decay.
         warmup: steps over which the learning rate rises linearly.
-        decay: "constant" afterwards, or "linear" to zero at the recipe's last step.
+        decay: "constant" afterwards, "linear" or "cosine" to zero at the recipe's last step, or "inverse-sqrt", as
+            sqrt(after/n).
+        after: step at which inverse-sqrt begins to fall; the end of the warm-up if null.
         clip: largest gradient norm of the loss *divided by the objective's scale*; null for no clipping.
     """
 
+    name: str = "adamw"
+    settings: dict[str, bool | int | float | str | list[float] | None] = {}
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-3
     betas: tuple[Probability, Probability] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 100
-    decay: Literal["constant", "linear"] = "constant"
+    decay: Literal["constant", "linear", "cosine", "inverse-sqrt"] = "constant"
+    after: Count | None = None
     clip: PositiveFloat | None = 1.0
+
+    @model_validator(mode="after")
+    def _its_own(self) -> OptimizerConfig:
+        if self.after is not None and self.decay != "inverse-sqrt":
+            raise ValueError(f"after = {self.after} is of decay: inverse-sqrt: leave it out")
+        fields = OptimizerConfig.model_fields
+        for key in ("betas", "weight_decay"):
+            if self.name != "adamw" and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key} is of adamw: of {self.name} give it under settings")
+        if self.name == "adamw" and self.settings:
+            raise ValueError("settings are of other optimizers: adamw takes betas and weight_decay")
+        return self
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class EMAConfig(Section):
-    """Exponential moving average of the weights; `ramp` starts it short: min(decay, (1 + n) / (10 + n)) at update n."""
+    """Exponential moving averages of the weights; `ramp` starts them short: min(decay, (1 + n) / (10 + n)) at update n.
+
+    Args:
+        decay: of the average that becomes the model.
+        half_life: images after which an old weight counts half, in place of decay: 2^(-batch/half_life).
+        ramp: as above.
+        others: names and half-lives of further averages, kept beside the model in averages/NAME.
+    """
 
     decay: Probability = 0.999
+    half_life: PositiveFloat | None = None
     ramp: bool = True
+    others: dict[Name, PositiveFloat] = {}
+
+    def decays(self, batch: int) -> dict[str, float]:
+        """The decay of each average by name; "" is the model's."""
+        lives = self.others if self.half_life is None else {"": self.half_life, **self.others}
+        return {"": self.decay, **{name: 2 ** (-batch / life) for name, life in lives.items()}}
+
+    @model_validator(mode="after")
+    def _one(self) -> EMAConfig:
+        if self.half_life is not None and self.decay != EMAConfig.model_fields["decay"].default:
+            raise ValueError(f"half_life = {self.half_life:g} stands in place of decay: leave one of them out")
+        return self
 
 
 class SamplesConfig(Section):
