@@ -236,6 +236,16 @@ def test_an_epsilon_model_with_zero_terminal_snr_is_refused(tiny):
 # anything else
 
 
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverSDEScheduler"])
+def test_a_model_is_read_without_a_word_of_how_it_is_sampled(kind):
+    """What a stock scheduler's steps draw is no matter of the denoiser."""
+    config = {"_class_name": kind, "beta_schedule": "linear", "prediction_type": "epsilon"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = from_callable(lambda x, t: x, config, shape=(2,))
+    assert model.trained_range == pytest.approx((0.0100, 157.4), rel=1e-3)
+
+
 def test_from_callable_is_a_network_denoiser():
     """The meaning may be a Prediction of ours, or the config of a diffusers scheduler."""
     table = TimestepTable.stable_diffusion()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.adapters import require_diffusers, version_of
+from logsnr.adapters.diffusers.config import Noising
 from logsnr.adapters.diffusers.pipelines.families import Conditions, Family, Prompt, Size, family_of
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
@@ -208,15 +209,13 @@ def denoiser_from(
         LogsnrError: if the pipeline is of no known family, or an argument does not fit it.
         ValueError: if the scheduler's config describes no model; the message names the fix.
     """
-    from logsnr.adapters.diffusers.scheduler.scheduler import GradientEstimationScheduler
-
     if guidance is not None and not math.isfinite(guidance):
         raise LogsnrError(f"guidance = {guidance}: must be finite; 1 is none")
     family = family_of(pipeline, size, null_class, frames)
     for module in (family.model, family.vae):
         if module is not None:
             module.eval()
-    model = GradientEstimationScheduler.from_config(pipeline.scheduler.config).model
+    model = _model(pipeline.scheduler.config)
     low, high = model.sigma_range
     plain = NetworkDenoiser(
         family.network,
@@ -294,9 +293,7 @@ def from_callable(
         meaning = prediction
     else:
         require_diffusers("reading a scheduler's config")
-        from logsnr.adapters.diffusers.scheduler.scheduler import GradientEstimationScheduler
-
-        model = GradientEstimationScheduler.from_config(prediction).model
+        model = _model(prediction)
         meaning, trained_range = model.prediction, trained_range or model.sigma_range
     if trained_range is None:
         label = LABELS[meaning.label] if isinstance(meaning.label, str) else meaning.label
@@ -305,6 +302,16 @@ def from_callable(
     return NetworkDenoiser(
         network, meaning, shape=shape, pixels=pixels, sigma_data=sigma_data, trained_range=trained_range
     )
+
+
+def _model(config: Mapping[str, Any]) -> Noising:
+    """What a scheduler's config says of its network."""
+    from logsnr.adapters.diffusers.scheduler.scheduler import GradientEstimationScheduler
+
+    own = config.get("_class_name") == GradientEstimationScheduler.__name__
+    # Of a stock one no step is wanted: with a gamma it need not warn that the noise of its steps is not drawn.
+    model: Noising = GradientEstimationScheduler.from_config(config, **({} if own else {"gamma": 1.0})).model
+    return model
 
 
 def _sigma_data(prediction: Prediction, *, latent: bool) -> float:
