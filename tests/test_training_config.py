@@ -73,7 +73,7 @@ def test_recipes_of_version_0_1_call_grey_levels_levels():
         ({"optimizer": {"learning_rate": 1}}, "optimizer: key 'learning_rate' is not one of after, betas, "),
         (
             {"optimizer": {"warm_up": 1}},
-            "optimizer: key 'warm_up' is not one of after, betas, clip, decay, lr, name, settings, warmup, weight_decay: did",
+            "optimizer: key 'warm_up' is not one of after, betas, clip, decay, lr, name, settings, warmup, weight",
         ),
         ({"network": {"chanels": [8]}}, "network: key 'chanels' is not one of "),
         ({"stepz": 3}, "did you mean 'steps'?"),

@@ -82,7 +82,13 @@ def suffixes() -> tuple[str, ...]:
 
 
 def read_image(
-    file: Path, *, channels: int = 3, size: int | None = None, background: str = "white", crop: str = "square"
+    file: Path,
+    *,
+    channels: int = 3,
+    size: int | None = None,
+    background: str = "white",
+    crop: str = "square",
+    data: io.BytesIO | None = None,
 ) -> Picture:
     """The picture in a file.
 
@@ -92,6 +98,7 @@ def read_image(
         size: crop to the central square and resize to this side; None for neither.
         background: colour under transparent parts, a name or "#rrggbb"; "refuse" for an error instead.
         crop: a name of `CROPS`, how size is reached.
+        data: what is in the file, where it is at hand; `file` is then its name.
 
     Raises:
         BrokenImageError: if no decoder reads it.
@@ -100,10 +107,12 @@ def read_image(
     # A TGA file has no mark of its own: only its name can say so.
     formats = [name for name in _known() if name != "TGA" or file.suffix.lower() in FORMATS["TGA"]]
     try:
-        with Image.open(file, formats=formats) as opened:
+        with Image.open(data or file, formats=formats) as opened:
             if opened.format == "PNG":
                 opened.verify()  # reading the pixels does not look at their checksum
-        with Image.open(file, formats=formats) as opened:
+        if data is not None:
+            data.seek(0)
+        with Image.open(data or file, formats=formats) as opened:
             turn = _orientation(opened)
             frames = getattr(opened, "n_frames", 1)
             opened.load()

@@ -2,6 +2,7 @@
 
     "digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
     images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4 (arrays.py)
+    hf:NAME, x.parquet  tables of Hugging Face datasets (table.py)
     a prepared set      the folder of `logsnr data prepare` (prepared.py)
     a generated set     the folder of `logsnr generate`
     a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
@@ -32,6 +33,7 @@ from logsnr.training.data.index import LOOK, Files, find_index, look
 from logsnr.training.data.prepared import is_prepared, read_prepared
 from logsnr.training.data.split import Found, split
 from logsnr.training.data.survey import survey
+from logsnr.training.data.table import is_table, read_table
 from logsnr.training.folders import Tell, left_out, read_folder
 from logsnr.training.processes import first_process
 from logsnr.training.sections import DataConfig
@@ -198,6 +200,27 @@ def _generated(config: DataConfig, tell: Tell | None) -> Found:
     )  # fmt: skip
 
 
+def _table(config: DataConfig, tell: Tell | None) -> Found:
+    if config.layout is not None:
+        raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
+    images, labels, test, test_labels, names = read_table(config)
+    size = images.shape[1:].numel() * (len(images) + (0 if test is None else len(test)))
+    loaded = config.in_memory if config.in_memory is not None else size <= LOADED
+    if loaded:
+        images, test = images[:], None if test is None else test[:]
+    return Found(
+        images=images,
+        labels=labels,
+        test_images=test,
+        test_labels=test_labels,
+        class_names=names,
+        source=config.source,
+        said=() if loaded else ("decoded as needed", f"standard deviation from {min(LOOK, len(images)):,} of them"),
+        survey=partial(survey, walk=look),
+        eight_bit=True,
+    )
+
+
 def _prepared(config: DataConfig, tell: Tell | None) -> Found:
     _no_folder(config)
     return read_prepared(config)
@@ -205,6 +228,7 @@ def _prepared(config: DataConfig, tell: Tell | None) -> Found:
 
 DATASETS: dict[str, Source] = {
     "digits": Source(load=_digits, told="'digits'"),
+    "table": Source(load=_table, told="hf:NAME or a Parquet file of Hugging Face datasets", recognised=is_table),
     "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
     "prepared": Source(load=_prepared, told="a folder of logsnr data prepare", recognised=is_prepared),
     "generated": Source(load=_generated, told="the folder of logsnr generate", recognised=is_generated),
