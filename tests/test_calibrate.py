@@ -21,6 +21,7 @@ from logsnr.calibration.descent import NUDGE, Space, normal_equations
 from logsnr.calibration.effort import EFFORTS
 from logsnr.calibration.ledger import Ledger, fingerprint
 from logsnr.calibration.levels import MIN_STEP, SPREADS, best_levels, local_errors, tried_levels
+from logsnr.calibration.report import through
 from logsnr.calibration.rollout import Noises, Rollout, mean_square
 from logsnr.calibration.rows import Lesson, fit_rows, prior_rows
 from logsnr.calibration.teacher import remember, taught
@@ -415,6 +416,10 @@ def test_meta_holds_provenance_and_errors() -> None:
         assert meta["report"]["alternatives"][name] == pytest.approx(rmse(x, report.end), rel=1e-4)
     own = rmse(sample(MIXTURE, plan, noise=report.noise), report.end)
     assert meta["report"]["rmse"] == pytest.approx(own, rel=1e-4)
+    q = (sample(MIXTURE, plan, noise=report.noise) - report.end).double().square().mean(1)
+    assert meta["report"]["stderr"] == pytest.approx(float(q.std()) / (2 * own * math.sqrt(len(q))), rel=1e-3)
+    assert meta["report"]["median"] == pytest.approx(math.sqrt(float(q.median())), rel=1e-3)
+    assert meta["report"]["strayed"] in [k / len(q) for k in range(len(q) + 1)]
 
 
 def test_three_noises_are_disjoint_and_the_last_comes_after_the_hash() -> None:
@@ -445,7 +450,7 @@ class Counting(Denoiser):
 def test_the_budget_holds(n: int, rollouts: int) -> None:
     model = Counting(MIXTURE)
     plan = calibrate(model, n, n=16, rollouts=rollouts, teacher=16, chunk=5)
-    teacher = 3 * 16 * 16
+    teacher = 4 * 16 * 16  # to fit, select and report, and once more through the plan's own levels
     used = plan.meta["evaluations"]
     assert used["teacher_samples_times_network"] == teacher
     assert used["samples_times_network"] == model.samples - teacher <= rollouts * n * 16
@@ -635,3 +640,33 @@ def test_a_teacher_that_is_not_finite_is_refused() -> None:
 def test_the_fingerprint_is_of_the_weights() -> None:
     one, two, other = mixture(), mixture(), mixture(seed=1)
     assert fingerprint(one) == fingerprint(two) != fingerprint(other)
+
+
+# What no plan could bring
+
+
+def shares(denoiser, nfe: int) -> list[float]:
+    report = calibrate(denoiser, nfe, n=16, effort="quick").meta["report"]
+    assert len(report["outside"]) == nfe
+    assert all(0 <= share <= 1 for share in report["outside"])
+    return report["outside"]
+
+
+def test_as_many_estimates_as_dimensions_reach_everything() -> None:
+    two = mixture(d=2, k=3)
+    assert max(shares(two, 4)[1:]) < 1e-6  # from the second step on
+    assert min(shares(mixture(), 4)) > 1e-3  # of six dimensions four reach not all
+
+
+def test_of_isotropic_data_one_estimate_reaches_everything() -> None:
+    """State and estimates all point the same way."""
+    assert max(shares(exact.Gaussian(torch.zeros(5), 0.25 * torch.eye(5)), 3)) < 1e-4
+
+
+def test_a_grid_through_levels_keeps_its_length_and_order() -> None:
+    grid = grids.log_linear(64, 80.0, 0.002)
+    levels = (80.0, 11.0, 2.2, 0.3, 0.04, 0.0)
+    moved = through(grid, levels)
+    assert set(levels) <= set(moved)
+    assert len(moved) == len(grid)
+    assert all(a > b for a, b in pairwise(moved))

@@ -9,6 +9,7 @@
     walk         levels one at a time along the teacher's grid, rows fitted anew                        (walk.py)
     descent      all numbers at once against the end-point error, damped Gauss-Newton                   (descent.py)
     contrast     the last step with the teacher's variance                                              (contrast.py)
+    report       its errors, and what lies beyond any plan                                              (report.py)
 
 The best built-in solver is one more place to descend from.  What the search may be replaced by, published ways to
 choose levels alone, is in baselines.py.
@@ -17,7 +18,6 @@ No gradient passes through the network; anything that answers as a Denoiser, gui
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -31,6 +31,7 @@ from logsnr.calibration.contrast import contrasted
 from logsnr.calibration.descent import descended
 from logsnr.calibration.effort import EFFORTS
 from logsnr.calibration.ledger import SpentError
+from logsnr.calibration.report import json_number, reported
 from logsnr.calibration.rollout import Metric
 from logsnr.calibration.settings import Settings, digest
 from logsnr.calibration.starts import starts
@@ -219,17 +220,6 @@ def search(trial: Trial, cache: Cache) -> None:
 METHODS: dict[str, Callable[[Trial, Cache], None]] = {"search": search, "gits": gits, "ays": ays, "ends": ends}
 
 
-def reported(trial: Trial) -> dict[str, Any]:
-    """Errors on noise that nothing has seen, once the plan's hash is on record."""
-    assert trial.best is not None
-    plan = trial.best.plan
-    trial.ledger.settle(plan.hash)
-    trial.tell("report")
-    trial.teach("report")
-    others = {name: _json(trial.rmse(other, "report")) for name, other in trial.leaders.items()}
-    return {"rmse": _json(trial.rmse(plan, "report")), "alternatives": others}
-
-
 def finished(
     trial: Trial, report: dict[str, Any] | None, about: Mapping[str, Any] | None, *, interrupted: bool
 ) -> Plan:
@@ -244,9 +234,9 @@ def finished(
         **trial.ledger.settings,
         "interrupted": interrupted,
         "selection": {
-            "rmse": _json(trial.rmse(plan, "select")),
+            "rmse": json_number(trial.rmse(plan, "select")),
             "best_alternative": stock,
-            "best_alternative_rmse": _json(trial.rmse(trial.leaders[stock], "select")),
+            "best_alternative_rmse": json_number(trial.rmse(trial.leaders[stock], "select")),
         },
         "report": report,
         "evaluations": {
@@ -262,8 +252,3 @@ def finished(
         meta["start"] = {"fingerprint": settings.gaussian, "sigma_from": high}
     trial.tell("done")
     return replace(plan, meta=meta)
-
-
-def _json(value: float) -> float | str:
-    """A float that JSON can hold."""
-    return value if math.isfinite(value) else str(value)

@@ -140,7 +140,12 @@ class Settings:
     def budget(self) -> int:
         """Those of the search: what contrast and report need is set aside."""
         last = self.n + self.fewer if self.contrasts else 0
-        return self.answers - self.nfe * (last + (self.tries.leaders + 1) * self.fewer)
+        return self.answers - self.nfe * (last + (self.tries.leaders + 1) * self.fewer + self.few)
+
+    @property
+    def few(self) -> int:
+        """Noises whose states are looked at one by one for the report."""
+        return min(self.n, 16) if self.metric is None else 0
 
     @property
     def contrasts(self) -> bool:

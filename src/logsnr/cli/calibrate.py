@@ -221,6 +221,8 @@ def _told(
     return Told(denoiser=denoiser, guided=guided, cond=cond, about=about)
 
 
+BEYOND = 0.5
+"""From this share on, it is said that no plan brings more."""
 SCALES = 64
 """Guidance scales that are drawn from a range, at least."""
 
@@ -303,7 +305,12 @@ def _tell(out: Path, plan: Plan) -> None:
     """The report of a plan."""
     report = plan.meta["report"]
     if report is not None:
-        errors = {"this plan": report["rmse"], **report["alternatives"]}
+        own = f"this plan, +- {report['stderr']:.4f}; half of its samples below {report['median']:.4f}"
+        if report["strayed"]:
+            own += f", {report['strayed']:.0%} elsewhere than the teacher's"
+        errors = {own: report["rmse"], **report["alternatives"]}
         print(f"{out}: {plan.nfe} evaluations; RMSE to the teacher's end points on noise the search has not seen:")
         for name, error in sorted(errors.items(), key=lambda item: item[1])[:6]:
             print(f"  {error:.4f}  {name}")
+        if (beyond := report.get("outside", [0.0])[-1]) > BEYOND:
+            print(f"  {beyond:.0%} of what is left lies outside what any plan of these estimates reaches")
