@@ -171,7 +171,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
 def test_sources_that_do_not_exist(tmp_path):
     with pytest.raises(
         LogsnrError,
-        match=r"'nowhere' does not exist: give 'digits', .*, an .npz or .npy file, .*, the folder of logsnr generate, or a f",
+        match=r"'nowhere' does not exist: give 'digits', an .npz or .npy file, .*, the folder of .*, or a f",
     ):
         load("nowhere")
     with pytest.raises(LogsnrError, match=r"x.npz' does not exist: check the path"):

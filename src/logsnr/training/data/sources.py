@@ -228,8 +228,8 @@ def _prepared(config: DataConfig, tell: Tell | None) -> Found:
 
 DATASETS: dict[str, Source] = {
     "digits": Source(load=_digits, told="'digits'"),
-    "table": Source(load=_table, told="hf:NAME or a Parquet file of Hugging Face datasets", recognised=is_table),
     "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
+    "table": Source(load=_table, told="hf:NAME or a Parquet file of Hugging Face datasets", recognised=is_table),
     "prepared": Source(load=_prepared, told="a folder of logsnr data prepare", recognised=is_prepared),
     "generated": Source(load=_generated, told="the folder of logsnr generate", recognised=is_generated),
     "folder": Source(load=_folder, told="a folder of images", recognised=_is_folder),
