@@ -76,6 +76,33 @@ def test_a_pipelines_plans_by_the_command_line(run, sd, tmp_path, monkeypatch):
         GradientEstimationScheduler.from_config(config)
 
 
+def test_a_pipeline_is_compared_on_prompts(run, sd, tmp_path, monkeypatch):
+    """Each sample under its own prompt, guided: the numbers are those of the Python calls."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text(PROMPTS)
+    line = ("compare", sd, "--prompts", "prompts.txt", "--guidance", 4, "--nfe", 4, "-n", 4, "--no-peers")
+    more = ("--solvers", "ddim", "--grids", "log-linear", "--features", "none", "--teacher-steps", 16, "--json")
+    code, text, err = run(*line, *more)
+    assert code == 0, err
+    found = json.loads(text)
+    assert (found["about"]["prompts"]["number"], found["about"]["guidance"]) == (3, 4)
+    denoiser = ls.load(sd, guidance=4.0)
+    cond = denoiser.conditions(["a red fox", "a blue bird", "a green car", "a red fox"])
+    low, high = denoiser.sampling_range
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ends = [
+        ls.sample(denoiser, plan, noise=noise, cond=cond)
+        for plan in (
+            ls.solvers.ddim(ls.grids.log_linear(2, high, low)),
+            ls.solvers.unipc(ls.grids.log_linear(16, high, low), 3),
+        )
+    ]
+    row = next(row for row in found["rows"] if row["name"] == "DDIM, log-linear")
+    rmse = float((ends[0] - ends[1]).double().square().mean().sqrt())
+    cell = row["cells"][0] if "cells" in row else row
+    assert cell["rmse"]["value"] == pytest.approx(rmse, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -186,31 +186,24 @@ def _told(
 
     from logsnr.adapters.diffusers.pipelines import PipelineDenoiser
     from logsnr.cli import support
-    from logsnr.errors import LogsnrError
     from logsnr.guidance import SCALE, cfg
 
     low, high = _scales(guidance)
     drawn = low < high
     denoiser, guided = support.sampled_model(model, None, negative_prompt, high, null_class, where)
     about: dict[str, Any] = {} if high == 1 else {"guidance": [low, high] if drawn else high}
+    given, texts = support.prompted(denoiser, model, prompts, None, n)
+    cond = dict(given)
     if isinstance(denoiser, PipelineDenoiser):
-        texts = None if prompts is None else support.read_prompts(prompts)
-        if texts is None and denoiser.told == "a text":
-            raise LogsnrError("this pipeline is told a text: give --prompts, a file with a prompt a line")
-        cond = support.condition(denoiser, None, n) if texts is None else denoiser.conditions(texts)
         about |= {"pipeline": support.model_name(model), "shape": list(denoiser.shape), **denoiser.about}
-        if texts is not None:
+        if texts:
             about["prompts"] = support.about_prompts(texts)
         if negative_prompt is not None:
             about["negative_prompt"] = negative_prompt
         if drawn:
             guided = denoiser.guided_each()
-    elif prompts is not None:
-        raise LogsnrError(f"--prompts {prompts}: {model} is no diffusers pipeline; leave it out")
-    else:
-        cond = support.condition(denoiser, None, n)
-        if drawn:
-            guided = cfg(denoiser, None, {"class_labels": denoiser.card["null_class"]})
+    elif drawn:
+        guided = cfg(denoiser, None, {"class_labels": denoiser.card["null_class"]})
     if drawn:
         rows = next((len(v) for v in cond.values() if isinstance(v, torch.Tensor)), 1)
         times = -(-SCALES // rows)

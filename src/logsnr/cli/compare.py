@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Named, Range, Seed, app, hushed, note
+from logsnr.cli.sample import NegativePrompt, NullClass
 from logsnr.terminal import console, description
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def compare(
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 is none, else two evaluations a step.")
     ] = 1.0,
+    prompts: Annotated[Path | None, typer.Option(help="Of a diffusers pipeline: a file with a prompt a line.")] = None,
+    negative_prompt: NegativePrompt = None,
+    null_class: NullClass = None,
     class_: Annotated[
         str | None, typer.Option("--class", help="Class of a conditional model, name or number [default: all in turn].")
     ] = None,
@@ -92,6 +96,8 @@ def compare(
     Example: logsnr compare runs/digits --nfe 5,8 --plan plan.json --out comparison
 
     Example: logsnr compare zoo:digits --stats digits.npz --seeds 3 --out comparison
+
+    Example: logsnr compare pipelines/sd --prompts prompts.txt --guidance 7.5 --features none --out comparison
     """
     from logsnr.cli import starts, support
     from logsnr.devices import find_process
@@ -122,7 +128,9 @@ def compare(
     samplers.check_words("solver", words["solvers"], solvers_known, SOLVERS)
     samplers.check_words("grid", words["grids"], [*compared_grids(), *(ALL if peers else ())])
     found = samplers.read_plans(plan or [])
-    denoiser, guided = support.sampled_model(model, None, None, guidance, None, support.place(device, dtype, compile_))
+    denoiser, guided = support.sampled_model(
+        model, None, negative_prompt, guidance, null_class, support.place(device, dtype, compile_)
+    )
     label = support.class_of(denoiser, class_)
     about, eta = _about(model, denoiser, guidance, label), None
     if passport is not None:
@@ -131,12 +139,13 @@ def compare(
         about["passport"] = passport.name if eta else f"{passport.name}, made without data: no admissible grid"
         if not eta and not quiet:
             note(about["passport"])
-    cond = support.condition(denoiser, label, n)
+    cond, texts = support.prompted(denoiser, model, prompts, label, n)
+    if texts:
+        about["prompts"] = support.about_prompts(texts)
     if range_ is not None:
         if passport is not None:
             raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
-        few = support.condition(denoiser, label, 12)
-        guided.trained_range = support.asked_range(guided, range_, few, seed) or guided.trained_range
+        guided.trained_range = support.asked_range(guided, range_, dict(cond), seed) or guided.trained_range
         about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
     images = None if reference is not None else _data(denoiser, data, features, quiet=quiet)
     gaussian = starts.found_start(denoiser, start, data, seed, quiet=quiet)
@@ -318,6 +327,7 @@ def _about(model: str, denoiser: Loaded, guidance: float, label: int | None) -> 
         facts["weights"] = fingerprint(denoiser.state_dict())[:12]
     if denoiser.card.get("classes"):
         facts["classes"] = "all in turn" if label is None else label
+    if denoiser.card.get("classes") or guidance != 1:
         facts["guidance"] = "none" if guidance == 1 else guidance
     return facts
 

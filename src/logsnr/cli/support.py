@@ -31,6 +31,7 @@ from logsnr.loading import Loaded, is_pipeline, load
 from logsnr.pixels import Pixels
 from logsnr.reading import gigabytes, memory, read_text, reading
 from logsnr.sampling import Plan, probe
+from logsnr.sampling.batches import Cond
 from logsnr.sampling.names import GRIDS, SOLVERS, compared_grids, compared_solvers, find_grid, named_plan
 from logsnr.sampling.table import table_of
 from logsnr.terminal import console
@@ -255,6 +256,25 @@ def read_prompts(path: Path) -> list[str]:
     if not found:
         raise LogsnrError(f"{path} holds no prompt: {fix}")
     return found
+
+
+def prompted(denoiser: Loaded, model: str, prompts: Path | None, label: int | None, n: int) -> tuple[Cond, list[str]]:
+    """The conditions of n samples, used in turn, and the prompts of a file that they are of, if any.
+
+    Raises:
+        LogsnrError: if the model takes no prompts, or needs them.
+    """
+    told = denoiser.told if isinstance(denoiser, PipelineDenoiser) else None
+    if prompts is None:
+        if told == "a text":
+            raise LogsnrError("this pipeline is told a text: give --prompts, a file with a prompt a line")
+        return condition(denoiser, label, n), []
+    if not isinstance(denoiser, PipelineDenoiser) or told is None:
+        raise LogsnrError(f"--prompts {prompts}: {model} is told none; leave it out")
+    if label is not None:
+        raise LogsnrError(f"--class {label} with --prompts {prompts}: give one of them")
+    texts = read_prompts(prompts)
+    return denoiser.conditions(texts), texts
 
 
 def about_prompts(prompts: Sequence[str]) -> dict[str, Any]:
