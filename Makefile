@@ -11,7 +11,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test tests test-heavy test-device coverage lint bench faults clean
+.PHONY: help demo test tests test-heavy test-device coverage lint bench compatibility faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -60,6 +60,9 @@ bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/trainer_overhead.py
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/scheduler_overhead.py
+
+compatibility: $(DEV) ## every pipeline and scheduler class of diffusers; writes docs/compatibility.md (minutes)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -W ignore -m compatibility
 
 # KINDS="..." runs some of them.
 faults: $(DEV) ## kill, fill, damage and interrupt things; writes the table of docs/reliability.md (minutes)

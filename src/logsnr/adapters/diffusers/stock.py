@@ -73,6 +73,8 @@ def converted(config: Mapping[str, Any], own: str, init: Callable[..., None]) ->
         implied["use_flow_sigmas"] = True
     chosen |= {key for key, value in implied.items() if values.get(key) != value}
     values.update(implied)
+    if reads and not name.startswith("DDIM"):
+        values["clip_noise"] = True
     if stock.skip_last:
         values["skip_last"] = True
         if values.get("use_flow_sigmas") and any(values.get(key) for key in _RESPACED):

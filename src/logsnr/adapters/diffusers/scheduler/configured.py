@@ -48,6 +48,8 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         edm: whether the network is EDM's, of that sigma_data; None: if there is a sigma_data.  `from_config` of another
             model's config says False.
 
+        clip_noise: whether an x0 that is clipped or thresholded changes the estimate of the noise too, so that the
+            state stays: as all stock schedulers have it but DDIM.
         skip_last: whether linspace and leading spacings are n + 1 timesteps without the last, as in DPM-Solver's kin.
 
     All other arguments are those of stock schedulers and mean the same.  With `set_alpha_to_one=False`, or
@@ -113,6 +115,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         start: float | None = None,
         end: float | None = None,
         edm: bool | None = None,
+        clip_noise: bool = False,
     ) -> None:
         values: dict[str, Any] = {"plan": plans_to_config(plan), "gamma": gamma_to_config(gamma)}
         if trained_betas is not None:

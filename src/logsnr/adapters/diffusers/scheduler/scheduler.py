@@ -138,7 +138,8 @@ class GradientEstimationScheduler(Configured):
             eta: DDIM's noise, as pipelines pass it; 0 for the plan's own.
             generator: source of noise, or a list with one per image.
             return_dict: whether to return an output object instead of a tuple.
-            use_clipped_model_output: whether a clipped x0 changes the estimate of the noise too, as DDIM has it.
+            use_clipped_model_output: whether a clipped x0 changes the estimate of the noise too; None for the config's
+                `clip_noise`.
             variance_noise: the noise of the step, in place of the generator's.
             prev_timestep: the next element of `timesteps`, as unCLIP's pipelines say it.
             per_token_timesteps: labels `[B, tokens]` of a flow whose cleaner tokens go to the level below their own
@@ -158,7 +159,8 @@ class GradientEstimationScheduler(Configured):
                 raise ValueError("per_token_timesteps: only flows with labels 1000 t have states of several levels")
             model_output = -model_output
         draw = draws(generator, variance_noise)
-        out = trajectory.advance(index, model_output, sample, draw, eta, whole=bool(use_clipped_model_output))
+        whole = self.config.clip_noise if use_clipped_model_output is None else bool(use_clipped_model_output)
+        out = trajectory.advance(index, model_output, sample, draw, eta, whole)
         if per_token_timesteps is not None:
             levels = [flow_time(sigma) for sigma in trajectory.plan.sigmas]
             times = per_token_timesteps / trajectory.model.steps

@@ -1,0 +1,45 @@
+"""Judge every pipeline and scheduler class, and write docs/compatibility.md.
+
+PYTHONPATH=tests python -m compatibility [PATTERN]      with a pattern: prints these verdicts, writes nothing
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from pathlib import Path
+
+import diffusers
+
+from compatibility.judge import Verdict, judge
+from compatibility.page import page
+from compatibility.pipelines import built, case
+
+diffusers.utils.logging.set_verbosity(50)
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+
+
+def verdict_of(name: str) -> Verdict | str:
+    """The verdict on a pipeline class, or why it does not run with its own scheduler either."""
+    try:
+        return judge(lambda: case(name))
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    finally:
+        gc.collect()
+
+
+def main() -> None:
+    pattern = sys.argv[1] if len(sys.argv) > 1 else ""
+    verdicts = {}
+    for name in built():
+        if re.search(pattern, name):
+            verdicts[name] = verdict_of(name)
+            print(name, verdicts[name], flush=True)
+    if not pattern:
+        PAGE.write_text(page(verdicts))
+
+
+if __name__ == "__main__":
+    main()

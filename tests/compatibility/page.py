@@ -1,0 +1,135 @@
+"""docs/compatibility.md from verdicts."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import diffusers
+
+from compatibility.judge import EQUAL, Verdict
+from logsnr.adapters import GradientEstimationScheduler
+from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED
+
+COMMAND = "make compatibility"
+
+
+def page(verdicts: dict[str, Verdict | str]) -> str:
+    """The whole page."""
+    judged = {name: one for name, one in verdicts.items() if isinstance(one, Verdict)}
+    stopped = {name: one for name, one in verdicts.items() if isinstance(one, str)}
+    run = [one for one in judged.values() if one.runs]
+    equal = [one for one in run if one.difference is not None and one.difference <= EQUAL]
+    accounted = [one for one in run if one.accounted]
+    parts = [
+        INTRODUCTION.format(
+            version=diffusers.__version__,
+            judged=len(judged),
+            run=len(run),
+            equal=len(equal),
+            accounted=len(accounted),
+            command=COMMAND,
+        ),
+        "| pipeline | runs | gamma 1 against its own, first order | the difference is |\n|---|---|---|---|\n",
+        *(row(name, one) for name, one in sorted(judged.items())),
+        "\n## Pipelines that are not judged\n\n",
+        *others(judged, stopped),
+        "\n## Scheduler classes\n\n",
+        SCHEDULERS,
+        "| class | timesteps of ten steps | noise |\n|---|---|---|\n",
+        *(supported(name) for name in SUPPORTED),
+        "\nRefused, by name:\n\n| class | because |\n|---|---|\n",
+        *(f"| `{name}` | {reason} |\n" for name, reason in sorted(REFUSED.items())),
+    ]
+    return "".join(parts)
+
+
+INTRODUCTION = """# Which pipelines and schedulers
+
+Written by `{command}` with diffusers {version}; nothing here is typed by hand.
+
+Every pipeline class that can be built from tiny random components on the spot, run three times for five steps: with a
+scheduler of its own kind of first order (DDIM, Euler, FlowMatchEuler, UniPC of order 1), with ours at `gamma=1.0`, and
+with ours as `from_config` makes it. Of {judged} classes {run} run with ours; {equal} of them make the same at gamma 1,
+to 1e-3 of the result's root mean square, and for {accounted} the difference is none or what the last column says: made
+equal too, they agree.
+
+- *levels and labels*: FlowMatchEuler shifts its default grid twice and ends at 1/1000, DPM-Solver's kin cuts the labels
+  of flows to integers; ours does neither ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
+- *start*: Euler begins at the noise times sigma_max, ours at the noise.
+- *noise*: its own scheduler draws noise at every step, ours if you say so (`mu=0.5`).
+
+## Pipelines
+
+"""
+
+SCHEDULERS = """`from_config` takes the config of these. The second column compares the timesteps that both visit in ten
+steps; classes that evaluate twice in a step visit each once here.
+
+"""
+
+
+def row(name: str, one: Verdict) -> str:
+    if not one.runs:
+        return f"| `{name}` | no | | {one.error} |\n"
+    return f"| `{name}` | yes | {one.difference:.0e} | {one.reason} |\n"
+
+
+def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
+    """Those that no family builds, in lists by reason."""
+    mixin = diffusers.DiffusionPipeline
+    seen = {*judged, *stopped}
+    names = [name for name in sorted(dir(diffusers)) if name.endswith("Pipeline") and name not in seen]
+    found: dict[str, list[str]] = {}
+    for name in names:
+        kind = getattr(diffusers, name)
+        if "dummy" in kind.__module__:
+            found.setdefault("need a library that is not installed here", []).append(name)
+        elif inspect.isclass(kind) and issubclass(kind, mixin) and kind is not mixin:
+            refused = scheduler_of(kind)
+            if refused:
+                found.setdefault(f"are made for {refused}: {REFUSED[refused]}", []).append(name)
+            else:
+                found.setdefault("have components that are not built here", []).append(name)
+    lines = [
+        f"- These {reason}: {', '.join(f'`{name}`' for name in names)}.\n" for reason, names in sorted(found.items())
+    ]
+    lines += [f"- `{name}` does not run here with its own scheduler: {why}\n" for name, why in sorted(stopped.items())]
+    return lines
+
+
+def scheduler_of(kind: Any) -> str:
+    """The scheduler class that a pipeline asks for, if it is one that we refuse."""
+    for parameter in inspect.signature(kind.__init__).parameters.values():
+        if "scheduler" in parameter.name:
+            for name in REFUSED:
+                if name in str(parameter.annotation):
+                    return name
+    return ""
+
+
+def supported(name: str) -> str:
+    """A row of the table of schedulers."""
+    kind, noise = getattr(diffusers, name), SUPPORTED[name].noise
+    drawn = (
+        "" if noise is None else f"{noise.what}{f' where {noise.key} begins so: {noise.start}' if noise.key else ''}"
+    )
+    try:
+        stock = kind()
+    except ImportError:
+        return f"| `{name}` | needs a library that is not here | {drawn} |\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = GradientEstimationScheduler.from_config(stock.config, gamma=1.0)
+    stock.set_timesteps(10)
+    ours.set_timesteps(10)
+    theirs = list(dict.fromkeys(stock.timesteps.tolist()))
+    found = ours.timesteps.tolist()
+    if ours.model.flow:
+        what = "one grid, shifted once"
+    elif len(theirs) == len(found) and all(abs(a - b) <= 1e-3 for a, b in zip(theirs, found, strict=True)):
+        what = "the same"
+    else:
+        what = "others: steps between, which are no levels of ours" if len(theirs) != len(found) else "other"
+    return f"| `{name}` | {what} | {drawn} |\n"
