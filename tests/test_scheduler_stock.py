@@ -65,7 +65,7 @@ def test_every_option_of_a_supported_class_is_one_of_ours_or_harmless(name: str)
     ours = Scheduler.from_config(stock.config)
     for key, value in theirs.items():
         if key not in HARMLESS and value is not None:
-            assert ours.config[key] == value, key
+            assert ours.config[key] == SUPPORTED[name].implied.get(key, value), key
     assert class_of(stock.config) == name or parameters(STOCK[class_of(stock.config)]).keys() == theirs.keys()
 
 
@@ -297,7 +297,8 @@ def test_a_saved_and_loaded_config_is_the_first(name: str, tmp_path) -> None:
         for config in (loaded.config, STOCK[name].load_config(tmp_path)):
             back = STOCK[name].from_config(config)
             stock = STOCK[name]()
-            assert all(back.config[key] == stock.config[key] for key in parameters(STOCK[name]) if key not in HARMLESS)
+            same = parameters(STOCK[name]).keys() - HARMLESS - SUPPORTED[name].implied.keys()
+            assert all(back.config[key] == stock.config[key] for key in same)
 
 
 def test_options_changed_later_are_followed_or_refused() -> None:
@@ -404,6 +405,39 @@ def test_ddims_pipeline_at_gamma_1(whole: bool | None) -> None:
     wanted = image()
     pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, gamma=1.0)
     assert np.abs(image() - wanted).max() < 1e-5
+
+
+def test_an_option_that_its_class_never_reads_does_not_act() -> None:
+    """CogVideoX's DDIM clips by its config, and not in its steps."""
+    stock = diffusers.CogVideoXDDIMScheduler(**SD)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
+    results = []
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(10)
+        results.append(loop(scheduler, state()))
+    assert stock.config.clip_sample
+    assert relative(*results) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
+def test_limits_of_x0_are_those_of_each_class(name: str) -> None:
+    """All but DDIM keep the state and not the noise: the first order step goes to the limited x0 by what is left."""
+    limit = {"clip_sample": True, "clip_sample_range": 0.8} if "Heun" in name else {"thresholding": True}
+    order = {} if "Heun" in name else {"solver_order": 1}
+    order |= {"disable_corrector": list(range(10))} if "UniPC" in name else {}
+    stock = STOCK[name](**SD, **limit, **order)
+    ours = Scheduler.from_config(stock.config, gamma=1.0)
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(10)
+    if "Heun" in name:  # its first evaluation, in y
+        t, sigma = ours.timesteps[0], float(stock.sigmas[0])
+        y = state() * (1 + sigma**2) ** 0.5
+        out = network(state(), t)
+        found = ours.step(out, t, state(), return_dict=False)[0]
+        wanted = stock.step(out, stock.timesteps[0], y, return_dict=False)[0]
+        assert relative(found, wanted / (1 + float(stock.sigmas[1]) ** 2) ** 0.5) < 1e-5
+        return
+    assert relative(loop(ours, state()), loop(stock, state())) < 1e-5
 
 
 def test_a_next_timestep_that_unclips_pipelines_pass() -> None:

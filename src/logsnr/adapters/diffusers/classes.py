@@ -34,7 +34,7 @@ class Stock:
 
     Attributes:
         skip_last: whether its linspace and leading spacings are n + 1 timesteps without the last.
-        implied: options that it has no key for.
+        implied: options that it has no key for, or a key that it does not read.
         noise: where its steps draw noise; None if none does.
     """
 
@@ -49,6 +49,7 @@ _DDPM = Noise(what="every step draws DDPM's noise")
 _ANCESTRAL = Noise(what="every step is ancestral")
 _LINSPACE = {"timestep_spacing": "linspace"}
 _ABOVE_ZERO = {"final_sigmas_type": "sigma_min"}
+_UNCLIPPED = {"clip_sample": False}  # these have the option, and never look at it
 
 SUPPORTED: dict[str, Stock] = {
     "DDIMScheduler": Stock(),
@@ -56,8 +57,8 @@ SUPPORTED: dict[str, Stock] = {
     "DDPMScheduler": Stock(noise=_DDPM),
     "DDPMParallelScheduler": Stock(noise=_DDPM),
     "UnCLIPScheduler": Stock(implied=_LINSPACE, noise=_DDPM),
-    "CogVideoXDDIMScheduler": Stock(),
-    "CogVideoXDPMScheduler": Stock(noise=_SDE),
+    "CogVideoXDDIMScheduler": Stock(implied=_UNCLIPPED),
+    "CogVideoXDPMScheduler": Stock(implied=_UNCLIPPED, noise=_SDE),
     "PNDMScheduler": Stock(),
     "LMSDiscreteScheduler": Stock(),
     "EulerDiscreteScheduler": Stock(),
