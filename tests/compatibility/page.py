@@ -53,7 +53,7 @@ Every pipeline class that can be built from tiny random components on the spot, 
 scheduler of its own kind of first order (DDIM, Euler, FlowMatchEuler, UniPC of order 1), with ours at `gamma=1.0`, and
 with ours as `from_config` makes it. Of {judged} classes {run} run with ours; {equal} of them make the same at gamma 1,
 to 1e-3 of the result's root mean square, and for {accounted} the difference is none or what the last column says: made
-equal too, they agree.
+equal too, they agree. Modular pipelines are not judged.
 
 - *levels and labels*: FlowMatchEuler shifts its default grid twice and ends at 1/1000, DPM-Solver's kin cuts the labels
   of flows to integers; ours does neither ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
