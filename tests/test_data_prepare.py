@@ -14,11 +14,14 @@ from PIL import Image
 
 from logsnr import gaussian, writing
 from logsnr.cli import main
+from logsnr.cli.data import held_out_images
+from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError
 from logsnr.files import read_pair
 from logsnr.gaussian import Residuals
 from logsnr.interrupts import Interrupted
 from logsnr.pixels import Pixels
+from logsnr.predictions import X0
 from logsnr.training import load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Rows, prepare
@@ -251,6 +254,30 @@ def test_a_folder_that_is_decoded_as_needed_holds_the_same_images(folder, tmp_pa
         load(folder, size=8, in_memory=False, broken="skip")
     with pytest.raises(LogsnrError, match=r"set data.size to crop and resize"):
         load(folder, in_memory=False)
+
+
+def test_a_run_from_memory_resumes_with_the_folder_in_memory_as_then(folder, tmp_path):
+    network = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
+
+    def recipe(steps, in_memory):
+        data = {"source": str(folder), "size": 8, "in_memory": in_memory, "workers": 0}
+        base = {"network": network, "samples": {"every": 0}, "batch": 8, "device": "cpu"}
+        return recipe_from({**base, "data": data, "steps": steps})
+
+    train(recipe(1, True), tmp_path / "run", progress=False)
+    with pytest.raises(
+        LogsnrError, match=r"trained on other images .*with data.in_memory: true if they were in memory"
+    ):
+        train(recipe(2, False), tmp_path / "run", resume=True, progress=False)
+    assert train(recipe(2, True), tmp_path / "run", resume=True, progress=False).resumed_from == 1
+
+
+def test_commands_take_a_prepared_set_and_its_shape(folder, tmp_path):
+    prepare(section(folder, size=8), tmp_path / "set")
+    network = NetworkDenoiser(torch.nn.Identity(), X0(), shape=(3, 8, 8), pixels=Pixels(256))
+    images, pixels, cond, train_images = held_out_images(network, str(tmp_path / "set"), 3)
+    assert torch.equal(images, load(folder, size=8).test_images[:3])
+    assert (pixels, cond, len(train_images)) == (Pixels(256), None, 36)
 
 
 def test_a_folder_is_listed_once_until_it_changes(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from logsnr.pixels import Pixels
 from logsnr.reading import reading
 from logsnr.training import load_data
 from logsnr.training.config import DataConfig
-from logsnr.training.data import Dataset, is_generated
+from logsnr.training.data import Dataset, is_generated, is_prepared
 
 LARGEST_COVARIANCE = 3072
 """Dimensions of the largest Gaussian control (32 x 32 in colour): its eigenvectors take some ten seconds and 75 MB."""
@@ -36,7 +36,7 @@ def data_config(denoiser: Loaded, source: str | None) -> DataConfig | None:
     if source is None:
         return config if trained_on else None
     plain = config.model_copy(update={"source": source, "size": None, "channels": None, "layout": None})
-    if not expanded(source).is_dir() or is_generated(source):
+    if not expanded(source).is_dir() or is_generated(source) or is_prepared(source):
         return plain.model_copy(update={"background": "white", "broken": "stop"})
     channels, *sides = image_shape(denoiser)
     size = sides[0] if len(sides) == 2 and sides[0] == sides[1] else config.size

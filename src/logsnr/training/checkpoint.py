@@ -88,6 +88,7 @@ class Kept(Protocol):
     step: int
     world: int
     data_fingerprint: str
+    data_in_memory: bool
     average: NetworkDenoiser
     averages: dict[str, NetworkDenoiser]
     parts: dict[str, Any]
@@ -158,9 +159,11 @@ def load_state(run: Kept, out: Path) -> float:
         saved = mapping(card["recipe"], "its recipe", _FIX)
     _same_recipe(saved, run, out)
     if card.get("data") not in (None, run.data_fingerprint):
+        # A folder that is decoded as needed goes by its names, and went by its pixels when it was in memory.
+        then = "" if run.data_in_memory else ", with data.in_memory: true if they were in memory then"
         raise LogsnrError(
             f"{out} was trained on other images or labels than {run.recipe.data.source!r} holds now: resume with "
-            f"those, or go on from its weights in another folder (--init-from {out})"
+            f"those{then}, or go on from its weights in another folder (--init-from {out})"
         )
     if card.get("processes") not in (None, run.world):
         note(

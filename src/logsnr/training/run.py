@@ -47,6 +47,7 @@ class Run:
         metrics: the clock, and what is summed on the device since the last line of metrics.
         adaptation: what makes an adaptive schedule follow the network; None for a fixed one.
         data_fingerprint: sha256 of the images and, where they matter, the labels.
+        data_in_memory: whether the images are.
         uncertainty: EDM2's u of the noise level, in training beside the network; None without.
 
     Args:
@@ -125,6 +126,7 @@ class Run:
         self.denoiser.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         adaptive = recipe.objective.adaptive
         self.adaptation = Adaptation(self.objective, bare, adaptive, self.generator) if adaptive else None
+        self.data_in_memory = isinstance(data.train_images, Tensor)
         self.data_fingerprint = data.fingerprint(labels=recipe.conditional)
         self.metrics = Metrics(recipe, self.accelerator, self.adaptation.meter if self.adaptation else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from logsnr.training.data.arrays import array_images
 from logsnr.training.data.dataset import Dataset, Images, Rows, Store
+from logsnr.training.data.prepared import is_prepared
 from logsnr.training.data.preparing import Prepared, prepare
 from logsnr.training.data.sources import DATASETS, Source, is_generated, load_data, told_sources
 
@@ -17,6 +18,7 @@ __all__ = [
     "Store",
     "array_images",
     "is_generated",
+    "is_prepared",
     "load_data",
     "prepare",
     "told_sources",

@@ -28,7 +28,7 @@ from logsnr.training.data.dataset import Dataset, Images, Rows
 from logsnr.training.data.index import find_index
 from logsnr.training.data.manifest import Manifest
 from logsnr.training.data.prepared import PARTS, read_prepared
-from logsnr.training.data.sources import find_source
+from logsnr.training.data.sources import DATASETS, find_source
 from logsnr.training.data.split import Found, split
 from logsnr.training.data.statistics import gather, save_statistics
 from logsnr.training.data.survey import survey
@@ -155,7 +155,7 @@ def _job(walk: Walk, config: DataConfig, each: int) -> dict[str, Any]:
 def _walk(config: DataConfig) -> Walk:
     """The source, unread where it is large."""
     source, path = find_source(config.source), expanded(config.source)
-    if source.told == "a folder of images":
+    if source is DATASETS["folder"]:
         return _files(path, config)
     found = source.load(config.model_copy(update={"in_memory": False}), None)
     if isinstance(found, Dataset):
