@@ -25,6 +25,7 @@ from logsnr.predictions import X0
 from logsnr.training import load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Rows, prepare
+from logsnr.training.data.feed import Feed
 from logsnr.training.data.index import find_index
 from logsnr.training.data.statistics import read_statistics
 from logsnr.training.images import read_image
@@ -254,6 +255,36 @@ def test_a_folder_that_is_decoded_as_needed_holds_the_same_images(folder, tmp_pa
         load(folder, size=8, in_memory=False, broken="skip")
     with pytest.raises(LogsnrError, match=r"set data.size to crop and resize"):
         load(folder, in_memory=False)
+
+
+def test_many_files_are_decoded_once_for_all_processes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["logsnr.training.data.sources"], "DECODED", 10)
+    here, there = (load(folder, size=8, in_memory=where) for where in (True, None))
+    assert isinstance(there.train_images, Rows)
+    order = torch.arange(36).reshape(6, 6)
+    feed = Feed(there.train_images, lambda step: order[step % 6], workers=1, pin=False)
+    for step in range(6):
+        assert torch.equal(feed(step), here.train_images[order[step]])
+    feed.close()
+    read = []
+    monkeypatch.setattr(sys.modules["logsnr.training.data.index"], "pictures", lambda *a: read.append(a))
+    assert torch.equal(there.train_images[:], here.train_images)  # what another process decoded is there
+    assert read == []
+
+
+def test_a_run_of_before_is_resumed_with_its_data_in_memory(folder, tmp_path, monkeypatch):
+    """Its state does not say where images are: at that time, in memory."""
+    network = {"channels": [8], "layers_per_block": 1, "mid_attention": False, "norm_groups": 4}
+    base = {"network": network, "samples": {"every": 0}, "batch": 8, "device": "cpu"}
+    data = {"source": str(folder), "size": 8, "workers": 0}
+    train(recipe_from({**base, "data": data, "steps": 1}), tmp_path / "run", progress=False)
+    state = tmp_path / "run" / "state" / "state.json"
+    facts = json.loads(state.read_text())
+    del facts["recipe"]["data"]["in_memory"], facts["recipe"]["data"]["workers"]
+    state.write_text(json.dumps(facts))
+    monkeypatch.setattr(sys.modules["logsnr.training.data.sources"], "DECODED", 10)
+    again = train(recipe_from({**base, "data": data, "steps": 2}), tmp_path / "run", resume=True, progress=False)
+    assert (again.resumed_from, again.steps) == (1, 2)
 
 
 def test_a_run_from_memory_resumes_with_the_folder_in_memory_as_then(folder, tmp_path):

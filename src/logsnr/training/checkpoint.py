@@ -32,6 +32,7 @@ from logsnr.training.config import Recipe
 from logsnr.training.metrics import METRICS, Metrics
 from logsnr.training.optimizers import learning_rate
 from logsnr.training.processes import note
+from logsnr.training.sections import DataConfig
 
 STATE = "state"
 AVERAGES = "averages"
@@ -53,6 +54,16 @@ def data_source(out: Path) -> str | None:
         return str(read_card(out / STATE, STATE)["recipe"]["data"]["source"])
     except (LogsnrError, KeyError, TypeError):
         return None
+
+
+def data_as_then(config: DataConfig, out: Path) -> DataConfig:
+    """The data of a resumed run: in memory where it was begun when they always were."""
+    try:
+        before = read_card(out / STATE, STATE)["recipe"]["data"]
+    except (LogsnrError, KeyError, TypeError):
+        return config
+    old = isinstance(before, dict) and "in_memory" not in before and config.in_memory is None
+    return config.model_copy(update={"in_memory": True}) if old else config
 
 
 def check_free(out: Path) -> None:

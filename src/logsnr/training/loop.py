@@ -22,7 +22,16 @@ from logsnr.interrupts import Asked, Interrupted, put_off
 from logsnr.objectives import WeightedELBO
 from logsnr.paths import expanded
 from logsnr.terminal import clock, console, progress_bar
-from logsnr.training.checkpoint import check_free, clear, has_state, load_state, repair, save_state, saved_recipe
+from logsnr.training.checkpoint import (
+    check_free,
+    clear,
+    data_as_then,
+    has_state,
+    load_state,
+    repair,
+    save_state,
+    saved_recipe,
+)
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, load_data
 from logsnr.training.initial import initial_model
@@ -138,7 +147,8 @@ def train(
     with no_empty_folders(out), only_writer(check_folder(out), "this run") if first else nullcontext():
         if not resume and not overwrite:
             check_free(out)
-        data = load_data(recipe.data, progress=progress) if data is None else data
+        if data is None:
+            data = load_data(data_as_then(recipe.data, out) if resume else recipe.data, progress=progress)
         if progress and first:
             console(stderr=True).print(data.describe(), soft_wrap=True)
         recipe = saved_recipe(recipe, out) if resume else recipe

@@ -48,7 +48,8 @@ class DataConfig(Section):
         holdout: fraction of the images held out, where the source has no held-out part of its own.
         split_seed: seed of that split; the held-out part stays the same for every training seed.
         flip: mirror each image left to right with probability 1/2.
-        in_memory: whether images are taken into memory, or read as they are needed; by default up to 1 GiB of them.
+        in_memory: whether images are taken into memory, or read as they are needed; by default up to 1 GiB
+            of them, of a folder up to 10,000.
         workers: processes that read ahead what is not in memory; 0 for none.
     """
 

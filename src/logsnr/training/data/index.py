@@ -130,13 +130,14 @@ class Files:
     Args:
         index: the files.
         config: how they are read.
+        keep: whether what was decoded once stays in memory, which all processes of a training share.
 
     Raises:
         LogsnrError: if the first cannot be read, or the recipe wants broken ones left out: which they are is not known
             before all were read.
     """
 
-    def __init__(self, index: Index, config: DataConfig) -> None:
+    def __init__(self, index: Index, config: DataConfig, *, keep: bool = False) -> None:
         if config.broken == "skip":
             raise LogsnrError(
                 "data.broken: skip leaves out what cannot be read, which is known once all images were: prepare them "
@@ -146,6 +147,13 @@ class Files:
         (first,) = pictures([index.path(0)], config)
         assert isinstance(first, Picture)
         self.shape: tuple[int, ...] = first.pixels.shape
+        self._kept: tuple[Tensor, Tensor] | None = None
+        if keep:
+            with suppress(RuntimeError):  # where the system has too little shared memory, nothing is kept
+                self._kept = (
+                    _shared(torch.empty(len(index), *self.shape, dtype=torch.uint8)),
+                    _shared(torch.zeros(len(index), dtype=torch.bool)),
+                )
 
     @property
     def identity(self) -> str:
@@ -155,7 +163,15 @@ class Files:
 
     def read(self, rows: np.ndarray[Any, Any]) -> Tensor:
         """The images of these rows, `[B, C, H, W]`."""
-        return self.seen(rows, Seen())
+        if self._kept is None:
+            return self.seen(rows, Seen())
+        images, there = self._kept
+        at = torch.from_numpy(rows)
+        fresh = np.unique(rows[~there[at].numpy()])
+        if len(fresh):
+            images[fresh] = self.seen(fresh, Seen())
+            there[fresh] = True
+        return images[at]
 
     def seen(self, rows: np.ndarray[Any, Any], seen: Seen, tell: Tell | None = None) -> Tensor:
         """The same, and what they were counted."""
@@ -172,6 +188,11 @@ class Files:
             if tell is not None:
                 tell(i + 1, len(files))
         return torch.from_numpy(images)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """The tensor in memory that other processes share."""
+    return tensor.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def look(rows: Rows, labels: Tensor | None, tell: Tell | None = None) -> Survey:

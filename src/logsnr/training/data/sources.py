@@ -38,6 +38,9 @@ from logsnr.training.folders import Tell, left_out, read_folder
 from logsnr.training.processes import first_process
 from logsnr.training.sections import DataConfig
 
+DECODED = 10_000
+"""Image files of a folder that are decoded before a training begins, where a recipe does not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -161,12 +164,13 @@ def _on_demand(path: Path, config: DataConfig) -> Found | None:
     """The folder, its files decoded as they are needed; None for one that goes into memory."""
     index = find_index(path)
     least = (config.size or 1) ** 2 * (config.channels or 3) * len(index)
-    if config.in_memory is None and config.size is not None and least <= LOADED:
+    few = config.in_memory is None and len(index) <= DECODED
+    if few and config.size is not None and least <= LOADED:
         return None
     if config.in_memory is None and config.broken == "skip":
         return None
-    files = Files(index, config)
-    if config.in_memory is None and math.prod(files.shape) * len(index) <= LOADED:
+    files = Files(index, config, keep=config.in_memory is None and least <= LOADED and config.size is not None)
+    if few and math.prod(files.shape) * len(index) <= LOADED:
         return None
     told = f"standard deviation from {min(LOOK, len(index)):,} of them"
     return Found(
