@@ -163,7 +163,7 @@ def table(results: dict[str, Any]) -> str:
         usable = "none" if r["usable sigma"] is None else "{:g} – {:g}".format(*r["usable sigma"])
         usable += " (all)" if r["usable sigma"] == r["declared sigma"] else ""
         nats, choose = r["nats left at the start"], r["evaluations to choose"].replace("inf", "more than 20")
-        probe = "none" if r["probe"] is None else "{:g} – {:g}".format(*r["probe"])
+        probe = "none" if r["probe"] is None else "-" if not r["probe"] else "{:g} – {:g}".format(*r["probe"])
         lines.append(
             f"| {name} | {found} | {c} | {r['loss / linear'][0]:.3g} – {r['loss / linear'][1]:.3g} | {nats:.2g} | "
             f"{usable} | {probe} | {choose} | {r['evaluations']:,} | "
