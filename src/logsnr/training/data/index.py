@@ -35,6 +35,7 @@ from logsnr.writing import npz, replace_file
 VERSION = 1
 LOOK = 2048
 """Images that are decoded to estimate the spread of all."""
+_AT_ONCE = 128
 _FRESH = 2.0
 """Seconds after which a folder's time of change tells of the next change too."""
 
@@ -198,12 +199,16 @@ def _shared(tensor: Tensor) -> Tensor:
 def look(rows: Rows, labels: Tensor | None, tell: Tell | None = None) -> Survey:
     """What some of the files tell of all: the survey has the counts of `LOOK` of them, and names for fingerprints."""
     chosen = np.linspace(0, len(rows) - 1, min(LOOK, len(rows))).astype(np.int64)
-    images = rows.store.read(rows.order[chosen]) // rows.divide
-    if tell is not None:
-        tell(len(chosen), len(chosen))
+    counts = torch.zeros(256, dtype=torch.int64)
+    for first in range(0, len(chosen), _AT_ONCE):
+        images = rows.store.read(rows.order[chosen[first : first + _AT_ONCE]]) // rows.divide
+        counts += torch.bincount(images.flatten(), minlength=256)
+        if tell is not None:
+            tell(min(first + _AT_ONCE, len(chosen)), len(chosen))
     digest = hashlib.sha256(f"files {rows.store.identity} {rows.divide}".encode() + rows.order.tobytes())
     names = digest.hexdigest()
     if labels is not None:
         digest.update(labels.numpy().tobytes())
-    counts = torch.bincount(images.flatten(), minlength=256).tolist()
-    return Survey(counts=tuple(counts), images=names, labelled=digest.hexdigest() if labels is not None else "")
+    return Survey(
+        counts=tuple(counts.tolist()), images=names, labelled=digest.hexdigest() if labels is not None else ""
+    )
