@@ -216,4 +216,5 @@ def sample(
     if json_:
         support.print_json(facts)
     else:
-        print(f"{out}: {n} images, {spent} evaluations each, {seconds / n * 1e3:.1f} ms per image")
+        by = what.plan.meta.get("solver", "custom")
+        print(f"{out}: {n} images, {spent} evaluations each (plan: {by}), {seconds / n * 1e3:.1f} ms per image")
