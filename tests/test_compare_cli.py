@@ -92,7 +92,8 @@ def test_json_holds_the_samplers_asked_for_with_what_they_spent(run, tiny, tmp_p
     assert run("compare", tiny / "run", "--resume")[2].count("--resume without --out") == 1
 
 
-def test_the_terminal_says_the_features_and_the_teacher(run, tiny):
+def test_the_terminal_says_the_features_and_the_teacher(run, tiny, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     code, out, err = run(
         "compare", tiny / "run", "--nfe", "2,3", "--solvers", "unipc-2", "--no-peers", "--data", tiny / "data.npz",
         *QUICK,

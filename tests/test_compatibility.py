@@ -111,4 +111,5 @@ def test_a_pipeline_and_a_scheduler_draw_what_they_drew(expected, monkeypatch):
 
 def test_a_passport_reads_as_it_was_written():
     path = OLD / "passport.json"
-    assert json.loads(json.dumps(Passport.load(path).to_dict())) == json.loads(path.read_text())
+    later = {"corrected": [], "probe": None}  # what the passports of that time did not have
+    assert json.loads(json.dumps(Passport.load(path).to_dict())) == {**json.loads(path.read_text()), **later}

@@ -74,7 +74,7 @@ def test_the_page_runs_and_leads_somewhere(capsys: pytest.CaptureFixture[str]) -
     assert "tensor" in capsys.readouterr().out
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (ROOT / "docs" / link).exists(), link
-    assert page.count("```diff") == 4
+    assert page.count("```diff") == 6
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ class Pixels:
         if not 2 <= self.grey_levels <= 256:
             raise ValueError(f"grey_levels = {self.grey_levels}: stored images are uint8, give 2 ... 256")
 
+    def __repr__(self) -> str:
+        box = "" if self.box == (-1.0, 1.0) else f", box={self.box}"
+        return f"Pixels(grey_levels={self.grey_levels}{box})"
+
     @property
     def spacing(self) -> float:
         """Distance between neighbouring grey levels in the box."""
