@@ -159,7 +159,7 @@ def test_the_codec_is_the_denoisers_own():
     assert own.bits_per_dim == told.bits_per_dim
     assert own.logsnr_range == default_logsnr_range(Pixels(17)) == default_logsnr_range(17)
     with pytest.raises(
-        ValueError, match=r"pixels = Pixels\(grey_levels=256\), but .* has 17 grey levels: leave pixels"
+        ValueError, match=r"pixels = Pixels\(grey_levels=256\), but .* of 17 grey levels: leave pixels"
     ):
         bits_per_dim(model, images, pixels=Pixels(256), generator=generator())
 
