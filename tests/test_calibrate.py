@@ -334,7 +334,7 @@ def ratio(n: int) -> float:
     return math.sqrt(mean_square(MIXTURE, calibrated(n), fresh(), 512, None) / best)
 
 
-@pytest.mark.parametrize("n", [5, 8, *(pytest.param(n, marks=pytest.mark.heavy) for n in (4, 6, 10))])
+@pytest.mark.parametrize("n", [5, *(pytest.param(n, marks=pytest.mark.heavy) for n in (4, 6, 8, 10))])
 def test_beats_every_stock_solver_on_fresh_noise(n: int) -> None:
     assert ratio(n) <= 0.7
     plan = calibrated(n)
@@ -457,7 +457,7 @@ def test_the_budget_holds(n: int, rollouts: int) -> None:
     assert used["rollouts"] == pytest.approx((model.samples - teacher) / (n * 16))
 
 
-@pytest.mark.parametrize("after", [5500, 9000])
+@pytest.mark.parametrize("after", [pytest.param(5500, marks=pytest.mark.heavy), 9000])
 def test_interruption_keeps_the_best_and_resumes_to_the_same_plan(after: int, tmp_path) -> None:
     teacher = 2 * 24 * 32
     path = tmp_path / "ledger.json"

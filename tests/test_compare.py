@@ -263,7 +263,7 @@ def spent(entry, denoiser, counter, noise, cond=None):
     return counter.asked / len(noise)
 
 
-@pytest.mark.parametrize("budget", [1, 5, 14, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 8))])
+@pytest.mark.parametrize("budget", [1, 5, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 8, 14))])
 def test_counted_evaluations_are_those_made_and_fit(model, noise, entries, budget):
     here = [entry for entry in entries if entry.budget == budget]
     for entry in here:

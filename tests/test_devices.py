@@ -244,6 +244,7 @@ def test_a_search_and_a_comparison(here, there):
     assert [r.rmse.value for r in rows[1]] == pytest.approx([r.rmse.value for r in rows[0]], rel=1e-2, abs=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_passport(here, there, monkeypatch):
     monkeypatch.setattr(examination, "half_precision", lambda *rest: ())  # autocast knows no pretended device
     x = here.encode(IMAGES.repeat(2, 1, 1, 1))

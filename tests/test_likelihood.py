@@ -158,9 +158,7 @@ def test_the_codec_is_the_denoisers_own():
     own = bits_per_dim(model, images, generator=generator(2), evaluations_per_image=8)
     assert own.bits_per_dim == told.bits_per_dim
     assert own.logsnr_range == default_logsnr_range(Pixels(17)) == default_logsnr_range(17)
-    with pytest.raises(
-        ValueError, match=r"pixels = Pixels\(grey_levels=256\), but .* of 17 grey levels: leave pixels"
-    ):
+    with pytest.raises(ValueError, match=r"pixels = Pixels\(grey_levels=256\), but .* of 17 grey levels: leave pixels"):
         bits_per_dim(model, images, pixels=Pixels(256), generator=generator())
 
 

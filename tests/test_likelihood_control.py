@@ -179,6 +179,7 @@ def test_a_small_pilot_learns_from_what_it_serves():
     assert uniform.after(large.draws) is uniform
 
 
+@pytest.mark.heavy
 def test_learning_makes_estimates_better(monkeypatch):
     """From 4 draws a bin on: variances summed over 10 estimates, with the pilot that learns and with the same that does
     not.  (40 estimates say .76 +- .09.)"""

@@ -97,6 +97,7 @@ def test_a_trained_network_whose_label_is_off_by_ten_percent(digits, c):
     assert passport.sampling_range == passport.declared_range
 
 
+@pytest.mark.heavy
 def test_a_network_of_too_short_a_range(digits):
     """Good up to sigma e, and no further."""
     short = told(ls.load("zoo:digits"), high=math.e)
@@ -114,6 +115,7 @@ def test_a_network_of_too_short_a_range(digits):
     assert found.value == passport.start.kl == pytest.approx(kl, rel=0.15)
 
 
+@pytest.mark.heavy
 def test_a_network_that_was_hardly_trained(tmp_path, digits):
     model = trained(tmp_path, (-8.0, 8.0), 8)
     x, cond = held_out(model, digits)

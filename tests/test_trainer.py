@@ -697,6 +697,7 @@ def test_uncertaintys_gradients_are_averaged_over_processes(fresh_run, monkeypat
         assert torch.equal(moments[i]["exp_avg"], torch.full_like(moments[i]["exp_avg"], 0.05))  # (1 - .9) of it
 
 
+@pytest.mark.heavy
 def test_uncertainty_learns_how_large_the_loss_is(tmp_path, digits):
     """On a network that hardly moves, u becomes the logarithm of the loss at each level."""
     plan = uncertain(True, batch=64, optimizer={"lr": 3e-2, "warmup": 1, "clip": 1e-9})
