@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_adms_crop_is_what_its_definition_says(tmp_path, size):
 # What goes wrong loses nothing
 
 
-def test_a_full_disk_and_ctrl_c_leave_whole_shards_and_the_same_call_goes_on(folder, tmp_path, monkeypatch):
+def test_a_full_disk_and_ctrl_c_leave_whole_shards_and_the_same_call_goes_on(folder, tmp_path, monkeypatch, request):
     config = section(folder, size=8, holdout=0.2)
     prepare(config, tmp_path / "whole", shard=5 * 192)
 
@@ -184,6 +185,9 @@ def test_a_full_disk_and_ctrl_c_leave_whole_shards_and_the_same_call_goes_on(fol
         if len(written) == 2:
             os.kill(os.getpid(), 2)
 
+    # a job of the background ignores it, and so do its children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(preparing_module(), "replace_file", stop)
     with pytest.raises(Interrupted, match=r"interrupted after 20 of 40 images, .* the same command goes on"):
         prepare(config, tmp_path / "cut", shard=5 * 192)

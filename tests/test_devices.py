@@ -157,6 +157,7 @@ def test_guidance_starts_and_trajectories(here, there):
     close(path.x0[0], own.x0[0])
 
 
+@pytest.mark.heavy
 def test_likelihoods(here, there, monkeypatch):
     """Images may lie on either side."""
     options = {"evaluations_per_image": 8, "cond": LABELS}

@@ -85,14 +85,19 @@ def assert_close(a, b, tolerance=2e-5):
     [
         V(label="ddpm"),
         Eps(label="stable-diffusion"),
-        X0(label="cosine"),
         V(label=TimestepTable.stable_diffusion()),
-        V(label="flow"),
         X0(label="flow"),
         EDM(sigma_data=1.0, label="ddpm"),
-        EDM(sigma_data=1.0, label="flow"),
         EDM(sigma_data=0.7, label="edm"),
-        EDM(sigma_data=2.5, label=label_edm),
+        *(
+            pytest.param(prediction, marks=pytest.mark.heavy)
+            for prediction in (
+                X0(label="cosine"),
+                V(label="flow"),
+                EDM(sigma_data=1.0, label="flow"),
+                EDM(sigma_data=2.5, label=label_edm),
+            )
+        ),
     ],
     ids=lambda p: f"{p.name}-{p.label if isinstance(p.label, str) else 'table'}",
 )

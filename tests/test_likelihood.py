@@ -43,7 +43,7 @@ def test_diffusion_term_equals_the_closed_form_of_a_gaussian_model():
     assert result.data_stderr == pytest.approx(float(result.per_image.std()) / 40**0.5, rel=1e-12)
 
 
-@pytest.mark.parametrize(("evaluations", "seeds"), [(8, 24), (32, 16)])
+@pytest.mark.parametrize(("evaluations", "seeds"), [pytest.param(8, 24, marks=pytest.mark.heavy), (32, 16)])
 def test_standard_error_is_the_spread_over_seeds(evaluations, seeds):
     """With one stratum for each replicate, and with the four of the default."""
     images = torch.randint(0, 17, (6, 4), generator=generator(1), dtype=torch.uint8)

@@ -110,7 +110,9 @@ def unseen(seed: int, d: int, span: str) -> tuple[Denoiser, Noises]:
     return model, taught(model, plan, noises(192, d, seed), None, chunk=192)
 
 
-@pytest.mark.parametrize("n", universal_sizes())
+@pytest.mark.parametrize(
+    "n", [pytest.param(n, marks=[pytest.mark.heavy] * (n not in (4, 5, 6, 8, 10))) for n in universal_sizes()]
+)
 @pytest.mark.parametrize("span", ["wide", "narrow"])
 def test_beats_stock_solvers_on_models_it_never_saw(n: int, span: str) -> None:
     """Geometric mean over four mixtures of the RMSE, over that of the best of three solvers on two grids."""
