@@ -375,3 +375,30 @@ def test_metrics_that_cannot_be_had():
     ):
         with pytest.raises(LogsnrError, match=said):
             measured(measuring, (name,), asked=True)
+
+
+def test_distances_are_torchmetrics():
+    """Its FID and KID on features of one's own, where it is installed: 1e-10."""
+    pytest.importorskip("torchmetrics")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Features(torch.nn.Module):
+        num_features = 8
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.double().flatten(1)[:, :8]
+
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 8, generator=g, dtype=torch.float64)
+    b = 1.3 * torch.randn(500, 8, generator=g, dtype=torch.float64) + 0.2
+    theirs = {
+        frechet_distance: FrechetInceptionDistance(feature=Features(), normalize=True, input_img_size=(8, 1, 1)),
+        kernel_distance: KernelInceptionDistance(feature=Features(), normalize=True, subsets=1, subset_size=500),
+    }
+    for ours, metric in theirs.items():
+        metric.set_dtype(torch.float64)
+        metric.update(b.reshape(-1, 8, 1, 1), real=True)
+        metric.update(a.reshape(-1, 8, 1, 1), real=False)
+        found = metric.compute()
+        assert ours(a, b) == pytest.approx(float(found[0] if isinstance(found, tuple) else found), rel=1e-10)
