@@ -161,3 +161,62 @@ def test_what_fits_into_a_time(minutes, effort, n, whole):
 def test_too_short_a_time_says_how_long_it_takes():
     with pytest.raises(LogsnrError, match=r"of 4, 6, 8 evaluations takes about 0\.458 at 1 ms"):
         fitting((4, 6, 8), 0.1, 1e-3)
+
+
+@pytest.fixture
+def one_alternative(monkeypatch):
+    """One built-in solver instead of a hundred."""
+
+    def only(denoiser, n, low, high):
+        return {"DDIM, log-linear": ls.solvers.ddim(ls.grids.log_linear(n, high, low))}
+
+    monkeypatch.setattr("logsnr.calibration.run.alternatives", only)
+
+
+@pytest.mark.usefixtures("one_alternative")
+def test_several_plans_are_resumed_from_what_was_measured(run, tmp_path, monkeypatch):
+    """Ctrl-C while the second of two is sought: the first is not sought again, and both end as without it."""
+    from logsnr.cli import calibrate as command
+
+    monkeypatch.chdir(tmp_path)
+    line = ("calibrate", "zoo:digits", "--nfe", "1,2", "-n", 4, "--effort", "quick", "--out")
+    assert run(*line, "whole.json")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.json"]
+    searched, asked = command.searched, []
+
+    def stops(what, nfe, **options):
+        if nfe == 2 and not asked:
+            asked.append(nfe)
+            raise KeyboardInterrupt
+        return searched(what, nfe, **options)
+
+    monkeypatch.setattr(command, "searched", stops)
+    code, _, err = run(*line, "cut.json")
+    assert code == 130
+    assert "of 1 of 2 plans; what was measured is kept" in err
+    assert list(ls.load_plans("cut.json")) == [1]
+    measured = (tmp_path / "cut.measured-1.json").read_bytes()
+    assert run(*line, "cut.json", "--resume", "cut.measured.json")[0] == 0
+    assert (tmp_path / "cut.measured-1.json").read_bytes() == measured
+    assert {n: p.hash for n, p in ls.load_plans("cut.json").items()} == {
+        n: p.hash for n, p in ls.load_plans("whole.json").items()
+    }
+
+
+@pytest.mark.usefixtures("one_alternative")
+def test_a_memo_and_a_file_know_guidance_apart(tmp_path):
+    """Weights do not say how a denoiser is guided: another scale has another teacher, and is another calibration."""
+    model, null = ls.load("zoo:fashion-mnist-classes"), {"class_labels": 10}
+    cond, small = {"class_labels": torch.arange(4)}, {"n": 4, "rollouts": 40, "teacher": 16, "contrast": False}
+    memo: dict = {}
+    plain = [
+        calibrate(ls.guidance.cfg(model, scale, null), 1, cond=cond, memo=shared, **small).hash
+        for shared in (None, memo)
+        for scale in (1.5, 4.0)
+    ]
+    assert plain[:2] == plain[2:]
+    assert plain[0] != plain[1]
+    path = tmp_path / "ledger.json"
+    calibrate(model, 1, cond=cond, about={"guidance": 3}, resume=path, **small)
+    with pytest.raises(LogsnrError, match="different: told"):
+        calibrate(model, 1, cond=cond, about={"guidance": 7.5}, resume=path, **small)

@@ -45,6 +45,7 @@ class Sizes:
     seconds: float
 
 
+@torch.no_grad()
 def rate(denoiser: Denoiser, sigma: float, cond: Mapping[str, Any] | None, chunk: int) -> float:
     """Seconds per sample of the denoiser's answers, in calls of `chunk` samples; the first call is not counted."""
     z = torch.randn(chunk, *denoiser.shape, generator=torch.Generator().manual_seed(0)).to(denoiser.device)

@@ -5,7 +5,7 @@
              more: about 35 rollouts
 
 Rows by least squares on levels of least local error are most of what a calibration gains; docs/calibration.md has what
-the rest is worth on each model of the zoo.
+the rest is worth on the digits.
 """
 
 from __future__ import annotations

@@ -71,27 +71,35 @@ def outside(trial: Trial, plan: Plan, few: int) -> Tensor:
     states[0.0] = teacher_ends(
         trial.teacher, teacher_on(grid), noises.noise, noises.cond, chunk=trial.teacher_chunk, callback=note
     )
-    run = Rollout(trial.ledger.meter, plan.basis, noises)
-    run.run(plan)
-    shares = []
-    for i, sigma in enumerate(plan.sigmas[1:]):
-        left = (states[sigma] - run.states[i + 1]).flatten(1).double()
-        seen = torch.stack([value.flatten(1) for value in run.values[: i + 1]], -1).double()
-        basis = torch.linalg.qr(seen)[0]  # [few, D, i + 1]
-        beyond = left - (basis @ (basis.mT @ left.unsqueeze(-1))).squeeze(-1)
-        size, whole = left.square().sum(1), states[sigma].flatten(1).double().square().sum(1)
-        exact = size <= ROUNDING**2 * whole
-        shares.append(torch.where(exact, 0.0, beyond.square().sum(1) / size.clamp(min=1e-300)).median())
-    return torch.stack(shares).cpu()
+    parts, at = [], 0
+    for part in noises.chunks(trial.chunk):
+        run = Rollout(trial.ledger.meter, plan.basis, part)
+        run.run(plan)
+        targets = [states[sigma][at : at + len(part)] for sigma in plan.sigmas[1:]]
+        parts.append(torch.stack([beyond(target, run, i + 1) for i, target in enumerate(targets)]))
+        at += len(part)
+    return torch.cat(parts, 1).median(1).values.cpu()
+
+
+def beyond(target: Tensor, run: Rollout, step: int) -> Tensor:
+    """Share of each sample `[B]` of the way from a rollout's state number `step` to its target that lies outside the
+    span of the estimates before it; 0 where no way is left."""
+    left = (target - run.states[step]).flatten(1).double()
+    basis = torch.linalg.qr(torch.stack([value.flatten(1) for value in run.values[:step]], -1).double())[0]
+    outside = left - (basis @ (basis.mT @ left.unsqueeze(-1))).squeeze(-1)
+    size = left.square().sum(1)
+    exact = size <= ROUNDING**2 * target.flatten(1).double().square().sum(1)
+    return torch.where(exact, 0.0, outside.square().sum(1) / size.clamp(min=1e-300))
 
 
 def through(grid: Grid, levels: Grid) -> Grid:
-    """A fine grid moved to pass through levels: each takes the place of the nearest one, if no other did."""
+    """A fine grid moved to pass through levels: each takes the place of the nearest one, if no other did; the ends
+    stay."""
     fine = {sigma: sigma for sigma in grid}  # where they were -> where they are
     extra = []
     for level in levels:
         if level not in fine.values():
-            nearest = min((s for s in grid if s > 0), key=lambda s: abs(math.log(s / level)))
+            nearest = min((s for s in grid[1:] if s > 0), key=lambda s: abs(math.log(s / level)))
             if fine[nearest] == nearest:
                 fine[nearest] = level
             else:

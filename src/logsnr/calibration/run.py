@@ -117,8 +117,10 @@ def calibrate(
         first: the plan's first level, if it is not to be searched for; from the noise itself where there is no start.
         contrast: let the last step bring back the teacher's variance about the mean image (calibration/contrast.py), if
             that costs less than a percent of the error.
-        about: what else is to be on record of the model, as JSON values: goes to `meta["about"]`.
-        memo: a dictionary that several calls share: plans of other lengths then need no teacher of their own.
+        about: what else is to be on record of the model, as JSON values: goes to `meta["about"]`.  Say what its weights
+            do not (guidance, prompts): a file of measurements under another one is refused.
+        memo: a dictionary that several calls of one denoiser share: plans of other lengths then need no teacher of
+            their own.
 
     Returns:
         The plan.  `meta` holds its provenance and, under `report`, the RMSE of it and of the built-in alternatives on
@@ -160,6 +162,7 @@ def calibrate(
         gaussian=None if start is None else start.fingerprint,
         effort=effort,
         contrast=contrast,
+        told=digest(about) if about else None,
     )
     settings.check(denoiser)
     if method != "search" and (start is not None or first is not None):

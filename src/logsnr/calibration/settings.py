@@ -19,7 +19,7 @@ from logsnr.sampling.plan import BASES, Basis
 from logsnr.sampling.start import check_start
 
 MOST_STEPS = 20
-LATER = {"first": None, "gaussian": None, "effort": "full", "contrast": True}
+LATER = {"first": None, "gaussian": None, "effort": "full", "contrast": True, "told": None}
 """Settings that the files of earlier versions do not have, and their values there: written only where they differ."""
 CONTRASTED = 16
 """Samples from which a variance is known well enough."""
@@ -47,6 +47,7 @@ class Settings:
         gaussian: fingerprint of the Gaussian start.
         effort: of the search.
         contrast: whether the last step is to have the teacher's variance.
+        told: digest of what else is on record of the model (guidance, prompts).
 
     Raises:
         LogsnrError: naming the value, what is allowed, and the fix.
@@ -67,6 +68,7 @@ class Settings:
     gaussian: str | None = None
     effort: str = "full"
     contrast: bool = True
+    told: str | None = None
 
     def __post_init__(self) -> None:
         nfe, history, (low, high) = self.nfe, self.history, self.sigma_range

@@ -137,10 +137,12 @@ class Trial:
     def _taught(self, purpose: str, teach: Callable[..., Any]) -> Any:
         """What the teacher makes of the noise of a purpose: remembered, or made now."""
         plan, settings = self.teachers_plan, self.settings
-        sizes = (settings.n, settings.seed, settings.cond, id(self.metric), settings.gaussian, self.teacher_chunk)
-        key = f"{purpose} {self.ledger.settings['model']} {plan.hash} {sizes}"
+        sizes = (settings.n, settings.seed, settings.cond, settings.gaussian, self.teacher_chunk)
+        # by the objects, which the entry keeps alive: weights do not say how a denoiser is guided
+        about = self.teacher.denoiser, self.metric
+        key = f"{purpose} {plan.hash} {sizes} {[id(each) for each in about]}"
         if key not in self.memo:
-            self.memo[key] = teach(
+            found = teach(
                 self.teacher,
                 plan,
                 *draw(self, purpose),
@@ -148,7 +150,8 @@ class Trial:
                 metric=self.metric,
                 begin=self.begin,
             )
-        return self.memo[key]
+            self.memo[key] = about, found
+        return self.memo[key][1]
 
     def squares(self, plan: Plan, purpose: str, few: int | None = None) -> Tensor:
         """Mean square of every sample under a plan, on one of the noises, or on the first few of them."""

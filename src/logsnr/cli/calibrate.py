@@ -104,7 +104,10 @@ def calibrate(
     memo: dict[str, Any] = {}
     try:
         for number in nfes:
-            files = {name: _of(path, number, nfes) for name, path in (("resume", resume), ("keep", keep))}
+            kept_at = None if keep is None else _of(keep, number, nfes)
+            if kept_at is not None and resume is None and len(nfes) > 1:
+                kept_at.unlink(missing_ok=True)  # as one plan's, which an interruption writes anew
+            files = {"resume": kept_at if resume or len(nfes) > 1 else None, "keep": kept_at}
             plans[number] = searched(
                 what,
                 number,
@@ -123,7 +126,7 @@ def calibrate(
                 break
     except KeyboardInterrupt as stop:
         if not plans:
-            kept = keep and (_of(keep, nfes[0], nfes) or keep).exists()
+            kept = keep is not None and _of(keep, nfes[0], nfes).exists()
             how = f": {support.this_command('--resume', str(keep))}" if kept else ""
             raise Interrupted(f"interrupted before there was a plan{how}", signum=signal_of(stop)) from stop
     try:
@@ -149,6 +152,9 @@ def calibrate(
         how = f"; what was measured is kept: {support.this_command('--resume', str(keep))}" if keep else ""
         best = f"the best plan of {cut[0].nfe} evaluations so far" if cut else f"of {len(plans)} of {len(nfes)} plans"
         raise Interrupted(f"interrupted: {out} is {best}{how}", signum=last_signal())
+    if resume is None and keep is not None and len(nfes) > 1:
+        for number in nfes:
+            _of(keep, number, nfes).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +258,9 @@ def _numbers(text: str) -> list[int]:
         raise LogsnrError(f"--nfe {text!r}: give a number, 1 to 20, or several, e.g. 4,6,8") from None
 
 
-def _of(path: Path | None, number: int, nfes: Sequence[int]) -> Path | None:
+def _of(path: Path, number: int, nfes: Sequence[int]) -> Path:
     """The file of one of several plans."""
-    if path is None or len(nfes) == 1:
-        return path
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return path if len(nfes) == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def _within(what: Told, nfes: Sequence[int], minutes: float, n: int, chunk: int | None) -> dict[str, Any]:
