@@ -113,6 +113,8 @@ def test_a_pipeline_is_compared_on_prompts(run, sd, tmp_path, monkeypatch):
         (["--prompts", "prompts.txt", "--start", "model"], "--start model: of a pipeline"),
         (["--prompts", "prompts.txt", "--negative-prompt", "x"], "without guidance does nothing"),
         (["--nfe", "4,many"], "--nfe '4,many': give a number"),
+        (["--nfe", "2,30"], "--nfe '2,30': give a number, 1 to 20"),
+        (["--prompts", "prompts.txt", "--guidance", "a:b"], "--guidance 'a:b': give a scale"),
         (["--effort", "some"], "effort"),
         (["--budget", "1", "--effort", "quick"], "--budget 1 chooses --effort"),
     ],

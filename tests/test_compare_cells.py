@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import statistics
 
 import numpy as np
@@ -28,7 +29,7 @@ from logsnr.evaluation.compare import (
 from logsnr.evaluation.compare.entries import OWN
 from logsnr.evaluation.compare.render import read, write_rows
 from logsnr.evaluation.features import feature_space
-from logsnr.evaluation.metrics import student
+from logsnr.evaluation.metrics import Estimated, student
 from logsnr.evaluation.metrics.measures import KEPT
 from logsnr.models import UNetConfig, build_network, save_denoiser
 from logsnr.pixels import Pixels
@@ -136,11 +137,35 @@ def test_more_seeds_go_on_where_fewer_ended(whole, tmp_path):
         measure(MODEL, ENTRIES[:2], cells=(1, 3), **OPTIONS)
 
 
+def test_what_was_measured_last_is_taken(whole, tmp_path):
+    """Parts measured anew into a folder of an older comparison; no row is said to be of seeds that it lacks."""
+    row = whole.rows[0]
+    cell = dataclasses.replace(row.cells[0], rmse=Estimated(value=99.0, stderr=1.0))
+    write_rows(dataclasses.replace(whole, rows=(dataclasses.replace(row, cells=(cell,)),)), tmp_path)
+    os.utime(tmp_path / "comparison.json", (1, 1))
+    write_rows(measure(MODEL, ENTRIES, seed=(3, 4, 9), cells=(1, 2), **OPTIONS), tmp_path, (1, 2))
+    found = read(tmp_path)
+    assert max(cell.rmse.value for row in found.rows for cell in row.cells if cell.rmse) < 10
+    page, short = markdown(found), [row for row in found.rows if len(row.cells) < 3]
+    assert 0 < len(short) < len(found.rows)
+    for row in found.rows:
+        assert (f"| {row.name} ({len(row.cells)} of 3 seeds) |" in page) == (row in short)
+
+
+def test_other_data_do_not_merge(whole):
+    cells = tuple(
+        dataclasses.replace(cell, frechet=Estimated(value=5 * cell.frechet.value, stderr=1.0))
+        for cell in whole.teacher.cells
+    )
+    with pytest.raises(LogsnrError, match=r"the teacher has another FD .* the data are another"):
+        merged([whole, dataclasses.replace(whole, teacher=dataclasses.replace(whole.teacher, cells=cells))])
+
+
 def test_parts_of_another_model_do_not_merge(whole):
     another = mixture(1)
     another.sigma_data = MODEL.sigma_data  # hence the levels
     other = measure(another, ENTRIES, seed=(3, 4, 9), cells=(1, 3), **OPTIONS)
-    with pytest.raises(LogsnrError, match="the model is another one"):
+    with pytest.raises(LogsnrError, match="the model is another"):
         merged([whole, other])
     with pytest.raises(LogsnrError, match="features"):
         merged([whole, measure(MODEL, ENTRIES[:1], seed=3, **{**OPTIONS, "features": None})])
@@ -266,7 +291,7 @@ def test_statistics_are_the_data_of_compare(run, tiny, tmp_path):
         assert (row["kernel"] is not None) == kid
         if reference == 60:
             assert row["kernel"]["value"] == pytest.approx(kernel_distance(mine, data), rel=1e-4)
-            assert result["about"]["statistics"] == "s.npz"
+            assert result["about"]["statistics"].startswith("s.npz (")
     assert len(train) > KEPT
     whole = feature_space("pixels", denoiser.decode, load_data(config), source="data", seed=0)
     assert whole.data.n == len(train)
@@ -320,7 +345,7 @@ def test_seeds_in_parts_of_the_command_are_those_of_one(run, tiny, tmp_path, mon
 
 
 def test_a_start_of_the_command_takes_part(run, tiny, tmp_path):
-    """Fitted to the model's own data, or read from its file: the same rows, named."""
+    """Read from its file, or fitted to data or to samples of the model: the same rows, named."""
     line = ("compare", tiny / "run", *LINE, "--features", "none", "--json")
     denoiser = ls.load(tiny / "run")
     images = torch.from_numpy(np.load(tiny / "data.npy"))
@@ -331,6 +356,12 @@ def test_a_start_of_the_command_takes_part(run, tiny, tmp_path):
     names = [row["name"] for row in result["rows"] if "start" in row["name"]]
     assert names == [f"default, Gaussian start, from sigma {s}" for s in ("20", "10", "5", "2.5")]
     assert result["about"]["start"] == f"start.safetensors ({GaussianStart.load(file).fingerprint[:12]})"
+    for kind, more in (("data", ("--data", tiny / "data.npy")), ("model", ())):
+        code, out, err = run(*line, "--start", kind, *more)
+        assert code == 0, err
+        result = json.loads(out)
+        assert [row["name"] for row in result["rows"] if "start" in row["name"]] == names
+        assert result["about"]["start"].startswith(f"{kind} (")
     code, out, err = run(*line, "--start", "dta")
     assert (code, out) == (2, "")
     assert "--start 'dta' is not one of data, model, none, or a file" in err

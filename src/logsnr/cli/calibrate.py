@@ -196,8 +196,9 @@ def _told(
 
     low, high = _scales(guidance)
     drawn = low < high
-    denoiser, guided = support.sampled_model(model, None, negative_prompt, high, null_class, where)
-    about: dict[str, Any] = {} if high == 1 else {"guidance": [low, high] if drawn else high}
+    asked = low if high == 1 else high  # a range is guidance, also where it ends at none
+    denoiser, guided = support.sampled_model(model, None, negative_prompt, asked, null_class, where)
+    about: dict[str, Any] = {} if asked == 1 else {"guidance": [low, high] if drawn else high}
     given, texts = support.prompted(denoiser, model, prompts, None, n)
     cond = dict(given)
     if isinstance(denoiser, PipelineDenoiser):
@@ -248,14 +249,18 @@ def _numbers(text: str) -> list[int]:
     """The numbers of evaluations, each once.
 
     Raises:
-        LogsnrError: if one is no number.
+        LogsnrError: if one is no number that a plan can have.
     """
+    from logsnr.calibration.settings import MOST_STEPS
     from logsnr.errors import LogsnrError
 
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
+        found = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise LogsnrError(f"--nfe {text!r}: give a number, 1 to 20, or several, e.g. 4,6,8") from None
+        found = []
+    if not found or not all(1 <= number <= MOST_STEPS for number in found):  # before any of them is sought
+        raise LogsnrError(f"--nfe {text!r}: give a number, 1 to {MOST_STEPS}, or several, e.g. 4,6,8")
+    return found
 
 
 def _of(path: Path, number: int, nfes: Sequence[int]) -> Path:

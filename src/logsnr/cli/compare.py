@@ -108,6 +108,7 @@ def compare(
     from logsnr.evaluation.compare.render import read, write_rows
     from logsnr.evaluation.compare.schedulers import ALL, SCHEDULERS
     from logsnr.evaluation.passport import Passport
+    from logsnr.files import fingerprint
     from logsnr.interrupts import Interrupted, last_signal
     from logsnr.sampling.names import SOLVERS, compared_grids, compared_solvers
     from logsnr.writing import check_folder
@@ -119,7 +120,7 @@ def compare(
             raise LogsnrError(f"{option} without --out: name the folder of the comparison")
     quiet = hushed(json_) or rank > 0
     drawn = _seeds(seeds, seed)
-    reference = None if stats is None else _statistics(stats, data, features)
+    reference = None if stats is None else _statistics(stats, data, features, start)
     out = None if out is None else check_folder(out)
     before = read(out) if resume and out is not None else None
     budgets = _numbers(nfe)
@@ -147,10 +148,12 @@ def compare(
             raise LogsnrError(f"--range {range_} with --passport, which has a range: give one of them")
         guided.trained_range = support.asked_range(guided, range_, dict(cond), seed) or guided.trained_range
         about["range"] = "sigma {:.4g} ... {:.4g}".format(*guided.trained_range)
-    images = None if reference is not None else _data(denoiser, data, features, quiet=quiet)
+    images = None if reference is not None else _data(denoiser, data, features, start, quiet=quiet)
     gaussian = starts.found_start(denoiser, start, data, seed, quiet=quiet)
     if stats is not None:
-        about["statistics"] = stats.name
+        assert reference is not None
+        which = fingerprint({"mu": reference.mean, "sigma": reference.covariance})
+        about["statistics"] = f"{stats.name} ({which[:12]})"
     if gaussian is not None:
         about["start"] = f"{start if start in starts.STARTS else Path(start).name} ({gaussian.fingerprint[:12]})"
     entries = [
@@ -164,6 +167,10 @@ def compare(
         raise LogsnrError(
             f"--nfe {nfe} holds no sampler of these: allow more evaluations, or drop --solvers and --grids"
         )
+
+    if out is not None and not resume and part is None:
+        for file in out.glob("cells-*-of-*.json"):  # of a comparison before this one
+            file.unlink()
 
     def so_far(result: Comparison) -> None:
         if out is not None:
@@ -225,12 +232,12 @@ def _part(text: str | None) -> tuple[int, int] | None:
     return int(i), int(k)
 
 
-def _statistics(file: Path, data: str | None, features: str | None) -> Statistics:
+def _statistics(file: Path, data: str | None, features: str | None, start: str) -> Statistics:
     """The reference of FD and KID in a file, which says what other options would."""
     from logsnr.errors import LogsnrError
     from logsnr.evaluation.statistics import Statistics
 
-    if data is not None:
+    if data is not None and start != "data":
         raise LogsnrError(f"--data {data} with --stats {file}, which is of data: give one of them")
     if features == "none":
         raise LogsnrError(f"--stats {file} is read for features, which --features none leaves out: drop one of them")
@@ -251,13 +258,13 @@ def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _data(denoiser: Loaded, source: str | None, name: str | None, *, quiet: bool) -> Dataset | None:
+def _data(denoiser: Loaded, source: str | None, name: str | None, start: str, *, quiet: bool) -> Dataset | None:
     """The data behind FD and KID; None for neither."""
     from logsnr.cli.data import data_config, image_shape, say
     from logsnr.errors import LogsnrError
     from logsnr.training import load_data
 
-    if source is not None and name == "none":
+    if source is not None and name == "none" and start != "data":
         raise LogsnrError(f"--data {source} is read for features, which --features none leaves out: drop one of them")
     config = data_config(denoiser, source)
     if name == "none" or (name is None and config is None):

@@ -89,7 +89,7 @@ def generate(
     from logsnr.interrupts import Interrupted
     from logsnr.writing import check_folder
 
-    texts = None if prompts is None else _lines(prompts)
+    texts = None if prompts is None else support.read_prompts(prompts)
     for option, value in (("--class", class_), ("--prompt", prompt)):
         if value is not None and texts is not None:
             raise LogsnrError(f"{option} {value} with --prompts {prompts}: give one of them")
@@ -130,17 +130,3 @@ def generate(
         support.print_json(done.to_dict())
     elif speaks:
         print(done)
-
-
-def _lines(file: Path) -> list[str]:
-    """The lines of a file of prompts that are not empty."""
-    from logsnr.errors import LogsnrError
-    from logsnr.paths import expanded
-    from logsnr.reading import reading
-
-    with reading(expanded(file), "give a text file in UTF-8, one prompt a line", "prompts"):
-        found = [line.strip() for line in expanded(file).read_text(encoding="utf-8").splitlines()]
-    found = [line for line in found if line]
-    if not found:
-        raise LogsnrError(f"--prompts {file} holds no line: give one prompt a line")
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -25,9 +24,11 @@ from logsnr.cli.application import note
 from logsnr.denoiser import Denoiser, NetworkDenoiser
 from logsnr.devices import AUTO, find_device, find_dtype, told
 from logsnr.errors import LogsnrError, unknown
+from logsnr.generation.run import prompts_hash
 from logsnr.guidance import cfg
 from logsnr.images import png, tile
 from logsnr.loading import Loaded, is_pipeline, load
+from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.reading import gigabytes, memory, read_text, reading
 from logsnr.sampling import Plan, probe
@@ -250,7 +251,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         LogsnrError: if it cannot be read, or holds none.
     """
-    fix = "give a text file with a prompt a line"
+    path, fix = expanded(path), "give a text file in UTF-8 with a prompt a line"
     with reading(path, fix, "a file of prompts"):
         found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not found:
@@ -279,7 +280,7 @@ def prompted(denoiser: Loaded, model: str, prompts: Path | None, label: int | No
 
 def about_prompts(prompts: Sequence[str]) -> dict[str, Any]:
     """Which prompts: how many, and their hash."""
-    return {"number": len(prompts), "sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+    return {"number": len(prompts), "sha256": prompts_hash(prompts)}
 
 
 def sampled_condition(denoiser: Loaded, label: int | None, prompt: str | None, n: int) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def generate(
         raise LogsnrError(f"classes = {classes}: this model is unconditional; leave it out")
     encoded = None if prompts is None else _encoder(denoiser, prompts)
     if encoded is not None and prompts is not None:
-        told = {**(told or {}), "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()}
+        told = {**(told or {}), "prompts": prompts_hash(prompts)}
         classes = None
     network = next((p for p in denoiser.parameters() if p.is_floating_point()), state)
     starts = start if start is not None else denoiser.start if plan.meta.get("start") else None
@@ -290,3 +290,8 @@ def _teller(total: int, show: Callable[[float, str], None] | None, wanted: bool)
             console(stderr=True).print(line, soft_wrap=True)
 
     return tell
+
+
+def prompts_hash(prompts: Sequence[str]) -> str:
+    """sha256 of prompts and their order: which they are, in a set's and in a plan's file."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()

@@ -26,7 +26,7 @@ def table(comparison: Comparison, *, everything: bool = False) -> Table:
         rows = comparison.at(budget)
         for row in rows if everything else _one_grid(rows):
             style = "bold" if row.origin == "plan" else None
-            out.add_row(row.name, *_numbers(comparison, row), style=style)
+            out.add_row(_name(comparison, row), *_numbers(comparison, row), style=style)
         out.add_section()
     out.add_row("teacher", *_teacher_numbers(comparison), style="dim")
     return out
@@ -56,12 +56,13 @@ def write_rows(comparison: Comparison, folder: Path, cells: tuple[int, int] | No
 
 
 def read(folder: Path) -> Comparison:
-    """The comparison of a folder, merged of all that any process has measured.
+    """The comparison of a folder, merged of all that any process has measured; what is newer is taken.
 
     Raises:
         LogsnrError: if there is none that can be read, or they are of different comparisons.
     """
-    files = [file for file in (folder / "comparison.json", *sorted(folder.glob("cells-*-of-*.json"))) if file.is_file()]
+    there = (file for file in (folder / "comparison.json", *folder.glob("cells-*-of-*.json")) if file.is_file())
+    files = sorted(there, key=lambda file: (-file.stat().st_mtime_ns, file.name))
     if not files:
         raise LogsnrError(f"{folder} holds no comparison to go on with (no comparison.json): leave --resume out")
     return merged([Comparison.from_dict(read_json(file, "start it anew without --resume")) for file in files])
@@ -146,6 +147,12 @@ def _facts(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+def _name(comparison: Comparison, row: Row) -> str:
+    """A row's name, and of how many of the seeds it is where some are not measured."""
+    known, seeds = len(row.cells), len(comparison.seeds)
+    return row.name if known == seeds else f"{row.name} ({known} of {seeds} seeds)"
+
+
 def _columns(comparison: Comparison) -> list[str]:
     distances = [] if comparison.features is None else ["FD", "FD - teacher's", "KID x 1000"]
     return ["sampler", "evaluations", "RMSE to teacher", *distances, "ms per image"]
@@ -179,7 +186,7 @@ def _value(of: Measured, measured: Estimated | None, digits: str, unit: float = 
 def _pipe(comparison: Comparison, rows: Iterable[Row]) -> str:
     columns = _columns(comparison)
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
-    lines += [[row.name, *_numbers(comparison, row)] for row in rows]
+    lines += [[_name(comparison, row), *_numbers(comparison, row)] for row in rows]
     lines.append([f"teacher: {comparison.teacher.name}", *_teacher_numbers(comparison)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -230,13 +230,16 @@ class Comparison:
                     f"this comparison has {what} {this}, that to go on with {then}: give the same options, or a new "
                     "folder"
                 )
-        ends = {cell.seed: cell.rmse for cell in before.teacher.cells}
+        ends = {cell.seed: cell for cell in before.teacher.cells}
         for cell in self.teacher.cells:
-            then, this = ends.get(cell.seed), cell.rmse
-            if then is not None and this is not None and not math.isclose(then.value, this.value, rel_tol=0.01):
-                raise LogsnrError(
-                    "the teacher ends elsewhere than in the comparison to go on with: the model is another one"
-                )
+            if (there := ends.get(cell.seed)) is None:
+                continue
+            for then, this, what in (
+                (there.rmse, cell.rmse, "ends elsewhere than in the comparison to go on with: the model is"),
+                (there.frechet, cell.frechet, "has another FD than in the comparison to go on with: the data are"),
+            ):
+                if then is not None and this is not None and not math.isclose(then.value, this.value, rel_tol=0.01):
+                    raise LogsnrError(f"the teacher {what} another; give the same options, or a new folder")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
