@@ -496,7 +496,10 @@ def test_a_mask_counts_what_it_covers() -> None:
     by_hand = (draw.weight[:, None, None, None] * mask * (prediction - target) ** 2).mean()
     torch.testing.assert_close(loop.loss(draw, prediction, target, mask=mask), by_hand)
     plain = loop.loss(draw, prediction, target)
-    torch.testing.assert_close(loop.loss(draw, prediction, target, mask=torch.ones(1)), plain)
+    torch.testing.assert_close(loop.loss(draw, prediction, target, mask=torch.ones(1, 1, 1, 1)), plain)
+    for shape in ((3, 2, 2), (4, 2, 2), (3, 1, 4, 2, 2), (3, 1, 16, 16), (1,)):
+        with pytest.raises(LogsnrError, match=r"for errors of \(3, 4, 2, 2\): give each dimension its size or 1"):
+            loop.loss(draw, prediction, target, mask=torch.ones(shape))
 
 
 @pytest.mark.parametrize(

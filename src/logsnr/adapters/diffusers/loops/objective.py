@@ -193,16 +193,25 @@ class LoopObjective:
             draw: the levels at which `prediction` was made.
             prediction: the network's output `[B, ...]`.
             target: what it should have been `[B, ...]`.
-            mask: what each squared error counts, of a shape that broadcasts to theirs, as masked losses multiply it.
+            mask: what each squared error counts, as masked losses multiply it: of the errors' dimensions, each of their
+                size or 1, as `[B, 1, H, W]`.
             reduction: over the dimensions of a sample: "mean" for nats per dimension, "sum" for nats.
 
         Raises:
-            ValueError: if the shapes differ, or are not those of the draw.
+            ValueError: if the shapes differ, are not those of the draw, or the mask's does not fit.
         """
         if prediction.shape != target.shape or len(prediction) != len(draw.weight):
             raise ValueError(
                 f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)}, {len(draw.weight)} levels drawn: "
                 "the two must have one shape, and one sample per level"
+            )
+        size = tuple(prediction.shape)
+        if mask is not None and (
+            mask.ndim != len(size) or any(m not in (1, n) for m, n in zip(mask.shape, size, strict=True))
+        ):
+            raise LogsnrError(
+                f"mask of shape {tuple(mask.shape)} for errors of {size}: give each dimension its size or 1, "
+                "e.g. [B, 1, H, W], resized to the latents"
             )
         dtype = torch.promote_types(prediction.dtype, torch.float32)
         squared = (prediction.to(dtype) - target.to(dtype)).square()
