@@ -348,6 +348,25 @@ def test_cfg_plus_plus_both_ways(gamma):
         sample_euler(wrapped, x, sigmas, extra)
     with pytest.raises(ValueError, match="cfg_pp: the model has not called"):
         sample_gradient_estimation(lambda x, s, **_: x, x, sigmas, cfg_pp=True)
+    calls = []
+
+    def forgetful(x, sigma, model_options, **extra):
+        calls.append(sigma)
+        return wrapped(
+            x,
+            sigma,
+            model_options=model_options
+            if len(calls) == 1
+            else {**model_options, "sampler_post_cfg_function": [lambda told: told["denoised"]]},
+            **extra,
+        )
+
+    with pytest.raises(ValueError, match="cfg_pp: the model has not called"):
+        sample_gradient_estimation(forgetful, x, sigmas, extra, cfg_pp=True)
+    assert len(calls) == 2
+    asking = {"sampler_post_cfg_function": [lambda told: told["denoised"]]}
+    with pytest.raises(ValueError, match="sigma differs within the batch: CFG"):
+        wrapped(x, torch.tensor([3.0, 3.0, 2.0]), model_options=asking, **extra)
 
 
 def test_a_post_cfg_function_has_the_last_word():

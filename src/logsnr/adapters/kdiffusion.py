@@ -168,7 +168,7 @@ class KDiffusionModel:
 
         Raises:
             ValueError: for a mask without `latent_image` and `noise`, or a CFG++ denoiser under a sampler that does
-                not ask for its unconditional estimate.
+                not ask for its unconditional estimate, or at several levels.
         """
         if denoise_mask is None:
             return self._denoised(x, sigma, model_options, cond)
@@ -201,7 +201,9 @@ class KDiffusionModel:
                     "a CFG++ denoiser under a sampler that does not renoise with its unconditional estimate: take a "
                     "sampler for CFG++, or logsnr.sample"
                 )
-            one = float(ratio.reshape(-1)[0])  # CFG++ knows one level for the batch
+            one = float(ratio.reshape(-1)[0])
+            if bool((ratio != one).any()):
+                raise ValueError("sigma differs within the batch: CFG++ renoises at one level; call it level by level")
             estimate = self.denoiser(z, one, **cond)
             alpha, s = alpha_s(one)
             denoised, uncond = estimate.x0.to(x.dtype), ((z - s * estimate.eps) / alpha).to(x.dtype)
@@ -295,7 +297,7 @@ def _told(uncond: list[Tensor]) -> Tensor:
             "cfg_pp: the model has not called model_options['sampler_post_cfg_function'] with what it denoises without "
             "guidance: give a model of ComfyUI, or as_kdiffusion(cfgpp(...))"
         )
-    return uncond[0]
+    return uncond.pop()  # so that the next evaluation has to tell its own
 
 
 def _risen(
