@@ -419,5 +419,12 @@ def test_rising_sigmas_invert(gamma):
     assert errors[0] / errors[1] > (1.8 if gamma == 1 else 3.0)
     with pytest.raises(ValueError, match=r"sigmas rise from 0\.1 to 14\.6, a sampler's decrease: invert=True"):
         sample_gradient_estimation(wrapped, x, sigmas)
-    with pytest.raises(ValueError, match="must rise strictly from above 0"):
-        sample_gradient_estimation(wrapped, x, [0.0, 1.0, 2.0], invert=True)
+    for bad in ([0.0, 1.0, 2.0], [], [1.0], [1.0, math.inf], [0.1, math.nan, 1.0], [2.0, 1.0]):
+        with pytest.raises(ValueError, match="give at least 2, finite, that must rise strictly from above 0"):
+            sample_gradient_estimation(wrapped, x, bad, invert=True)
+    for wrong in ({"cfg_pp": True}, {"plan": ls.solvers.ddim(GRIDS["ve"])}):
+        with pytest.raises(ValueError, match="leave plan and cfg_pp out"):
+            sample_gradient_estimation(wrapped, x, [2.0, 1.0], invert=True, **wrong)
+    for unfit in (math.nan, [math.inf]):
+        with pytest.raises(ValueError, match=r"gamma = .*: give finite numbers"):
+            sample_gradient_estimation(wrapped, x, [0.1, 1.0, 2.0], gamma=unfit, invert=True)

@@ -68,14 +68,14 @@ def sample_gradient_estimation(
         cfg_pp: renoise with the unconditional estimate (2406.08070), which the model has to hand to the functions of
             `model_options["sampler_post_cfg_function"]` as "uncond_denoised", as ComfyUI's do.
         invert: go up strictly rising sigmas, from an image (at a small sigma above 0) to its noise, in Euler steps with
-            the same gamma.
+            the same gamma; `disable` and `generator` are not used there.
 
     Returns:
         The state at the last level; the image itself if that is 0.
 
     Raises:
-        ValueError: if sigmas do not decrease (rise, to invert), are not those of the plan, or leave the path; if the
-            model tells no unconditional estimate; or as `logsnr.sample`.
+        ValueError: if sigmas do not decrease (rise, to invert), are not those of the plan, or leave the path; if invert
+            comes with a plan or cfg_pp; if the model tells no unconditional estimate; or as `logsnr.sample`.
     """
     _check_path(path)
     if sigmas is None:
@@ -89,14 +89,15 @@ def sample_gradient_estimation(
     uncond: list[Tensor] = []
     if cfg_pp:
         options["model_options"] = _asking(options.get("model_options"), uncond)
-    if invert or (len(grid) > 1 and grid[0] < grid[-1]):
-        if not invert or plan is not None or cfg_pp:
-            with_it = "" if not invert else " without a plan or cfg_pp"
-            raise ValueError(
-                f"sigmas rise from {levels[0]:g} to {levels[-1]:g}, a sampler's decrease: invert=True{with_it} goes up "
-                "them, from an image to its noise"
-            )
+    if invert:
+        if plan is not None or cfg_pp:
+            raise ValueError("invert=True takes Euler steps of its own: leave plan and cfg_pp out")
         return _risen(partial(model, **options), x, levels, gamma, callback)
+    if len(grid) > 1 and grid[0] < grid[-1]:
+        raise ValueError(
+            f"sigmas rise from {levels[0]:g} to {levels[-1]:g}, a sampler's decrease: invert=True goes up them, from "
+            "an image to its noise"
+        )
     if plan is None:
         plan = solvers.ge(grid, gamma, basis="eps" if path == "ve" else "velocity")
     elif not _same(levels, own := _levels(plan, path)):
@@ -308,14 +309,17 @@ def _risen(
     callback: Callable[[dict[str, Any]], Any] | None,
 ) -> Tensor:
     """Steps up: x' = x + (sigma' - sigma)(gamma d + (1 - gamma) d_before), d = (x - denoised)/sigma."""
-    if levels[0] <= 0 or any(a >= b for a, b in pairwise(levels)):
+    if len(levels) < 2 or not all(0 < a < b < math.inf for a, b in pairwise(levels)):
+        said = f"{levels[0]:g} ... {levels[-1]:g}" if levels else "are empty"
         raise ValueError(
-            f"sigmas {levels[0]:g} ... {levels[-1]:g}: to invert they must rise strictly from above 0, e.g. from 1e-4"
+            f"sigmas {said}: to invert give at least 2, finite, that must rise strictly from above 0, e.g. from 1e-4"
         )
     n = len(levels) - 1
     weights = [1.0, *([gamma] * (n - 1) if isinstance(gamma, int | float) else gamma)]
     if len(weights) != n:
         raise ValueError(f"gamma has {len(weights) - 1} values: {n - 1} of the {n} steps use one")
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"gamma = {gamma}: give finite numbers")
     state = x.to(torch.promote_types(x.dtype, torch.float32))
     before = torch.zeros_like(state)
     for i, ((sigma, up), weight) in enumerate(zip(pairwise(levels), weights, strict=True)):
