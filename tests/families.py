@@ -490,7 +490,7 @@ def hunyuan_video(tiny: Any) -> Case:
     return Case(pipe=pipe, shape=(4, 2, 4, 8), scale_name="true_cfg_scale", told=True, **MOVING, **given)
 
 
-def cogvideox(tiny: Any) -> Case:
+def cogvideox(tiny: Any, patched: bool = False) -> Case:
     model = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -505,6 +505,7 @@ def cogvideox(tiny: Any) -> Case:
         patch_size=2,
         temporal_compression_ratio=2,
         use_rotary_positional_embeddings=True,
+        patch_size_t=2 if patched else None,
     )
     vae = diffusers.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,
@@ -527,7 +528,7 @@ def cogvideox(tiny: Any) -> Case:
         clip_sample=False,
     )
     pipe = diffusers.CogVideoXPipeline(transformer=filled(model), vae=vae.eval(), scheduler=scheduler, **t5(tiny))
-    return Case(pipe=pipe, shape=(3, 4, 8, 16), **MOVING)
+    return Case(pipe=pipe, shape=(4 if patched else 3, 4, 8, 16), **MOVING)  # 1.5 fills the last patch
 
 
 CASES: dict[str, Callable[[Any], Case]] = {
@@ -548,4 +549,5 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "wan-2.2-5b": lambda tiny: wan(tiny, expanded=True),
     "hunyuan-video": hunyuan_video,
     "cogvideox": cogvideox,
+    "cogvideox-1.5": lambda tiny: cogvideox(tiny, patched=True),
 }

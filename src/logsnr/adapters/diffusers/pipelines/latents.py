@@ -34,12 +34,14 @@ class Latents:
         vae: an `AutoencoderKL`, or another with `encode(x).latent_dist` (or `.latents`: TAESD) and `decode(z)`.
         channels: channels of the images.
         codec: what it makes latents of.
+        padding: leading frames of the latents that fill a patch and are no part of the video (CogVideoX 1.5).
     """
 
-    def __init__(self, vae: Any, channels: int = 3, codec: Codec = "image") -> None:
+    def __init__(self, vae: Any, channels: int = 3, codec: Codec = "image", padding: int = 0) -> None:
         self.vae = vae
         self.channels = channels
         self.codec = codec
+        self.padding = padding
 
     @property
     def _video(self) -> bool:
@@ -80,6 +82,8 @@ class Latents:
         latents = self._scaled(latents.to(torch.float32))
         if self.codec == "frame":
             return latents.squeeze(2)
+        if self.padding:
+            latents = torch.cat([latents[:, :, :1].expand(-1, -1, self.padding, -1, -1), latents], 2)
         return latents.transpose(1, 2) if self.codec == "frames-first" else latents
 
     @torch.no_grad()
@@ -91,6 +95,8 @@ class Latents:
             latents = latents.unsqueeze(2)
         if self.codec == "frames-first":
             latents = latents.transpose(1, 2)
+        if self.padding:
+            latents = latents[:, :, self.padding :]
         latents = self._unscaled(latents)
         if self.codec == "patched":
             latents = F.pixel_shuffle(latents, 2)

@@ -164,7 +164,9 @@ class Family(ABC):
         if frames < 1 or (frames - 1) % each:
             raise LogsnrError(f"frames = {frames}: give 1 more than a multiple of {each}")
         patch = self.config.get("patch_size_t") or 1
-        length = -(-((frames - 1) // each + 1) // patch) * patch
+        length = (frames - 1) // each + 1
+        self.latents.padding = -length % patch
+        length += self.latents.padding
         if self.row.codec == "video":
             return self.channels, length, height, width
         return length, self.channels, height, width
