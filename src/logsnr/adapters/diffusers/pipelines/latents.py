@@ -121,8 +121,8 @@ class Latents:
             means, stds = vae.bn.running_mean, (vae.bn.running_var + config.batch_norm_eps).sqrt()
         else:
             # LTX's VAE has them as buffers.
-            means = config.get("latents_mean") or getattr(vae, "latents_mean", None)
-            stds = config.get("latents_std") or getattr(vae, "latents_std", None)
+            buffers = dict(vae.named_buffers(recurse=False))
+            means, stds = (config.get(name) or buffers.get(name) for name in ("latents_mean", "latents_std"))
         if means is None or stds is None:
             return config.get("shift_factor") or 0.0, 1.0, scale
         mean, std = (torch.as_tensor(v).to(like).reshape(1, -1, *[1] * (like.ndim - 2)) for v in (means, stds))
