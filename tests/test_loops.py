@@ -475,7 +475,10 @@ def test_an_expert_of_continuous_times_draws_them_alone() -> None:
 
 
 def test_parts_of_a_draw_are_its_levels() -> None:
-    """Images and those that preserve a prior: the mean of both losses is that of the batch, and p learns as much."""
+    """Images and those that preserve a prior: the mean of both losses is that of the batch.
+
+    An adaptive p learns from each part in turn, not as from the whole; from losses given back once it does.
+    """
     loops = [LoopObjective("vdm++/sigmoid", SD, adaptive=True) for _ in range(2)]
     draws = [loop.draw(8, generator=torch.Generator().manual_seed(0)) for loop in loops]
     prediction, target = (torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
@@ -485,6 +488,12 @@ def test_parts_of_a_draw_are_its_levels() -> None:
     assert torch.equal(torch.cat([own.timesteps, prior.timesteps]), draws[0].timesteps)
     parts = (loops[1].loss(own, prediction[:5], target[:5]), loops[1].loss(prior, prediction[5:], target[5:]))
     torch.testing.assert_close((5 * parts[0] + 3 * parts[1]) / 8, whole)
+    assert not torch.allclose(loops[1].probabilities(), loops[0].probabilities(), rtol=1e-4)
+    once = LoopObjective("vdm++/sigmoid", SD, adaptive=True)
+    losses = torch.cat([(prediction[part] - target[part]).square().mean(1) for part in (slice(5), slice(5, 8))])
+    once.update(draws[1], losses)
+    torch.testing.assert_close(once.probabilities(), loops[0].probabilities(), rtol=1e-12, atol=0)
+    torch.testing.assert_close((draws[1].weight * losses).mean(), whole)
 
 
 def test_a_mask_counts_what_it_covers() -> None:

@@ -225,6 +225,17 @@ def detached() -> None:
     loop.update(draw, script(torch.zeros(4, 4), draw.logsnr).square().sum(1).detach())
 
 
+def in_parts() -> None:
+    script = Script()
+    loop = LoopObjective(GRADIENT, SD, network=script)
+    draw = loop.draw(4, generator=rng())
+    output = script(torch.zeros(4, 4), draw.logsnr)
+    try:
+        loop.loss(draw[:2], output[:2], torch.zeros(2, 4))
+    finally:
+        assert not script.leave._forward_hooks
+
+
 def too_late() -> None:
     script = Script()
     loop = LoopObjective(GRADIENT, SD, network=script)
@@ -252,6 +263,7 @@ def without() -> None:
         (unseen, ["between draw() and loss()"]),
         (detached, ["undetached"]),
         (too_late, ["before backward()"]),
+        (in_parts, ["all 4 samples", "these are 2", "loop.update(draw, losses) once"]),
     ],
 )
 def test_bad_input_is_one_clear_line(make: Any, words: list[str]) -> None:

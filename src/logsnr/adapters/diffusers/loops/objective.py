@@ -295,9 +295,11 @@ class LoopObjective:
     def _norms(self, draw: Draw, losses: Tensor) -> Tensor:
         """||d(weight_i loss_i)/d(last layer)||^2, read off the watched network."""
         if self._layer is not None and len(draw) != self._drawn:
+            self._layer.release()
             raise LogsnrError(
-                f"importance='gradient' reads the norms of all {self._drawn} samples of a draw at once, these are "
-                f"{len(draw)}: form the losses of its parts, and give them to update() together"
+                f"importance='gradient' reads the norms of all {self._drawn} samples of a draw, these are "
+                f"{len(draw)}: form the losses [B] of all parts, (draw.weight * losses).mean() is the loss, and "
+                "call loop.update(draw, losses) once, before backward()"
             )
         if self._layer is None:
             raise LogsnrError(
