@@ -227,6 +227,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if any(steps < 1 or steps % CHECKS for steps in options.steps):
+        parser.error(f"--steps {' '.join(map(str, options.steps))}: give positive multiples of {CHECKS}")
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     file, page = options.out / "fine-tune.json", options.out / "fine-tune.md"

@@ -137,6 +137,10 @@ def test_the_loss_is_that_of_the_velocity(text):
         ("--timestep_sampling logsnr --logit_mean 1", "of log-SNR itself"),
         ("--timestep_sampling logsnr --sigmoid_scale 2", "--sigmoid_scale does nothing in --timestep_sampling logsnr"),
         ("--timestep_sampling logsnr --num_timestep_buckets 8", "each alone follows the same density"),
+        (
+            "--timestep_sampling shift --preserve_distribution_shape",
+            "--preserve_distribution_shape does nothing without --min_timestep or --max_timestep",
+        ),
         ("--flow_schedule_auto_shift", "acts where --flow_schedule_shift is 0"),
         ("--flow_use_beta_schedule --flow_sigmoid_scale 2", "does nothing with --flow_use_beta_schedule"),
         ("--flow_beta_schedule_beta 2", "does nothing without --flow_use_beta_schedule"),
@@ -152,6 +156,10 @@ def test_what_does_nothing_is_said(text, said):
     [
         ("--timestep_sampling sigma --min_timestep 875", "rows of the table from pure noise on"),
         ("--timestep_sampling shift --min_timestep 900 --max_timestep 100", "0 <= min_timestep < max_timestep"),
+        (
+            "--timestep_sampling logsnr --logit_mean 6 --logit_std .1 --min_timestep 875 --preserve_distribution_shape",
+            "no time within log-SNR [-inf, -3.892], the range of --min_timestep and --max_timestep, is ever drawn",
+        ),
         ("--flow_schedule_shift 3 --timestep_sampling shift", "give one family"),
         ("--flow_use_uniform_schedule --flow_use_beta_schedule", "two ways to draw"),
         ("--timestep_sampling qwen_shft", "one of sigma, uniform"),

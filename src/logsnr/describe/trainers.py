@@ -136,17 +136,22 @@ def _squeezed(density: Log, x: Tensor, a: float, b: float) -> Tensor:
     t = torch.sigmoid(-0.5 * x)
     inner = ((t - a) / (b - a)).clamp(1e-300, 1 - 1e-16)
     outer = torch.log(t) + F.logsigmoid(0.5 * x)
-    left = inner if b < 1 else inner.clamp(max=1.0)
     rest = ((b - t) / (b - a)).clamp(min=1e-300) if b < 1 else torch.sigmoid(0.5 * x) / (1 - a)
-    before = 2 * (rest.log() - left.log())
-    out = density(before) + outer - left.log() - rest.log() - math.log(b - a)
+    before = 2 * (rest.log() - inner.log())
+    out = density(before) + outer - inner.log() - rest.log() - math.log(b - a)
     return torch.where((t >= a) & (t <= b), out, -math.inf)
 
 
 def _log_mass(density: Log, span: tuple[float, float]) -> float:
     """ln of the mass within a range."""
     x = torch.linspace(max(span[0], -WIDE), min(span[1], WIDE), 40_001, dtype=torch.float64)
-    return math.log(float(torch.trapezoid(density(x).exp(), x)))
+    mass = float(torch.trapezoid(density(x).exp(), x))
+    if not mass > 0:
+        raise LogsnrError(
+            f"--preserve_distribution_shape: no time within log-SNR [{span[0]:.4g}, {span[1]:.4g}], the range of "
+            "--min_timestep and --max_timestep, is ever drawn: give a wider range"
+        )
+    return math.log(mass)
 
 
 def _logsnr(t: float) -> float:
