@@ -57,11 +57,11 @@ def test_latents_are_the_pipelines(case):
     assert denoiser.cost(1.0) == 1
     latents = noise(len(denoiser.cond["encoder_hidden_states"]), *case.shape)
     want = case.ours(theirs(case, latents, **told))
-    assert_close(ls.sample(denoiser, plan_of(case.pipe, denoiser), noise=latents), want, 2e-5)
+    assert_close(ls.sample(denoiser, plan_of(case.pipe, denoiser), noise=latents), want, 2e-6)
     if told:
         default = case.ours(theirs(case, latents))
         own = denoiser_from(case.pipe, prompt=case.prompt, **case.options)
-        assert_close(ls.sample(own, plan_of(case.pipe, own), noise=latents), default, 2e-5)
+        assert_close(ls.sample(own, plan_of(case.pipe, own), noise=latents), default, 2e-6)
         assert not torch.equal(default, want)
 
 
@@ -78,7 +78,7 @@ def test_guided_latents_are_the_pipelines(case):
     latents = noise(len(denoiser.cond["encoder_hidden_states"]), *case.shape)
     want = case.ours(theirs(case, latents, scale=SCALE))
     got = ls.sample(guided, plan_of(case.pipe, denoiser), noise=latents)
-    assert_close(got, want, 2e-5)
+    assert_close(got, want, 2e-6)
 
 
 def test_images_are_the_pipelines(case):
