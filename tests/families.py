@@ -75,8 +75,13 @@ def embedded(words: int, negative_words: int, width: int = WIDTH, **more: Any) -
     }
 
 
-def image_vae(tiny: Any, **config: Any) -> Any:
-    return tiny.vae(**config)
+def sized(height: int, width: int, **asked: Any) -> dict[str, Any]:
+    """A size in pixels, as the pipeline's call, `denoiser_from` and the images have it."""
+    return {
+        "asked": {"height": height, "width": width, **asked},
+        "options": {"size": (height, width)},
+        "images": (3, height, width),
+    }
 
 
 def t5(tiny: Any) -> dict[str, Any]:
@@ -113,9 +118,9 @@ def pixart(tiny: Any, alpha: bool) -> Case:
         model.register_to_config(sample_size=128)
     kind = diffusers.PixArtAlphaPipeline if alpha else diffusers.PixArtSigmaPipeline
     scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    pipe = kind(transformer=filled(model), vae=image_vae(tiny), scheduler=scheduler, **t5(tiny))
-    asked = {"height": 24, "width": 16, "use_resolution_binning": False, "clean_caption": False}
-    return Case(pipe=pipe, shape=(4, 12, 8), asked=asked, options={"size": (24, 16)}, images=(3, 24, 16))
+    pipe = kind(transformer=filled(model), vae=tiny.vae(), scheduler=scheduler, **t5(tiny))
+    asked = sized(24, 16, use_resolution_binning=False, clean_caption=False)
+    return Case(pipe=pipe, shape=(4, 12, 8), **asked)
 
 
 def sana(tiny: Any) -> Case:
@@ -146,13 +151,8 @@ def sana(tiny: Any) -> Case:
         scaling_factor=0.4,
     )
     pipe = diffusers.SanaPipeline(transformer=filled(model), vae=vae.eval(), scheduler=flow(), **gemma(tiny))
-    return Case(
-        pipe=pipe,
-        shape=(4, 16, 16),
-        asked={"height": 32, "width": 32, "use_resolution_binning": False, "max_sequence_length": 300},
-        options={"size": 32},
-        images=(3, 32, 32),
-    )
+    asked = sized(32, 32, use_resolution_binning=False, max_sequence_length=300)
+    return Case(pipe=pipe, shape=(4, 16, 16), **asked)
 
 
 def aura_flow(tiny: Any) -> Case:
@@ -167,9 +167,7 @@ def aura_flow(tiny: Any) -> Case:
         caption_projection_dim=16,
         pos_embed_max_size=64,
     )
-    pipe = diffusers.AuraFlowPipeline(
-        transformer=filled(model), vae=image_vae(tiny), scheduler=flow(shift=1.73), **t5(tiny)
-    )
+    pipe = diffusers.AuraFlowPipeline(transformer=filled(model), vae=tiny.vae(), scheduler=flow(shift=1.73), **t5(tiny))
     return Case(pipe=pipe, shape=(4, 8, 8), asked={"height": 16, "width": 16})
 
 
@@ -189,13 +187,11 @@ def cogview4(tiny: Any) -> Case:
         rope_axes_dim=(8, 8),
     )
     scheduler = flow(shift=1.0, use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75)
-    pipe = diffusers.CogView4Pipeline(transformer=filled(model), vae=image_vae(tiny), scheduler=scheduler, **NO_TEXT)
+    pipe = diffusers.CogView4Pipeline(transformer=filled(model), vae=tiny.vae(), scheduler=scheduler, **NO_TEXT)
     return Case(
         pipe=pipe,
         shape=(4, 16, 8),
-        asked={"height": 32, "width": 16},
-        options={"size": (32, 16)},
-        images=(3, 32, 16),
+        **sized(32, 16),
         **embedded(5, 3),
     )
 
@@ -217,7 +213,7 @@ def lumina2(tiny: Any) -> Case:
     )
     scheduler = flow(use_dynamic_shifting=True)
     pipe = diffusers.Lumina2Pipeline(
-        transformer=filled(model), vae=image_vae(tiny, shift_factor=0.1), scheduler=scheduler, **gemma(tiny)
+        transformer=filled(model), vae=tiny.vae(shift_factor=0.1), scheduler=scheduler, **gemma(tiny)
     )
     # Its pipeline takes a latent for 8 pixels, whatever the VAE.
     return Case(pipe=pipe, shape=(4, 8, 8), asked={"height": 64, "width": 64}, options={"size": 16})
@@ -236,14 +232,12 @@ def z_image(tiny: Any) -> Case:
         axes_lens=[256, 32, 32],
     )
     pipe = diffusers.ZImagePipeline(
-        transformer=filled(model), vae=image_vae(tiny, shift_factor=0.1), scheduler=flow(), **NO_TEXT
+        transformer=filled(model), vae=tiny.vae(shift_factor=0.1), scheduler=flow(), **NO_TEXT
     )
     return Case(
         pipe=pipe,
         shape=(4, 12, 8),
-        asked={"height": 24, "width": 16},
-        options={"size": (24, 16)},
-        images=(3, 24, 16),
+        **sized(24, 16),
         prompt={"prompt_embeds": [noise(5, WIDTH, seed=1), noise(3, WIDTH, seed=3)]},
         negative={"prompt_embeds": [noise(4, WIDTH, seed=2), noise(2, WIDTH, seed=4)]},
         none=0.0,
@@ -270,14 +264,12 @@ def chroma(tiny: Any) -> Case:
         approximator_layers=1,
     )
     pipe = diffusers.ChromaPipeline(
-        transformer=filled(model), vae=image_vae(tiny, shift_factor=0.1), scheduler=flow(), **t5(tiny)
+        transformer=filled(model), vae=tiny.vae(shift_factor=0.1), scheduler=flow(), **t5(tiny)
     )
     return Case(
         pipe=pipe,
         shape=(4, 12, 8),
-        asked={"height": 24, "width": 16},
-        options={"size": (24, 16)},
-        images=(3, 24, 16),
+        **sized(24, 16),
         **packed(12, 8),
     )
 
@@ -306,9 +298,7 @@ def qwen_image(tiny: Any) -> Case:
     return Case(
         pipe=pipe,
         shape=(4, 12, 8),
-        asked={"height": 24, "width": 16},
-        options={"size": (24, 16)},
-        images=(3, 24, 16),
+        **sized(24, 16),
         scale_name="true_cfg_scale",
         **packed(12, 8),
         **embedded(6, 4),
@@ -354,9 +344,7 @@ def flux2(tiny: Any, klein: bool) -> Case:
     return Case(
         pipe=pipe,
         shape=(16, height, width),
-        asked={"height": 24, "width": 16},
-        options={"size": (24, 16)},
-        images=(3, 24, 16),
+        **sized(24, 16),
         ours=ours,
         told=not klein,
         scale_name="guidance_scale" if klein else None,

@@ -202,8 +202,22 @@ class ZImage(Network):
         return -torch.stack([*out]).squeeze(2)
 
 
-class Flux(Network):
-    """A `FluxTransformer2DModel` over latents in their own shape, height and width even."""
+class Packed(Network):
+    """A model over 2 x 2 patches in a row, of latents with an even height and width, that is told t/1000."""
+
+    def _asked(self, x: Tensor, label: Tensor, **told: Any) -> Tensor:
+        out: Tensor = self.model(hidden_states=pack(x), timestep=label / 1000, return_dict=False, **told)[0]
+        return unpack(out, *x.shape[-2:])
+
+    def _placed(self, x: Tensor, label: Tensor, encoder_hidden_states: Tensor, **told: Any) -> Tensor:
+        """The same, told the places of words and patches as Flux has them."""
+        height, width = x.shape[-2:]
+        text, image = x.new_zeros(encoder_hidden_states.shape[1], 3), places(height // 2, width // 2, x)
+        return self._asked(x, label, encoder_hidden_states=encoder_hidden_states, txt_ids=text, img_ids=image, **told)
+
+
+class Flux(Packed):
+    """A `FluxTransformer2DModel`."""
 
     def forward(
         self,
@@ -213,39 +227,19 @@ class Flux(Network):
         pooled_projections: Tensor,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        height, width = x.shape[-2:]
-        out: Tensor = self.model(
-            hidden_states=pack(x),
-            timestep=label / 1000,
-            guidance=guidance,
-            pooled_projections=pooled_projections,
-            encoder_hidden_states=encoder_hidden_states,
-            txt_ids=x.new_zeros(encoder_hidden_states.shape[1], 3),
-            img_ids=places(height // 2, width // 2, x),
-            return_dict=False,
-        )[0]
-        return unpack(out, height, width)
+        return self._placed(x, label, encoder_hidden_states, pooled_projections=pooled_projections, guidance=guidance)
 
 
-class Chroma(Network):
+class Chroma(Packed):
     """A `ChromaTransformer2DModel`: Flux's, with a mask over the text."""
 
     def forward(self, x: Tensor, label: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         image = attention_mask.new_ones(len(x), height * width // 4)
-        out: Tensor = self.model(
-            hidden_states=pack(x),
-            timestep=label / 1000,
-            encoder_hidden_states=encoder_hidden_states,
-            attention_mask=torch.cat([attention_mask, image], 1),
-            txt_ids=x.new_zeros(encoder_hidden_states.shape[1], 3),
-            img_ids=places(height // 2, width // 2, x),
-            return_dict=False,
-        )[0]
-        return unpack(out, height, width)
+        return self._placed(x, label, encoder_hidden_states, attention_mask=torch.cat([attention_mask, image], 1))
 
 
-class QwenImage(Network):
+class QwenImage(Packed):
     """A `QwenImageTransformer2DModel`."""
 
     def forward(
@@ -257,16 +251,14 @@ class QwenImage(Network):
         guidance: Tensor | None = None,
     ) -> Tensor:
         height, width = x.shape[-2:]
-        out: Tensor = self.model(
-            hidden_states=pack(x),
-            timestep=label / 1000,
+        return self._asked(
+            x,
+            label,
             guidance=guidance,
             encoder_hidden_states=encoder_hidden_states,
             encoder_hidden_states_mask=encoder_hidden_states_mask,
             img_shapes=[[(1, height // 2, width // 2)]] * len(x),
-            return_dict=False,
-        )[0]
-        return unpack(out, height, width)
+        )
 
 
 class Flux2(Network):
