@@ -4,19 +4,16 @@ import math
 
 import pytest
 import torch
+from drawn import assert_drawn, flags, shifted
 
 from logsnr import weightings
-from logsnr.describe import describe, resolve
+from logsnr.describe import describe
 from logsnr.errors import LogsnrError
 from logsnr.predictions import Flow
 from logsnr.timesteps import TimestepTable
 
 ALPHAS = TimestepTable.stable_diffusion().alphas_cumprod.double()
 LEVELS = torch.linspace(-9, 9, 181, dtype=torch.float64)
-
-
-def flags(text):
-    return resolve(text.split())
 
 
 def snr(alphas=ALPHAS):
@@ -96,10 +93,6 @@ def test_timesteps_cut_the_range():
 # Flux: log-SNR of flow time t(n) or t(v), written as `get_noisy_model_input_and_timesteps` does.
 
 
-def shifted(t, shift):
-    return (t * shift) / (1 + (shift - 1) * t)
-
-
 def flux_shift(t, height, width):
     h, w = height // 8, width // 8
     m = (1.15 - 0.5) / (4096 - 256)
@@ -142,18 +135,7 @@ UNIFORM = {
 
 @pytest.mark.parametrize("text", [*NORMAL, *UNIFORM])
 def test_density_is_that_of_the_drawn_flow_times(text):
-    """p(lambda) = p(n) |dn/dlambda|, by differentiating the script's own t(n)."""
-    if text in NORMAL:
-        n = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
-        t, log_p = NORMAL[text](n), -0.5 * n.detach() ** 2 - 0.5 * math.log(2 * math.pi)
-    else:
-        n = torch.linspace(0.01, 0.99, 61, dtype=torch.float64, requires_grad=True)
-        t, log_p = UNIFORM[text](n), torch.zeros(61, dtype=torch.float64)
-    logsnr = 2 * ((1 - t) / t).log()
-    (slope,) = torch.autograd.grad(logsnr.sum(), n)
-    torch.testing.assert_close(
-        flags(text).log_density(logsnr.detach()), log_p - slope.abs().log(), rtol=1e-9, atol=1e-9
-    )
+    assert_drawn(text, NORMAL, UNIFORM)
 
 
 T = torch.sigmoid(-LEVELS / 2)

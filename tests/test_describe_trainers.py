@@ -4,19 +4,12 @@ import math
 
 import pytest
 import torch
+from drawn import assert_drawn, flags, shifted
 
-from logsnr.describe import describe, resolve
+from logsnr.describe import describe
 from logsnr.errors import LogsnrError
 
 LEVELS = torch.linspace(-9, 9, 181, dtype=torch.float64)
-
-
-def flags(text):
-    return resolve(text.split())
-
-
-def shifted(t, shift):
-    return (t * shift) / (1 + (shift - 1) * t)
 
 
 def by_size(t, height, width, x2, y2, x1=256, y1=0.5):
@@ -56,18 +49,7 @@ UNIFORM = {
 
 @pytest.mark.parametrize("text", [*NORMAL, *UNIFORM])
 def test_density_is_that_of_the_drawn_flow_times(text):
-    """p(lambda) = p(n) |dn/dlambda|, by differentiating the trainer's own t(n)."""
-    if text in NORMAL:
-        n = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
-        t, log_p = NORMAL[text](n), -0.5 * n.detach() ** 2 - 0.5 * math.log(2 * math.pi)
-    else:
-        n = torch.linspace(0.01, 0.99, 61, dtype=torch.float64, requires_grad=True)
-        t, log_p = UNIFORM[text](n), torch.zeros(61, dtype=torch.float64)
-    logsnr = 2 * ((1 - t) / t).log()
-    (slope,) = torch.autograd.grad(logsnr.sum(), n)
-    torch.testing.assert_close(
-        flags(text).log_density(logsnr.detach()), log_p - slope.abs().log(), rtol=1e-6, atol=1e-6
-    )
+    assert_drawn(text, NORMAL, UNIFORM)
 
 
 @pytest.mark.parametrize(
