@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import torch
 
 from logsnr.errors import LogsnrError
 from logsnr.files import read_pair
+from logsnr.interrupts import Interrupted
 from logsnr.training import Dataset, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Rows
@@ -177,6 +182,32 @@ def test_a_run_from_disk_is_the_run_from_memory_through_a_kill(tmp_path):
     for one, other in zip(weights(tmp_path / "memory"), weights(tmp_path / "disk"), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one if key != "window")
+
+
+def test_a_signal_to_all_ends_no_reader_while_the_run_is_saved(tmp_path, monkeypatch):
+    """Readers that got a SIGTERM die some time later: none is left when the state is written."""
+    source = save(tmp_path / "x", "npz", pictures(), np.arange(60) % 3)
+    loop, readers, left = sys.modules["logsnr.training.loop"], [], []
+
+    def stop(info):
+        if info.step == 2:
+            readers.extend(multiprocessing.active_children())
+            for process in readers:
+                os.kill(process.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def saved(*args, real=loop.save_state):
+        left.append([process for process in multiprocessing.active_children() if process in readers])
+        real(*args)
+
+    monkeypatch.setattr(loop, "save_state", saved)
+    options = recipe(source, data={"in_memory": False, "workers": 1}, checkpoint_every=0)
+    with pytest.raises(Interrupted, match="interrupted after step 2, which is saved"):
+        train(options, tmp_path / "cut", progress=False, callback=stop)
+    assert (len(readers), left) == (1, [[]])
+    options = recipe(source, data={"in_memory": False, "workers": 0}, steps=3)
+    again = train(options, tmp_path / "cut", resume=True, progress=False)
+    assert (again.resumed_from, again.steps) == (2, 3)
 
 
 # Low-bit data

@@ -177,9 +177,11 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
     def due(every: int) -> bool:
         return every > 0 and run.step % every == 0
 
-    def checkpoint() -> None:
+    def checkpoint(*, last: bool = False) -> None:
         nonlocal saved_at
         with metrics.aside():
+            if last or asked.signum is not None:
+                run.draw.close()  # readers that a SIGTERM reached end soon: what is saved must not end with them
             metrics.means(run.step, saved_at)  # no checkpoint of weights that have gone bad
             run.check_finite(saved_at)
             if run.rank == 0:
@@ -218,7 +220,7 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
             done = callback is not None and callback(info) is True
         rate = metrics.rate
         if saved_at != run.step:
-            checkpoint()
+            checkpoint(last=True)
         if asked.signum is not None and not done and run.step != recipe.steps:
             raise Interrupted(
                 f"interrupted after step {run.step}, which is saved in {out}: resume (resume=True, --resume) to go on",
