@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from logsnr.errors import LogsnrError
 from logsnr.files import read_pair
@@ -211,6 +212,22 @@ def test_a_signal_to_all_ends_no_reader_while_the_run_is_saved(tmp_path, monkeyp
 
 
 # Low-bit data
+
+
+def test_a_larger_value_than_those_that_were_looked_at_is_said(tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8, 3), 200 if i == 2 else 20, np.uint8)).save(folder / f"{i}.png")
+    monkeypatch.setattr(sys.modules["logsnr.training.data.index"], "LOOK", 2)  # the first and the last
+    options = recipe(folder, data={"size": 8, "in_memory": False, "workers": 0, "grey_levels": 32, "holdout": 0})
+    monkeypatch.setattr(
+        sys.modules["logsnr.training.data.split"].torch, "randperm", lambda n, generator: torch.arange(n)
+    )
+    data = load_data(options.data)
+    assert data.survey.largest == 20
+    with pytest.raises(LogsnrError, match=r"step 0 reads pixel value 200, and the 32 grey levels .*prepare them"):
+        draws(data, options)(0)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -85,7 +85,14 @@ class Draws:
         self._generator.manual_seed(self.seed(step))
         index = self._index(self._generator)[self._share].to(self._device)
         if isinstance(self._images, Feed):
-            images = self._images(step).to(self._device, non_blocking=True)
+            images = self._images(step)
+            if (levels := len(self._cells)) < 256 and (largest := int(images.max())) >= levels:
+                raise LogsnrError(
+                    f"step {step} reads pixel value {largest}, and the {levels} grey levels are 0 ... {levels - 1}: "
+                    "some images were looked at, and had none so large; prepare them (logsnr data prepare), or take "
+                    "them into memory (data.in_memory: true)"
+                )
+            images = images.to(self._device, non_blocking=True)
         else:
             images = self._images[index]
         x = self._cells[images.long()]
