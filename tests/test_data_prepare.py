@@ -213,10 +213,97 @@ def test_another_set_is_not_written_over_and_damage_is_said(folder, tmp_path):
     (out / "train-00000.npz").write_bytes(b"short")
     with pytest.raises(LogsnrError, match=r"train-00000.npz has 5 bytes, not \d+: copy it again"):
         load(out)
+    assert prepare(section(folder, size=9), out).made == 40
+    whole = (out / "prepared.json").read_bytes()
+    (out / "statistics.safetensors").unlink()
+    assert prepare(section(folder, size=9), out).made == 0
+    assert load(out).shape == (3, 9, 9)
+    assert read_statistics(out)[0].shape == (3, 9, 9)
+    assert prepare(section(folder, size=9), out, overwrite=True).made == 40
+    assert (out / "prepared.json").read_bytes() == whole
+    (out / "prepared.json").write_text("{")
+    assert prepare(section(folder, size=9), out, overwrite=True).made == 40
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(LogsnrError, match=r"holds mine.txt, and is no prepared set: give another folder"):
         prepare(section(folder, size=8), tmp_path / "other")
+
+
+def test_a_set_is_not_its_own_source(folder, tmp_path):
+    out = tmp_path / "set"
+    prepare(section(folder, size=8), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "link").symlink_to(out)
+    for source in (out, out / "train-00000.npz", tmp_path / "link"):
+        with pytest.raises(LogsnrError, match=r"lies in .*/set, which is written: give another folder"):
+            prepare(section(source), out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."} == before
+
+
+def test_a_kill_while_a_set_is_removed_leaves_one_that_can_be_written_over(folder, tmp_path, monkeypatch):
+    out = tmp_path / "set"
+    prepare(section(folder, size=8), out, shard=5 * 192)
+    gone = []
+
+    def unlink(path, missing_ok=False):
+        if path.suffix in (".npz", ".json"):
+            if len(gone) == 3:
+                raise KeyboardInterrupt
+            gone.append(path.name)
+        os.unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(out), "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(section(folder, size=9), out, overwrite=True)
+    assert len(gone) == 3
+    prepare(section(folder, size=9), out, overwrite=True)
+    assert_same(load(folder, size=9), load(out))
+
+
+def test_files_written_over_in_their_place_are_another_set(folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "some")
+    config = section(tmp_path / "some", size=8)
+    prepare(config, tmp_path / "set")
+    Image.new("RGB", (20, 20)).save(tmp_path / "some" / "cat" / "001.png")
+    for path in (tmp_path / "some", *(tmp_path / "some").iterdir()):
+        os.utime(path, (10**9, 10**9))
+    with pytest.raises(LogsnrError, match=r"holds a set with other identity"):
+        prepare(config, tmp_path / "set")
+    prepare(config, tmp_path / "set", overwrite=True)
+    assert_same(load(tmp_path / "some", size=8), load(tmp_path / "set"))
+
+
+def test_a_compressed_file_is_prepared(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 4, 4), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", images=images, labels=np.arange(30) % 3)
+    assert prepare(section(tmp_path / "x.npz"), tmp_path / "set").made == 30
+    assert prepare(section(tmp_path / "x.npz"), tmp_path / "set").made == 0
+    assert_same(load(tmp_path / "x.npz"), load(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("size", [8, None])
+def test_a_shard_of_broken_files_is_empty_and_keeps_its_classes_number(tmp_path, size):
+    root = tmp_path / "some"
+    for name in "abc":
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(root / name / f"{i}.png")
+    for i in range(5):
+        (root / "a" / f"{i}.png").write_bytes(b"no picture")
+    options = {"size": size, "broken": "skip"}
+    done = prepare(section(root, **options), tmp_path / "set", shard=5 * 192)
+    assert (done.made, done.data.class_names) == (10, ("a", "b", "c"))
+    here, there = load(root, **options), load(tmp_path / "set")
+    assert torch.equal(here.train_images, there.train_images[:])
+    assert torch.equal(here.train_labels + 1, there.train_labels)
+    assert prepare(section(root, **options), tmp_path / "set", shard=5 * 192).made == 0
+    for path in root.glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(LogsnrError, match=r"none of the 15 images of|has no image that can be read"):
+        prepare(section(root, **options), tmp_path / "none")
 
 
 def test_broken_files_are_left_out_of_a_prepared_set(folder, tmp_path):

@@ -28,7 +28,9 @@ def prepare(
     grey_levels: Annotated[int, typer.Option(help="Of arrays that do not say.", min=2, max=256)] = 256,
     holdout: Annotated[float, typer.Option(help="Share held out by the recipe, for the statistics.")] = 0.1,
     split_seed: Annotated[int, typer.Option(help="Seed of that split.", min=0)] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where another set lies.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where a finished or another set lies.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write images of any source, resized once, as shards that a training maps; cut off, the same command goes on.

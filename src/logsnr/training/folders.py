@@ -204,7 +204,7 @@ def decoded(
         tell: called with the number of files read, and of all.
         like: the name and (C, H, W) of another, which they must have; None for those of the first.
     """
-    images, broken, n = np.empty((0, 0, 0, 0), np.uint8), list[Exception | None](), 0
+    images, broken, n = np.empty((0, *(like[1] if like else (0, 0, 0))), np.uint8), list[Exception | None](), 0
     for file, picture in zip(files, pictures(files, config), strict=True):
         broken.append(picture if isinstance(picture, Exception) else None)
         if not isinstance(picture, Exception):

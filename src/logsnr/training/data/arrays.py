@@ -86,6 +86,16 @@ def read_array_file(config: DataConfig) -> Found:
     )  # fmt: skip
 
 
+def has_compressed_images(path: Path) -> bool:
+    """Whether images of a file cannot be mapped.
+
+    Raises:
+        LogsnrError: if it is missing or damaged.
+    """
+    regions = find_arrays(_existing(path), _FIX)
+    return any(name in regions and regions[name] is None for name in (*IMAGE_KEYS, *TEST_IMAGE_KEYS))
+
+
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise LogsnrError(f"data.source = {str(path)!r} does not exist: check the path")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from logsnr.errors import LogsnrError, shown
 from logsnr.reading import reading
 from logsnr.training.data.prepared import FIX, FORMAT, NAME, read_manifest
+from logsnr.training.data.statistics import NAME as STATISTICS
+from logsnr.training.data.statistics import read_statistics
 from logsnr.writing import replace_file
 
 
@@ -36,23 +39,28 @@ class Manifest:
         """The list in a folder, begun for this job or found of the same.
 
         Raises:
-            LogsnrError: if another set lies there.
+            LogsnrError: if another set lies there, or the list is damaged.
         """
         job = json.loads(json.dumps(job))
         if (folder / NAME).exists():
-            facts = read_manifest(folder)
+            facts: dict[str, Any] = {}
+            with suppress(LogsnrError) if overwrite else nullcontext():
+                facts = read_manifest(folder)
             differ = [key for key in job if facts.get(key) != job[key]]
-            if not differ:
+            if not differ and not (overwrite and facts.get("complete") is True):
                 with reading(folder / NAME, FIX, "the list of a prepared set"):
-                    return cls(job, list(facts["shards"]), facts["complete"] is True, list(facts.get("said", [])))
+                    made = cls(job, list(facts["shards"]), facts["complete"] is True, list(facts.get("said", [])))
+                    whole = [made.has(folder, shard["file"]) for shard in list(made.shards)]
+                made.complete &= all(whole) and _has_statistics(folder)
+                return made
             if not overwrite:
                 key = differ[0]
                 raise LogsnrError(
                     f"{folder} holds a set with other {key} ({shown(facts.get(key))}, not {shown(job[key])}): give "
                     "another folder, or begin anew (overwrite=True, --overwrite)"
                 )
-            (folder / NAME).unlink()
-            for pattern in ("train-*.npz", "test-*.npz", "survey-*.json", "statistics.safetensors"):
+            # The list last: with it, what a kill leaves here can be written over.
+            for pattern in ("train-*.npz", "test-*.npz", "survey-*.json", STATISTICS, NAME):
                 for path in folder.glob(pattern):
                     path.unlink()
         strange = next((path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")), None)
@@ -89,3 +97,11 @@ class Manifest:
             "fingerprint": digest.hexdigest(), "said": self.said, "shards": self.shards,
         }  # fmt: skip
         replace_file(folder / NAME, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _has_statistics(folder: Path) -> bool:
+    """Whether mean and spectrum are there, whole."""
+    with suppress(LogsnrError):
+        read_statistics(folder)
+        return True
+    return False

@@ -24,15 +24,17 @@ from logsnr.interrupts import Interrupted, put_off
 from logsnr.paths import expanded
 from logsnr.pixels import Pixels
 from logsnr.terminal import progress_bar
+from logsnr.training.data.arrays import has_compressed_images
 from logsnr.training.data.dataset import Dataset, Images, Rows
-from logsnr.training.data.index import find_index
+from logsnr.training.data.index import Index, find_index
 from logsnr.training.data.manifest import Manifest
 from logsnr.training.data.prepared import PARTS, read_prepared
 from logsnr.training.data.sources import DATASETS, find_source
 from logsnr.training.data.split import Found, split
 from logsnr.training.data.statistics import gather, save_statistics
 from logsnr.training.data.survey import survey
-from logsnr.training.folders import Seen, decoded, left_out
+from logsnr.training.folders import Seen, decoded, left_out, pictures
+from logsnr.training.images import Picture
 from logsnr.training.sections import DataConfig
 from logsnr.writing import check_folder, npz, only_writer, replace_file
 
@@ -116,15 +118,19 @@ def prepare(
     Args:
         config: the source and how it is read; its split is the one that sigma_data and spectrum are of.
         out: the folder.
-        overwrite: begin anew where another set lies there.
+        overwrite: begin anew where a set lies there: another one, or this one complete.
         progress: show a bar on a terminal.
         shard: bytes of the images in a shard.
 
     Raises:
-        LogsnrError: if the source cannot be read, the folder holds another set, or the disk refuses.
+        LogsnrError: if the source cannot be read or lies in the folder, the folder holds another set, or the disk
+            refuses.
         Interrupted: after Ctrl-C or SIGTERM, with the shard finished.
     """
     folder = check_folder(out)
+    path = expanded(config.source)
+    if find_source(config.source).recognised and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+        raise LogsnrError(f"data.source = {config.source!r} lies in {folder}, which is written: give another folder")
     with only_writer(folder, "this set"), progress_bar(progress, "preparing") as show:
         walk = _walk(config)
         first = walk.parts["train"]
@@ -157,7 +163,8 @@ def _walk(config: DataConfig) -> Walk:
     source, path = find_source(config.source), expanded(config.source)
     if source is DATASETS["folder"]:
         return _files(path, config)
-    found = source.load(config.model_copy(update={"in_memory": False}), None)
+    packed = source is DATASETS["arrays"] and has_compressed_images(path)
+    found = source.load(config.model_copy(update={"in_memory": packed}), None)
     if isinstance(found, Dataset):
         found = Found(
             images=found.train_images, labels=found.train_labels, test_images=found.test_images,
@@ -192,25 +199,39 @@ def _files(path: Path, config: DataConfig) -> Walk:
     if config.layout is not None:
         raise LogsnrError(f"data.layout applies to .npz and .npy files: remove it to read {config.source}")
     index = find_index(path)
-    like: list[tuple[str, tuple[int, ...]]] = []
-    if config.size is None:
-        first, _ = decoded([index.path(0)], config.model_copy(update={"broken": "stop"}), Seen(), lambda i, n: None)
-        like.append((index.path(0).name, tuple(first.shape[1:])))
-    else:
-        like.append(("size", (config.channels or 3, config.size, config.size)))
+    size = config.size
+    like = _first(path, index, config) if size is None else ("size", (config.channels or 3, size, size))
 
     def read(start: int, stop: int, seen: Seen) -> tuple[Tensor, Tensor | None]:
         files = [index.path(i) for i in range(start, stop)]
-        images, broken = decoded(files, config, seen, lambda i, n: None, like[0])
+        images, broken = decoded(files, config, seen, lambda i, n: None, like)
         kept = [i for i, error in zip(range(start, stop), broken, strict=True) if error is None]
         seen.broken += [str(file.relative_to(path)) for file, error in zip(files, broken, strict=True) if error]
         return images, None if index.labels is None else index.labels[kept]
 
-    part = Part(n=len(index), identity=index.identity, shape=like[0][1], read=read)
+    part = Part(n=len(index), identity=_stamped(index), shape=like[1], read=read)
     return Walk(
         parts={"train": part}, class_names=index.classes, grey_levels=config.grey_levels,
         labelled=index.labels is not None, said=tuple(left_out(path, [], [], list(index.classes), index.skipped)),
     )  # fmt: skip
+
+
+def _first(path: Path, index: Index, config: DataConfig) -> tuple[str, tuple[int, ...]]:
+    """Name and (C, H, W) of the first file that can be read."""
+    for i in range(len(index)):
+        (picture,) = pictures([index.path(i)], config)
+        if isinstance(picture, Picture):
+            return index.path(i).name, picture.pixels.shape
+    raise LogsnrError(f"none of the {len(index)} images of {path} can be read: {picture}")
+
+
+def _stamped(index: Index) -> str:
+    """sha256 of the names, sizes and times of change of files."""
+    digest = hashlib.sha256(index.identity.encode())
+    for i in range(len(index)):
+        facts = index.path(i).stat()
+        digest.update(f" {facts.st_size} {facts.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def _shards(folder: Path, manifest: Manifest, walk: Walk, each: int, show: Show | None) -> int:
