@@ -131,7 +131,7 @@ class Files:
     Args:
         index: the files.
         config: how they are read.
-        keep: whether what was decoded once stays in memory, which all processes of a training share.
+        keep: whether what was decoded once stays in memory, shared with the processes that read ahead for this one.
 
     Raises:
         LogsnrError: if the first cannot be read, or the recipe wants broken ones left out: which they are is not known
