@@ -63,8 +63,9 @@ bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/scheduler_overhead.py
 
-compatibility: $(DEV) ## every pipeline and scheduler class of diffusers; writes docs/compatibility.md (minutes)
+compatibility: $(DEV) ## every pipeline and scheduler class of diffusers; writes docs/compatibility.md; all families (minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -W ignore -m compatibility
+	$(PYTEST) tests/families_checks.py
 
 # KINDS="..." runs some of them.
 faults: $(DEV) ## kill, fill, damage and interrupt things; writes the table of docs/reliability.md (minutes)

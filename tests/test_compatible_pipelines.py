@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from scheduling import loop
 
 diffusers = pytest.importorskip("diffusers", minversion="0.40")
 
-from compatibility.judge import judge  # noqa: E402
+from compatibility.judge import EQUAL, Case, judge  # noqa: E402
 from compatibility.page import supported  # noqa: E402
 from compatibility.pipelines import case  # noqa: E402
 
@@ -23,6 +25,29 @@ SAMPLE = (
     "KandinskyV22PriorPipeline",  # draws noise, and says where a step goes
 )
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+
+
+class Insensitive:
+    """A pipeline of whose result a sampler changes a thousandth; stock's runs have `own` steps, others 5."""
+
+    def __init__(self, own: int) -> None:
+        self.scheduler, self.own = diffusers.DDIMScheduler(), own
+
+    def set_progress_bar_config(self, **options: bool) -> None:
+        pass
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        stock = type(self.scheduler) is diffusers.DDIMScheduler
+        self.scheduler.set_timesteps(self.own if stock else 5)
+        return 1 + 1e-4 * loop(self.scheduler, torch.randn(1, 3, 8, 8, generator=generator))
+
+
+@pytest.mark.parametrize("own", [5, 6])
+def test_equal_is_measured_by_what_a_sampler_can_change(own: int) -> None:
+    verdict = judge(lambda: Case(Insensitive(own), {}))
+    assert verdict.runs
+    assert verdict.difference < EQUAL
+    assert verdict.equal == verdict.accounted == (own == 5)
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 
-from compatibility.judge import EQUAL, Verdict
+from compatibility.judge import EQUAL, PART, Verdict
 from logsnr.adapters import GradientEstimationScheduler
 from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED
 
@@ -20,7 +20,7 @@ def page(verdicts: dict[str, Verdict | str]) -> str:
     judged = {name: one for name, one in verdicts.items() if isinstance(one, Verdict)}
     stopped = {name: one for name, one in verdicts.items() if isinstance(one, str)}
     run = [one for one in judged.values() if one.runs]
-    equal = [one for one in run if one.difference is not None and one.difference <= EQUAL]
+    equal = [one for one in run if one.equal]
     accounted = [one for one in run if one.accounted]
     parts = [
         INTRODUCTION.format(
@@ -30,6 +30,8 @@ def page(verdicts: dict[str, Verdict | str]) -> str:
             equal=len(equal),
             accounted=len(accounted),
             command=COMMAND,
+            most=EQUAL,
+            part=PART,
         ),
         "| pipeline | runs | gamma 1 against its own, first order | the difference is |\n|---|---|---|---|\n",
         *(row(name, one) for name, one in sorted(judged.items())),
@@ -52,8 +54,9 @@ Written by `{command}` with diffusers {version}; nothing here is typed by hand.
 Every pipeline class that can be built from tiny random components on the spot, run three times for five steps: with a
 scheduler of its own kind of first order (DDIM, Euler, FlowMatchEuler, UniPC of order 1), with ours at `gamma=1.0`, and
 with ours as `from_config` makes it. Of {judged} classes {run} run with ours; {equal} of them make the same at gamma 1,
-to 1e-3 of the result's root mean square, and for {accounted} the difference is none or what the last column says: made
-equal too, they agree. Modular pipelines are not judged.
+to {part:.1%} of what `from_config` without options changes and at most {most:g} of the result's root mean square, and
+for {accounted} the difference is none or what the last column says: made equal too, they agree. Modular pipelines are
+not judged.
 
 - *levels and labels*: FlowMatchEuler shifts its default grid twice and ends at 1/1000, DPM-Solver's kin cuts the labels
   of flows to integers; ours does neither ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
@@ -73,7 +76,7 @@ steps; classes that evaluate twice in a step visit each once here.
 def row(name: str, one: Verdict) -> str:
     if not one.runs:
         return f"| `{name}` | no | | {one.error} |\n"
-    return f"| `{name}` | yes | {one.difference:.0e} | {one.reason} |\n"
+    return f"| `{name}` | yes | {one.difference:.1e} | {one.reason} |\n"
 
 
 def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
