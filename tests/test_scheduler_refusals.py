@@ -51,6 +51,11 @@ THREE = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0))
         ({"sigma_data": 0.5, "sigma_min": 3.0, "sigma_max": 1.0}, "give 0 < sigma_min < sigma_max"),
         ({"grid": "karas"}, "did you mean 'karras'"),
         (
+            {"lambda_min_clipped": 10.0},
+            r"lambda_min_clipped = 10.0: .* up to 3\.\d+, where two are left; -5.1",
+        ),
+        ({"lambda_min_clipped": math.nan}, "lambda_min_clipped = nan: levels above"),
+        (
             {"grid": "karras", "start": 20.0},
             r"start = 20.0: must be in the model's range of sigma, \[0.0291675, 14.6146\]",
         ),

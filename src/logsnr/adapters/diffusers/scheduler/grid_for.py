@@ -122,8 +122,18 @@ def named(config: Mapping[str, Any], model: Noising, n: int, shift: float) -> Gr
 
 
 def _unclipped(config: Mapping[str, Any], table: TimestepTable) -> TimestepTable:
-    """The table without the levels above a config's `lambda_min_clipped`, where lambda = -ln sigma."""
-    count = int((table.sigmas <= math.exp(-float(config["lambda_min_clipped"]))).sum())
+    """The table without the levels above a config's `lambda_min_clipped`, where lambda = -ln sigma.
+
+    Raises:
+        ValueError: if fewer than two are left.
+    """
+    least, lambdas = config["lambda_min_clipped"], -table.sigmas.log()
+    if not (isinstance(least, Real) and float(least) <= float(lambdas[1])):
+        raise ValueError(
+            f"lambda_min_clipped = {least!r}: levels above e^-lambda are left off, so it must be a number up to "
+            f"{float(lambdas[1]):.4g}, where two are left; -5.1 is usual, -inf leaves off none"
+        )
+    count = int((lambdas >= float(least)).sum())
     return table if count == len(table) else TimestepTable(table.alphas_cumprod[:count], name=table.name)
 
 
@@ -161,6 +171,8 @@ def check_spacing(config: Mapping[str, Any], model: Noising) -> None:
             "interpolation_type='linear', with grid='log-linear' for even ratios"
         )
     _stops_above_zero(config)
+    if model.table is not None:
+        _unclipped(config, model.table)
     for key in ("start", "end"):
         if not (config[key] is None or isinstance(config[key], Real)):
             raise ValueError(f"{key} = {config[key]!r}: give a number")
