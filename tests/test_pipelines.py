@@ -6,6 +6,8 @@ Components are tiny and random, texts go through real encoders, nothing needs a 
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from pipelining import NEGATIVE, PROMPT, STEPS, assert_close, ddim, dit, noise, plan_of, silent, unet  # noqa: E402
+from scheduling import SD  # noqa: E402
 
 # estimates
 
@@ -346,3 +349,19 @@ def test_a_gaussian_start_makes_a_pipelines_latents(tiny, family, path):
     theirs = pipe(PROMPT, num_images_per_prompt=2, num_inference_steps=4, latents=latents.clone(), **options).images
     assert_close(ls.sample(denoiser, plan, noise=z, start=start), theirs, 2e-5)
     assert float((ls.sample(denoiser, plan, noise=z) - theirs).abs().max()) > 1e-2
+
+
+def test_a_plan_of_a_flow_is_told_from_one_of_a_table() -> None:
+    """A flow's config does not say its prediction, nor has it betas; what a plan records of it does."""
+    stock = {"flow": diffusers.FlowMatchEulerDiscreteScheduler(), "table": diffusers.DDIMScheduler(**SD)}
+    denoiser = denoiser_from(diffusers.DDIMPipeline(unet=unet(), scheduler=stock["table"]))
+    for theirs, other in (("flow", "table"), ("table", "flow")):
+        denoiser.pipeline.scheduler = stock[theirs]
+        plan = replace(ls.solvers.ddim((9.0, 5.0, 1.0, 0.0)), meta={"about": denoiser.about})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            GradientEstimationScheduler.from_config(stock[theirs].config, plan=plan)
+        with pytest.warns(UserWarning, match="calibrated on a pipeline with .*prediction_type '"):
+            GradientEstimationScheduler.from_config(stock[other].config, plan=plan)
+    denoiser.pipeline.scheduler = diffusers.CogVideoXDDIMScheduler(snr_shift_scale=3.0)
+    assert denoiser.about["scheduler"]["snr_shift_scale"] == 3.0

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from logsnr.adapters import require_diffusers, version_of
-from logsnr.adapters.diffusers.config import Noising
+from logsnr.adapters.diffusers.classes import MODEL
+from logsnr.adapters.diffusers.config import Noising, stated_prediction
 from logsnr.adapters.diffusers.pipelines.families import Conditions, Family, Prompt, Size, family_of
 from logsnr.denoiser import Denoiser, Estimate, NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
@@ -33,16 +34,7 @@ from logsnr.predictions import EDM, LABELS, Prediction
 from logsnr.reading import reading
 from logsnr.timesteps import TimestepTable
 
-MODEL_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "sigma_data",
-)
+MODEL_KEYS = (MODEL - {"variance_type"}) | {"sigma_data"}
 """Keys of a scheduler's config that say what the network was trained on."""
 PIXEL_SIGMA_DATA, LATENT_SIGMA_DATA = 0.5, 1.0
 
@@ -109,9 +101,12 @@ class PipelineDenoiser(Denoiser):
     @property
     def about(self) -> dict[str, Any]:
         """What a plan's file says of the model: its scheduler's config, without what diffusers keeps there for itself
-        and what only samples."""
+        and what only samples; with the prediction that a flow's config leaves to its class."""
         config = self.pipeline.scheduler.config
         own = {key: value for key, value in config.items() if key in MODEL_KEYS and value is not None}
+        kind = stated_prediction(str(config.get("_class_name") or ""), config)
+        if kind is not None:
+            own["prediction_type"] = kind
         return {"network": self.card["network"], "scheduler": own}
 
     def guided_each(self) -> Denoiser:
