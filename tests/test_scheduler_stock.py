@@ -8,6 +8,8 @@ import inspect
 import math
 import pathlib
 import re
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,8 +137,19 @@ def test_arguments_of_other_schedulers_are_refused_by_name(method: str, name: st
         "add_noise": lambda **more: scheduler.add_noise(x, x, torch.tensor([5, 5]), **more),
     }[method]
     call(**{name: None})
-    with pytest.raises(ValueError, match=f"{method} got {name}: an argument .* needs its own scheduler"):
-        call(**{name: torch.ones(1) if name != "num_train_timesteps" else 7})
+    what = FOREIGN[method][name]
+    fix = "" if ";" in what else "; drop it, or keep the pipeline's own scheduler"
+    with pytest.raises(ValueError, match="^" + re.escape(f"{method} got {name}: {what}{fix}") + "$"):
+        call(**{name: torch.ones(1)} if name != "num_train_timesteps" else {name: [7]})
+
+
+def test_an_argument_that_no_scheduler_has_is_called_misspelt() -> None:
+    scheduler, x = made(), state()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="step got verbosity, which no scheduler here takes: check its spelling, or"):
+        scheduler.step(x, scheduler.timesteps[0], x, verbosity=2)
+    with pytest.raises(ValueError, match=r"step got s_churn = 2\.0: noise beside the plan's; give the scheduler mu"):
+        scheduler.step(x, scheduler.timesteps[0], x, s_churn=2.0)
 
 
 # Levels
@@ -323,6 +336,41 @@ def test_options_changed_later_are_followed_or_refused() -> None:
     ours = Scheduler.from_config(heun.config, gamma=1.0)
     ours.set_timesteps(5)
     assert (ours.plan.sigmas[-1], ours.config.thresholding) == (0.0, False)
+
+
+def test_options_set_later_are_kept_as_at_construction() -> None:
+    """Tensors, tuples and plans become JSON values by either way of setting them."""
+    plan, betas = ls.solvers.ddim((9.0, 5.0, 1.0, 0.0)), torch.linspace(1e-4, 2e-2, 1000)
+    for option in (
+        {"gamma": torch.tensor([1.5, 2.0])},
+        {"gamma": (1.5, 2.0)},
+        {"trained_betas": betas},
+        {"plan": plan},
+    ):
+        ((key, value),) = option.items()
+        registered, assigned = made(), made()
+        registered.register_to_config(**option)
+        setattr(assigned.config, key, value)
+        want = made(**option).config
+        assert registered.config[key] == assigned.config[key] == getattr(assigned.config, key) == want[key]
+        assert registered.to_json_string() == assigned.to_json_string()
+
+
+def test_an_option_that_warns_as_an_error_changes_nothing() -> None:
+    plan = replace(ls.solvers.ddim((9.0, 5.0, 1.0, 0.0)), meta={"about": {"scheduler": {"prediction_type": "sample"}}})
+    scheduler = made()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="prediction_type 'sample'"):
+            scheduler.register_to_config(plan=plan)
+    assert scheduler.config.plan is None
+    scheduler.set_timesteps(5)
+
+
+@pytest.mark.parametrize("about", ["a note", None, 3, {"scheduler": "DDIM"}, {"scheduler": None}, {"scheduler": ["x"]}])
+def test_a_plan_may_say_anything_of_its_model(about: Any, recwarn) -> None:
+    made(plan=replace(ls.solvers.ddim((9.0, 5.0, 1.0, 0.0)), meta={"about": about}))
+    assert not recwarn
 
 
 def test_cosmos_state_is_refused() -> None:

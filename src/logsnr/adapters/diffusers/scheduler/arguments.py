@@ -16,22 +16,23 @@ from torch import Tensor
 from logsnr.adapters.diffusers.scheduler.trajectory import Draw
 
 _CHURN = "noise beside the plan's; give the scheduler mu, or step an eta"
-_CODES = "of schedulers for tokens and codes"
-_DISTILLED = "of schedulers for distilled models"
-_STAGES = "of Helios' schedulers, whose levels come in stages"
+_CODES = "an argument of schedulers for tokens and codes"
+_DISTILLED = "an argument of schedulers for distilled models"
+_STAGES = "an argument of Helios' schedulers, whose levels come in stages"
 
+# What each is; after a semicolon the fix, where there is a better one than to drop it.
 FOREIGN: dict[str, dict[str, str]] = {
     "step": {
         "s_churn": _CHURN,
         "pred_original_sample": "an image that takes the place of the network's, of Cosmos' loop with EDM's scheduler",
-        "old_pred_original_sample": "of CogVideoX's DPM scheduler, whose history the pipeline keeps",
-        "timestep_back": "of CogVideoX's DPM scheduler, whose history the pipeline keeps",
-        "r_timestep": "of flow maps, whose networks are told where a step ends",
-        "sample_hat": "of Karras' VE scheduler",
-        "original_image": "of RePaint's scheduler",
-        "mask": "of RePaint's scheduler",
-        "emit_mask": "of a scheduler for proteins",
-        "order": "of the linear multistep scheduler; give ours a solver with solver_options={'order': ...}",
+        "old_pred_original_sample": "an argument of CogVideoX's DPM scheduler, whose history the pipeline keeps",
+        "timestep_back": "an argument of CogVideoX's DPM scheduler, whose history the pipeline keeps",
+        "r_timestep": "an argument of flow maps, whose networks are told where a step ends",
+        "sample_hat": "an argument of Karras' VE scheduler",
+        "original_image": "an argument of RePaint's scheduler",
+        "mask": "an argument of RePaint's scheduler",
+        "emit_mask": "an argument of a scheduler for proteins",
+        "order": "an argument of the linear multistep scheduler; give ours a solver with solver_options={'order': ...}",
         **dict.fromkeys(("starting_mask_ratio", "mask_token_id", "temperature", "top_p", "top_k"), _CODES),
         **dict.fromkeys(("sampling_method", "threshold", "editing_threshold", "minimal_topk", "prompt_mask"), _CODES),
         **dict.fromkeys(("cur_sampling_step", "dmd_noisy_tensor", "dmd_sigmas", "dmd_timesteps"), _STAGES),
@@ -41,13 +42,13 @@ FOREIGN: dict[str, dict[str, str]] = {
     "set_timesteps": {
         "original_inference_steps": _DISTILLED,
         "strength": _DISTILLED,
-        "max_timesteps": "of trigonometric flows",
-        "intermediate_timesteps": "of trigonometric flows",
+        "max_timesteps": "an argument of trigonometric flows",
+        "intermediate_timesteps": "an argument of trigonometric flows",
         "is_amplify_first_chunk": _STAGES,
         "stage_index": _STAGES,
-        "jump_length": "of RePaint's scheduler",
-        "jump_n_sample": "of RePaint's scheduler",
-        "start_time": "of a scheduler for proteins",
+        "jump_length": "an argument of RePaint's scheduler",
+        "jump_n_sample": "an argument of RePaint's scheduler",
+        "start_time": "an argument of a scheduler for proteins",
         "block_length": _CODES,
         "temperature": _CODES,
         "num_train_timesteps": "another number of timesteps than the model's; build the scheduler with it",
@@ -62,13 +63,17 @@ def refuse(method: str, given: Mapping[str, Any]) -> None:
     """Refuse arguments that are for other schedulers.
 
     Raises:
-        ValueError: naming the argument and what it is.
+        ValueError: naming the argument, what it is and the fix.
     """
     for name, value in given.items():
         if name in _IDLE or value is None or (isinstance(value, (bool, int, float)) and value == 0):
             continue
-        what = FOREIGN[method].get(name, "none that a stock scheduler has")
-        raise ValueError(f"{method} got {name}: an argument {what}; this pipeline needs its own scheduler")
+        what = FOREIGN[method].get(name)
+        if what is None:
+            raise ValueError(f"{method} got {name}, which no scheduler here takes: check its spelling, or drop it")
+        told = f" = {value}" if isinstance(value, (bool, int, float, str)) else ""
+        fix = "" if ";" in what else "; drop it, or keep the pipeline's own scheduler"
+        raise ValueError(f"{method} got {name}{told}: {what}{fix}")
 
 
 def draws(generator: Any, noise: Tensor | None) -> Draw:

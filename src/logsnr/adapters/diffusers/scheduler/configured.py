@@ -18,8 +18,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from logsnr.adapters.diffusers.config import Noising, noising
-from logsnr.adapters.diffusers.scheduler.options import DEFAULTS, Options, announce, entailed, wishes
-from logsnr.adapters.diffusers.scheduler.plan_for import check_config, gamma_to_config, plans_to_config
+from logsnr.adapters.diffusers.scheduler.options import DEFAULTS, Options, announce, as_values, entailed, wishes
+from logsnr.adapters.diffusers.scheduler.plan_for import check_config, plans_to_config
 from logsnr.adapters.diffusers.scheduler.trajectory import Trajectories
 from logsnr.adapters.diffusers.stock import class_of, converted, is_own
 
@@ -117,12 +117,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         edm: bool | None = None,
         clip_noise: bool = False,
     ) -> None:
-        values: dict[str, Any] = {"plan": plans_to_config(plan), "gamma": gamma_to_config(gamma)}
-        if trained_betas is not None:
-            values["trained_betas"] = torch.as_tensor(trained_betas).tolist()
         if DEFAULTS in self.config:
-            values[DEFAULTS] = [key for key in self.config[DEFAULTS] if key not in _OWN_DEFAULTS]
-        self.register_to_config(**values)
+            kept = [key for key in self.config[DEFAULTS] if key not in _OWN_DEFAULTS]
+            self.register_to_config(**{DEFAULTS: kept})
         self._trajectories = Trajectories()
         self._follow()
 
@@ -130,15 +127,16 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Set options, at construction or later: what follows is of the model and the sampler that they describe.
 
         Raises:
-            ValueError: if they describe none; they are then as before.
+            ValueError: if they describe none; they are then as before, as they are if a warning is made an error.
         """
+        kwargs = as_values(kwargs)
         before: Options | None = self.__dict__.get("_internal_dict")
         super().register_to_config(**(kwargs if before is None else entailed(kwargs, before)))
         self._internal_dict: Options = Options(self.config)
         if before is not None and "_trajectories" in self.__dict__ and any(key[0] != "_" for key in kwargs):
             try:
                 self._follow()
-            except ValueError:
+            except BaseException:
                 self._internal_dict = before
                 raise
 

@@ -7,14 +7,15 @@ own default, and saved files do not mention it.  `shift` and `flow_shift` are tw
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import FrozenDict
 
 from logsnr.adapters.diffusers.classes import Stock
 from logsnr.adapters.diffusers.config import is_edm
-from logsnr.adapters.diffusers.scheduler.plan_for import SAMPLER
+from logsnr.adapters.diffusers.scheduler.plan_for import SAMPLER, gamma_to_config, plans_to_config
 
 DEFAULTS = "_use_default_values"
 """Where diffusers keeps the names of options that nobody gave."""
@@ -29,6 +30,12 @@ _ASKS = frozenset(
     }
 )
 """Options that ask for a sampler or levels of one's own."""
+_KEPT: dict[str, Callable[[Any], Any]] = {
+    "plan": plans_to_config,
+    "gamma": gamma_to_config,
+    "trained_betas": lambda betas: torch.as_tensor(betas).tolist(),
+}
+"""Options that may be given as more than JSON has, and how a config keeps them."""
 
 
 class Options(FrozenDict):  # type: ignore[misc]
@@ -38,11 +45,12 @@ class Options(FrozenDict):  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self and self[name] is not value:
-            for key, new in entailed({name: value}, self).items():
+            for key, new in entailed(as_values({name: value}), self).items():
                 dict.__setitem__(self, key, new)
                 super().__setattr__(key, new)
             self.__dict__["changes"] = self.changes + 1
-        super().__setattr__(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of a key; options that are None count among those that nobody gave."""
@@ -50,6 +58,11 @@ class Options(FrozenDict):  # type: ignore[misc]
         if key == DEFAULTS:
             value = [*(value or ()), *(name for name, option in self.items() if option is None)]
         return value
+
+
+def as_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a config keeps them: plans, tensors and arrays as JSON values."""
+    return {key: _KEPT[key](value) if key in _KEPT and value is not None else value for key, value in given.items()}
 
 
 def entailed(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

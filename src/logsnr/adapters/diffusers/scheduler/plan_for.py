@@ -291,7 +291,10 @@ def check_range(plan: Plan, model: Noising) -> None:
 
 def warn_of_another(plan: Plan, config: Mapping[str, Any]) -> None:
     """Warn of a plan that was calibrated on a pipeline whose network learned other levels or outputs."""
-    theirs = plan.meta.get("about", {}).get("scheduler", {})
+    about = plan.meta.get("about")  # free-form: anyone may have written it
+    theirs = about.get("scheduler") if isinstance(about, Mapping) else None
+    if not isinstance(theirs, Mapping):
+        return
     differ = [key for key, value in theirs.items() if config.get(key) not in (None, value)]
     if differ:
         told = ", ".join(f"{key} {theirs[key]!r} (here {config[key]!r})" for key in differ)
