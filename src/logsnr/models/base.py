@@ -6,10 +6,12 @@ network(x [B, *shape], label [B], class_labels=None [B]) -> F [B, *shape]
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from logsnr.errors import LogsnrError
 
@@ -46,12 +48,21 @@ class Network(nn.Module):
     Args:
         config: what rebuilds it.
         shape: of one sample.
+
+    Attributes:
+        class_table: name of the weights `[classes + 1, width]` of the classes, the null condition last; "" where
+            classes are told in another way.
+        class_bias: name of the bias to which a class's row is added.
     """
+
+    class_table: ClassVar[str] = ""
+    class_bias: ClassVar[str] = ""
 
     def __init__(self, config: NetworkConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config = config
         self.shape = shape
+        self._recomputes = False
 
     @property
     def classes(self) -> int:
@@ -69,11 +80,47 @@ class Network(nn.Module):
         Raises:
             LogsnrError: if this kind cannot change its classes.
         """
+        weights = other.state_dict()
         if other.classes != self.classes:
-            raise LogsnrError(
-                f"a network of kind {self.config.kind!r} with {other.classes} classes cannot go on with {self.classes}"
-            )
-        self.load_state_dict(other.state_dict())
+            if not self.class_table:
+                raise LogsnrError(
+                    f"a network of kind {self.config.kind!r} with {other.classes} classes cannot go on with "
+                    f"{self.classes}"
+                )
+            bias = weights[self.class_bias]
+            null = weights.pop(self.class_table)[-1] if other.classes else torch.zeros_like(bias)
+            if self.classes:
+                weights[self.class_table] = null.expand(self.classes + 1, -1)
+            else:
+                weights[self.class_bias] = bias + null
+        self.load_state_dict(weights)
+
+    def classes_or_null(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
+        """The classes of a batch: the null class where none are given, None for a network without.
+
+        Raises:
+            LogsnrError: if they are given to a network without.
+        """
+        if class_labels is not None and not self.classes:
+            raise LogsnrError("class_labels given to a network without classes: leave them out, or train with classes")
+        if self.classes and class_labels is None:
+            return torch.full((len(x),), self.classes, device=x.device)
+        return class_labels
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep less for the backward pass: what is inside a block is computed again there, as in diffusers.
+
+        Raises:
+            LogsnrError: if this kind has no blocks that could.
+        """
+        self._recomputes = True
+
+    def through(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """The answer of a block, which forgets what it computed if so enabled."""
+        if self._recomputes and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        out: Tensor = block(*inputs)
+        return out
 
     @property
     def stock(self) -> nn.Module | None:

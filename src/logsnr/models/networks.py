@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from logsnr.errors import LogsnrError, unknown
 from logsnr.models.base import Network, NetworkConfig
+from logsnr.models.dit import DiT, DiTConfig
 from logsnr.models.unet import UNet, UNetConfig
 
 
@@ -30,6 +31,7 @@ class NetworkEntry:
 
 NETWORKS: dict[str, NetworkEntry] = {
     "unet": NetworkEntry(config=UNetConfig, build=UNet, takes=("channels", "height", "width")),
+    "dit": NetworkEntry(config=DiTConfig, build=DiT, takes=("channels", "height", "width")),
 }
 
 

@@ -29,6 +29,9 @@ class UNetConfig(NetworkConfig):
         head_dim: channels per attention head; divides every width that attends.
         dropout: dropout probability inside residual blocks.
         norm_groups: groups of GroupNorm; divides every width.
+        resample: between levels, a "conv" of stride 2 or behind a copied pixel, or a "residual" block that halves or
+            doubles, as in ADM and DDPM++ (a stock UNet2DModel either way).
+        label_width: width of the embedded label; 4 times the finest level's by default.
         scale_shift: the noise level scales and shifts features (ADM's adaptive group norm) instead of only shifting.
         patch: side of the square of pixels that the network sees as one, folded into channels (space to depth, as in
             vision transformers): 2 makes every layer four times cheaper per channel.
@@ -47,6 +50,8 @@ class UNetConfig(NetworkConfig):
     head_dim: Positive = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     norm_groups: Positive = 16
+    resample: Literal["conv", "residual"] = "conv"
+    label_width: Positive | None = None
     scale_shift: bool = True
     patch: Positive = 1
     fourier: Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=13)] = ()
@@ -97,19 +102,26 @@ class UNet(Network):
         LogsnrError: if the levels do not halve (channels, height, width) evenly, or diffusers is not installed.
     """
 
+    class_table, class_bias = "unet.class_embedding.weight", "unet.time_embedding.linear_2.bias"
+
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(config, _checked(shape, config))
         self.config: UNetConfig = config
         diffusers = require("diffusers", extra="train", purpose="a network of kind 'unet'")
         flags = config.attention_levels
         channels = self.shape[0] * config.patch**2
+        kind = {"conv": "{}Block2D", "residual": "Resnet{}sampleBlock2D"}[config.resample]
+        resample = {"conv": "conv", "residual": "resnet"}[config.resample]
         self.unet: Any = diffusers.UNet2DModel(
             sample_size=tuple(side // config.patch for side in self.shape[1:]),
             in_channels=channels * (1 + 2 * len(config.fourier)),
             out_channels=channels,
             block_out_channels=config.channels,
-            down_block_types=tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in flags),
-            up_block_types=tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(flags)),
+            down_block_types=tuple("AttnDownBlock2D" if on else kind.format("Down") for on in flags),
+            up_block_types=tuple("AttnUpBlock2D" if on else kind.format("Up") for on in reversed(flags)),
+            downsample_type=resample,
+            upsample_type=resample,
+            time_embedding_dim=config.label_width,
             layers_per_block=config.layers_per_block,
             add_attention=config.mid_attention,
             attention_head_dim=config.head_dim,
@@ -123,25 +135,13 @@ class UNet(Network):
         nn.init.zeros_(self.unet.conv_out.bias)
 
     def forward(self, x: Tensor, label: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        if self.config.classes and class_labels is None:
-            class_labels = torch.full((len(x),), self.config.classes, device=x.device)
-        elif class_labels is not None and not self.config.classes:
-            raise LogsnrError("class_labels given to a network without classes: leave them out, or train with classes")
+        class_labels = self.classes_or_null(x, class_labels)
         patches = pixel_unshuffle(self._features(x), self.config.patch)
         out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
         return pixel_shuffle(out, self.config.patch)
 
-    def begin_as(self, other: Network) -> None:
-        weights, classes = other.state_dict(), "unet.class_embedding.weight"
-        if other.classes != self.classes:
-            # The embedding of a class is added to that of the noise level.
-            embedded = self.unet.time_embedding.linear_2.bias
-            null = weights.pop(classes)[-1] if other.classes else torch.zeros_like(embedded)
-            if self.classes:
-                weights[classes] = null.expand(self.classes + 1, -1)
-            else:
-                weights["unet.time_embedding.linear_2.bias"] = weights["unet.time_embedding.linear_2.bias"] + null
-        self.load_state_dict(weights)
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.enable_gradient_checkpointing()
 
     @property
     def stock(self) -> nn.Module | None:
