@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from logsnr.errors import LogsnrError, nearest, unknown
 from logsnr.evaluation.features import FEATURES, feature_space
 from logsnr.models.card import prediction_from_json
 from logsnr.sampling import interpolate, universal_plan
+from logsnr.sampling.literature import AYSModel
 from logsnr.sampling.universal import universal_sizes
 from logsnr.schedules import SCHEDULES, Adaptive, Cosine
 from logsnr.schedules.adaptive import IMPORTANCES
@@ -109,7 +111,7 @@ REGISTRIES = {
     "times of deis": (("vp", "log"), lambda name: ls.solvers.deis(GRID, 2, name)),
     "forms of dpmpp": (("published", "exact"), lambda name: ls.solvers.dpmpp(GRID, 2, name)),
     "variants of unipc": (("bh1", "bh2"), lambda name: ls.solvers.unipc(GRID, 2, name)),
-    "models of ays": (grids.AYS, lambda name: grids.ays(10, name)),
+    "models of ays": (get_args(AYSModel), lambda name: grids.ays(10, name)),
     "ways between noises": (
         ("slerp", "linear"),
         lambda name: interpolate(torch.zeros(1, 2), torch.zeros(1, 2), 0.5, name),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 
 from logsnr.noise import flow_time
-from logsnr.sampling import grids
+from logsnr.sampling import grids, literature
 from logsnr.theory import admissible_schedule, grid_between, interpolated, is_admissible
 from logsnr.timesteps import TimestepTable
 
@@ -199,24 +200,24 @@ def test_timesteps_last_level() -> None:
     assert grids.timesteps(2, zero_terminal)[0] == math.inf
 
 
-@pytest.mark.parametrize("model", grids.AYS)
+@pytest.mark.parametrize("model", get_args(literature.AYSModel))
 def test_align_your_steps(model: str) -> None:
-    listed = grids.AYS[model]
+    listed = tuple(literature._table()["ays"]["levels"][model])
     assert len(listed) == 11
-    assert grids.ays(10, model, last="min") == listed
-    assert grids.ays(10, model) == (*listed[:-1], 0.0)
-    assert grids.ays(5, model, last="min") == listed[::2]
-    twenty = grids.ays(20, model, last="min")
+    assert literature.ays(10, model, last="min") == listed
+    assert literature.ays(10, model) == (*listed[:-1], 0.0)
+    assert literature.ays(5, model, last="min") == listed[::2]
+    twenty = literature.ays(20, model, last="min")
     assert twenty[::2] == listed
     for a, middle, b in zip(listed, twenty[1::2], listed[1:], strict=False):
         assert middle == pytest.approx(math.sqrt(a * b), rel=1e-14)
     # as numpy's interpolation of log sigma over [0, 1]
     position = [10 * i / 7 for i in range(8)]
-    for x, sigma in zip(position, grids.ays(7, model, last="min"), strict=True):
+    for x, sigma in zip(position, literature.ays(7, model, last="min"), strict=True):
         k = min(int(x), 9)
         expected = math.log(listed[k]) + (x - k) * (math.log(listed[k + 1]) - math.log(listed[k]))
         assert math.log(sigma) == pytest.approx(expected, abs=1e-13)
-    assert grids.ays(1, model) == (listed[0], 0.0)
+    assert literature.ays(1, model) == (listed[0], 0.0)
 
 
 def test_align_your_steps_levels_are_those_of_the_table() -> None:
@@ -225,7 +226,7 @@ def test_align_your_steps_levels_are_those_of_the_table() -> None:
         "sd15": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24),
         "sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
     }.items():
-        for sigma, t in zip(grids.AYS[model], steps, strict=False):
+        for sigma, t in zip(literature._table()["ays"]["levels"][model], steps, strict=False):
             assert abs(SD.timestep(sigma) - t) < 1
 
 
@@ -311,9 +312,9 @@ def test_from_sigmas_takes_tensors() -> None:
         (lambda: grids.timesteps(1001, DDPM), r"n = 1001: must be in \[1, 1000\]"),
         (lambda: grids.timesteps(3, DDPM, "even"), "spacing 'even' is not one of"),
         (lambda: grids.timesteps(3, DDPM, "leading", offset=400), "change offset"),
-        (lambda: grids.ays(0), "n = 0"),
-        (lambda: grids.ays(10, "sd3"), "model 'sd3' is not one of sd15, sdxl, svd"),
-        (lambda: grids.ays(10, last="max"), "last 'max' is not one of zero"),
+        (lambda: literature.ays(0), "n = 0"),
+        (lambda: literature.ays(10, "sd3"), "model 'sd3' is not one of sd15, sdxl, svd"),
+        (lambda: literature.ays(10, last="max"), "last 'max' is not one of zero"),
         (lambda: grids.ge_paper(10, SD, start=40.0), "start = 40.0: the table ends at sigma 14.6146"),
         (lambda: grids.ge_paper(10, DDPM, 1.0, 2.0), "sigma from 1.0 to 2.0"),
         (lambda: grids.ge_paper(10, DDPM, style="cosine"), "style 'cosine' is not one of"),

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         trajectory,
         universal_plan,
     )
+    from logsnr.sampling.literature import published
     from logsnr.timesteps import TimestepTable
     from logsnr.uncertainty import Uncertainty
 
@@ -82,6 +83,7 @@ _NAMES = {
     "loading": ["load", "load_plans"],
     "objectives": ["ObjectiveOutput", "WeightedELBO"],
     "pixels": ["Pixels"],
+    "sampling.literature": ["published"],
     "sampling": [
         *[
             "Churn",
@@ -145,6 +147,7 @@ __all__ = [
     "plot",
     "predictions",
     "probe",
+    "published",
     "reconstruct",
     "sample",
     "schedules",

@@ -1,10 +1,8 @@
 """Grids, by their public path: `sampling/grids.py`."""
 
 from logsnr.sampling.grids import (
-    AYS,
     admissible,
     angles,
-    ays,
     beta,
     flow,
     flow_range,
@@ -16,9 +14,9 @@ from logsnr.sampling.grids import (
     paper_timesteps,
     timesteps,
 )
+from logsnr.sampling.literature import ays, oss
 
 __all__ = [
-    "AYS",
     "admissible",
     "angles",
     "ays",
@@ -30,6 +28,7 @@ __all__ = [
     "ge_paper",
     "karras",
     "log_linear",
+    "oss",
     "paper_timesteps",
     "timesteps",
 ]

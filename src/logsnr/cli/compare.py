@@ -158,6 +158,7 @@ def compare(
         about["start"] = f"{start if start in starts.STARTS else Path(start).name} ({gaussian.fingerprint[:12]})"
     entries = [
         *samplers.ours(guided, budgets, **words, eta=eta, noisy=images is not None or reference is not None),
+        *(() if words["grids"] else samplers.searched(guided, budgets, words["solvers"])),
         *(() if any(words.values()) else [*samplers.uncalibrated(guided, budgets), *samplers.own(guided, budgets)]),
         *(() if gaussian is None else samplers.started(guided, budgets, gaussian)),
         *(theirs(guided, budgets, **words) if peers else ()),

@@ -21,10 +21,8 @@ from logsnr.theory import EtaCurve, grid_between, interpolated
 from logsnr.timesteps import TimestepTable
 
 __all__ = [
-    "AYS",
     "admissible",
     "angles",
-    "ays",
     "beta",
     "flow",
     "flow_range",
@@ -40,14 +38,6 @@ __all__ = [
 Last = Literal["zero", "min"]
 Spacing = Literal["trailing", "leading", "linspace"]
 Style = Literal["log-linear", "ddim", "edm"]
-AYSModel = Literal["sd15", "sdxl", "svd"]
-
-AYS: dict[str, Grid] = {
-    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
-}
-"""Align Your Steps' optimised levels of 10 steps (2404.14507, table 3): Stable Diffusion 1.5, SDXL and SVD."""
 
 ETA_RANGE = (1e-3, 0.999)
 """Where `admissible` holds eta: at 0 one step would go to sigma 0, and from 1 on nothing is promised of any step."""
@@ -69,7 +59,7 @@ def log_linear(n: int, sigma_max: float, sigma_min: float, last: Last = "zero") 
     Raises:
         ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, or `last` is unknown.
     """
-    levels = _levels(n, last)
+    levels = count_levels(n, last)
     _check_range(sigma_max, sigma_min)
     low, high = math.log(sigma_min), math.log(sigma_max)
     inner = [math.exp(high + (low - high) * i / (levels - 1)) for i in range(1, levels - 1)]
@@ -82,7 +72,7 @@ def karras(n: int, sigma_max: float, sigma_min: float, rho: float = 7.0, last: L
     Raises:
         ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, rho <= 0, or `last` is unknown.
     """
-    levels = _levels(n, last)
+    levels = count_levels(n, last)
     _check_range(sigma_max, sigma_min)
     if not 0 < rho < math.inf:
         raise ValueError(f"rho = {rho}: must be in (0, inf); EDM uses 7")
@@ -100,7 +90,7 @@ def flow(n: int, shift: float = 1.0, last: Last = "zero") -> Grid:
     Raises:
         ValueError: if n < 1, shift is not in (0, inf), or `last` is unknown.
     """
-    steps = _levels(n, last)
+    steps = count_levels(n, last)
     if not 0 < shift < math.inf:
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for no shift, 3 for SD3")
     times = [(steps - i) / steps for i in range(n + 1)]
@@ -116,7 +106,7 @@ def flow_range(n: int, sigma_max: float, sigma_min: float, last: Last = "zero", 
         ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, shift is not positive and finite, or `last` is
             unknown.
     """
-    levels = _levels(n, last)
+    levels = count_levels(n, last)
     _check_range(sigma_max, sigma_min)
     if not 0 < shift < math.inf:
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none, 3 for SD3")
@@ -134,7 +124,7 @@ def angles(n: int, sigma_max: float, sigma_min: float, last: Last = "zero", shif
     Raises:
         ValueError: as `flow_range`.
     """
-    levels = _levels(n, last)
+    levels = count_levels(n, last)
     _check_range(sigma_max, sigma_min)
     if not 0 < shift < math.inf:
         raise ValueError(f"shift = {shift}: must be in (0, inf); 1 for none")
@@ -155,7 +145,7 @@ def timesteps(
         ValueError: if n is not in [1, T], a name is unknown, or the levels repeat.
     """
     total = len(table)
-    _levels(n, last)
+    count_levels(n, last)
     if n > total:
         raise ValueError(f"n = {n}: must be in [1, {total}], the table has {total} levels")
     if spacing == "trailing":
@@ -182,32 +172,12 @@ def beta(n: int, sigma_max: float, sigma_min: float, a: float = 0.6, b: float = 
         LogsnrError: if scipy is not installed.
     """
     quantile = require("scipy.stats", extra="train", purpose="grid 'beta'").beta.ppf
-    count = _levels(n, last)
+    count = count_levels(n, last)
     _check_range(sigma_max, sigma_min)
     levels = [
         sigma_min + float(quantile(1 - i / max(count - 1, 1), a, b)) * (sigma_max - sigma_min) for i in range(count)
     ]
     return check_sigmas([*levels, 0.0] if last == "zero" else levels)
-
-
-def ays(n: int, model: AYSModel = "sd15", last: Last = "zero") -> Grid:
-    """Align Your Steps (2404.14507): the published 10-step levels, interpolated log-linearly to other n.
-
-    n + 1 levels at even distances along the list; `last="zero"` puts 0 in place of the smallest, as its users do.
-
-    Raises:
-        ValueError: if n < 1, the model is unknown, or `last` is.
-    """
-    _levels(n, last)
-    if model not in AYS:
-        raise unknown("model", model, AYS, "; for others use log_linear or from_sigmas")
-    listed = AYS[model]
-    levels = []
-    for i in range(n + 1):
-        whole, part = divmod(i * (len(listed) - 1), n)
-        level = listed[whole]
-        levels.append(level if part == 0 else level * (listed[whole + 1] / level) ** (part / n))
-    return check_sigmas([*levels[:-1], 0.0] if last == "zero" else levels)
 
 
 def ge_paper(
@@ -242,7 +212,7 @@ def paper_timesteps(
     Raises:
         ValueError: if n < 1, `start` exceeds the table, `end` is not below `start`, or the style is unknown.
     """
-    _levels(n, "min")
+    count_levels(n, "min")
     sigma_0, sigma_max = table.sigma_range
     if style == "log-linear" and end is None:
         end = math.sqrt(table.sigma(float(len(table) // n)) * sigma_0)
@@ -272,7 +242,7 @@ def from_schedule(schedule: Quantiles, n: int, last: Last = "zero") -> Grid:
     Raises:
         ValueError: if n < 1, `last` is unknown, or the schedule's levels do not decrease.
     """
-    _levels(n, last)
+    count_levels(n, last)
     whole = _floats(schedule.grid(n))
     if last == "min" or whole[-1] == 0:
         return check_sigmas(whole)
@@ -297,7 +267,7 @@ def admissible(n: int, eta: EtaCurve, sigma_max: float, sigma_min: float, last: 
     Raises:
         ValueError: if n < 1, not 0 < sigma_min < sigma_max < inf, `last` is unknown, or the curve is empty or nan.
     """
-    steps = _levels(n, last) - 1
+    steps = count_levels(n, last) - 1
     _check_range(sigma_max, sigma_min)
     curve, (least, most) = interpolated(eta), ETA_RANGE
 
@@ -320,7 +290,7 @@ def from_sigmas(sigmas: Sequence[float] | Tensor) -> Grid:
     return check_sigmas(_floats(sigmas) if isinstance(sigmas, Tensor) else sigmas)
 
 
-def _levels(n: int, last: Last) -> int:
+def count_levels(n: int, last: Last) -> int:
     """How many levels of a spacing the grid takes before a possible 0."""
     if n < 1:
         raise ValueError(f"n = {n}: a grid needs at least 1 evaluation")

@@ -13,11 +13,12 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from logsnr.errors import LogsnrError, unknown
-from logsnr.sampling import grids, solvers
+from logsnr.sampling import grids, literature, solvers
 from logsnr.sampling.default import default_plan
+from logsnr.sampling.literature import AYSModel, OSSModel
 from logsnr.sampling.plan import Grid, Plan
 from logsnr.sampling.reference import EDMS_CHURN, heun
 from logsnr.sampling.universal import universal_plan
@@ -141,6 +142,12 @@ SOLVERS: dict[str, SolverEntry] = {
         family="Heun", make=heun, makes="samples", variants={"Heun": {}}, noisy={"Heun, churned": {"churn": EDMS_CHURN}}
     ),
     "universal": SolverEntry(family="universal", make=universal_plan, makes="plan"),
+    "neuralsolver": SolverEntry(
+        family="NeuralSolver",
+        make=literature.neuralsolver,
+        makes="plan",
+        variants={"NeuralSolver (SiT)": {"of": "sit"}, "NeuralSolver (FlowDCN)": {"of": "flowdcn"}},
+    ),
     "default": SolverEntry(family="GE", make=default_plan, makes="plan"),
 }
 
@@ -155,9 +162,11 @@ GRIDS: dict[str, GridEntry] = {
     "leading": GridEntry(make=partial(grids.timesteps, spacing="leading"), needs="table"),
     "linspace": GridEntry(make=partial(grids.timesteps, spacing="linspace"), needs="table"),
     "ge-paper": GridEntry(make=_ge_paper, needs="table"),
-    "ays-sd15": GridEntry(make=partial(grids.ays, model="sd15"), needs="nothing"),
-    "ays-sdxl": GridEntry(make=partial(grids.ays, model="sdxl"), needs="nothing"),
-    "ays-svd": GridEntry(make=partial(grids.ays, model="svd"), needs="nothing"),
+    **{
+        f"{paper}-{model}": GridEntry(make=partial(make, model=model), needs="nothing")
+        for paper, make, models in (("ays", literature.ays, AYSModel), ("oss", literature.oss, OSSModel))
+        for model in get_args(models)
+    },
 }
 
 NEEDED: dict[Needs, str] = {

@@ -4,7 +4,7 @@ comparison = compare(denoiser, [5, 8])        # or: measure(denoiser, [*ours(...
 print(markdown(comparison))
 """
 
-from logsnr.evaluation.compare.entries import Entry, ours, own, plans, started, uncalibrated
+from logsnr.evaluation.compare.entries import Entry, ours, own, plans, searched, started, uncalibrated
 from logsnr.evaluation.compare.render import markdown, table, write
 from logsnr.evaluation.compare.result import Cell, Comparison, Row, Teacher, merged
 from logsnr.evaluation.compare.run import compare, measure
@@ -24,6 +24,7 @@ __all__ = [
     "own",
     "peers",
     "plans",
+    "searched",
     "started",
     "table",
     "uncalibrated",

@@ -2,6 +2,7 @@
 
     ours             every solver of this library on every grid over the sampling range, and on those ended at its min
     uncalibrated     plans that need no calibration: the default, and the universal ones
+    searched         plans that others published
     plans            calibrated or hand-made plans
     started          the default plan from lower levels, where a Gaussian start leads
     peers            diffusers' schedulers (schedulers.py)
@@ -133,7 +134,7 @@ def ours(
     out: list[Entry] = []
     for budget in nfe:
         seen: set[Hashable] = set()
-        names = compared_solvers(noisy=noisy)
+        names = compared_solvers(*STEPS, noisy=noisy)
         for solver in (one for one in names if kept([one, find_solver(one, *STEPS)[0]], solvers)):
             for grid in kept(known, grids):
                 entry = largest(budget, partial(_ours, denoiser, solver, grid, levels, budget))
@@ -226,6 +227,23 @@ def uncalibrated(denoiser: Denoiser, nfe: Iterable[int]) -> list[Entry]:
             if entry is not None and entry.plan is not None:
                 found.setdefault(entry.plan.hash, entry)  # beyond the largest plan a budget has none
     return list(found.values())
+
+
+def searched(denoiser: Denoiser, nfe: Iterable[int], solvers: Sequence[str] = ()) -> list[Entry]:
+    """Plans that others searched on networks of theirs and printed, at the budgets they are for (`ls.published`)."""
+    low, high = denoiser.sampling_range
+
+    def entry(name: str, budget: int, n: int) -> Entry | None:
+        key, make = find_solver(name, "plan")
+        try:
+            plan = make(n, low, high, sigma_data=denoiser.sigma_data)
+        except LogsnrError:  # none of so many evaluations, or none for this range
+            return None
+        return plan_entry(denoiser, plan, name, "its own levels", SOLVERS[key].family, "logsnr", budget)
+
+    names = [one for one in compared_solvers("plan") if kept([one, find_solver(one, "plan")[0]], solvers)]
+    found = [largest(budget, partial(entry, name, budget)) for name in names for budget in sorted(nfe)]
+    return list({one.plan.hash: one for one in reversed(found) if one is not None and one.plan is not None}.values())
 
 
 def started(denoiser: Denoiser, nfe: Iterable[int], gaussian: GaussianStart) -> list[Entry]:

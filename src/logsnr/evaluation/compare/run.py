@@ -18,7 +18,7 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.devices import on
 from logsnr.errors import LogsnrError
-from logsnr.evaluation.compare.entries import Entry, ours, own, plan_entry, plans, started, uncalibrated
+from logsnr.evaluation.compare.entries import Entry, ours, own, plan_entry, plans, searched, started, uncalibrated
 from logsnr.evaluation.compare.result import Cell, Comparison, Row, Teacher
 from logsnr.evaluation.compare.schedulers import peers
 from logsnr.evaluation.features import FeatureSpace
@@ -62,7 +62,7 @@ def compare(
         LogsnrError: as `ours`, `peers`, `plans` and `measure`.
     """
     entries = [*ours(denoiser, nfe, eta=eta, noisy=options.get("features") is not None)]
-    entries += [*uncalibrated(denoiser, nfe), *own(denoiser, nfe)]
+    entries += [*searched(denoiser, nfe), *uncalibrated(denoiser, nfe), *own(denoiser, nfe)]
     entries += [] if gaussian is None else started(denoiser, nfe, gaussian)
     entries += [
         *(peers(denoiser, nfe) if with_peers else ()),
