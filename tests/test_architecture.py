@@ -10,7 +10,19 @@ import logsnr
 
 ROOT = Path(logsnr.__file__).parent
 FLOORS = [
-    ["errors", "interrupts", "paths", "noise", "pixels", "images", "terminal", "theory", "projection", "estimate"],
+    [
+        "errors",
+        "interrupts",
+        "paths",
+        "noise",
+        "pixels",
+        "images",
+        "terminal",
+        "theory",
+        "projection",
+        "estimate",
+        "permission",
+    ],
     ["reading", "writing", "devices", "gaussian", "timesteps", "zoo"],
     ["files", "predictions", "schedules"],
     ["weightings", "denoiser"],

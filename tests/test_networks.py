@@ -8,13 +8,14 @@ import torch
 import logsnr as ls
 from logsnr.adapters import export_diffusers
 from logsnr.errors import LogsnrError
-from logsnr.models import DiTConfig, UNetConfig, build_network
+from logsnr.models import DiTConfig, UNetConfig, UViTConfig, build_network
 from logsnr.training import train
 from logsnr.training.config import recipe_from
 
 SMALL = {
     "unet": UNetConfig(channels=(8, 16), layers_per_block=1, norm_groups=4, head_dim=4, resample="residual"),
     "dit": DiTConfig(width=16, depth=2, heads=2),
+    "uvit": UViTConfig(channels=(8, 12), layers_per_block=1, width=16, depth=2, heads=2, told=12, norm_groups=4),
 }
 SHAPE = (3, 8, 12)
 
@@ -128,7 +129,7 @@ def test_what_is_computed_again_is_the_same(kind):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["dit"])
+@pytest.mark.parametrize("kind", ["dit", "uvit"])
 def test_they_compile_whole(kind):
     """One graph without breaks, equal to the network: what torch.compile needs."""
     network = awake(built(kind, classes=3))
@@ -153,24 +154,60 @@ def test_true_gradients_of_samples(kind):
     torch.testing.assert_close(norms[1], expected, rtol=1e-3, atol=0)
 
 
+def test_the_u_vits_dropout_is_for_coarse_maps_alone():
+    """Levels 16 and 8 wide before a transformer of 4: none above `dropout_side`."""
+    config = SMALL["uvit"].model_copy(update={"dropout": 0.5, "dropout_side": 8})
+    network = build_network(config, (1, 16, 16))
+    found = {name: m.p for name, m in network.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert {name[:6]: p for name, p in found.items()} == {
+        "down.0": 0.0, "down.1": 0.5, "up.0.0": 0.0, "up.1.0": 0.5, "blocks": 0.5
+    }  # fmt: skip
+
+
+def test_the_u_vits_skips_are_for_convolutions_alone():
+    """A pixel that the transformer never sees reaches the answer; with the skips cut it does not."""
+    network = awake(built("uvit"))
+    x, label = inputs(1)
+    with torch.no_grad():
+        for narrow in network.narrow:
+            narrow.weight.zero_()
+        before = network(x, label)
+        x[..., 0, 0] += 1
+        assert (network(x, label) - before).abs().max() > 1e-3
+        for blocks in network.up:
+            for block in blocks:
+                half = block.cut.weight.shape[1] // 2
+                block.enter[0].weight[half:] = 0
+                block.enter[0].bias[half:] = 0
+                block.cut.weight[:, half:] = 0
+        cut = network(x, label)
+        x[..., 0, 0] += 1
+        # Group norm takes its statistics over channels of one kind, of 4 groups half are of skips.
+        torch.testing.assert_close(network(x, label), cut, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "values", "said"),
     [
-        ({"width": 10, "heads": 2}, "width 10 is no multiple of 4"),
-        ({"width": 16, "heads": 3}, "width 16 is no multiple of 3: heads share it"),
+        (DiTConfig, {"width": 10, "heads": 2}, "width 10 is no multiple of 4"),
+        (DiTConfig, {"width": 16, "heads": 3}, "width 16 is no multiple of 3: heads share it"),
+        (UViTConfig, {"width": 16, "heads": 3}, "width 16 is no multiple of 3: heads share it"),
+        (UViTConfig, {"channels": (24,)}, "channels 24 with norm_groups 16"),
     ],
 )
-def test_widths_that_do_not_fit(config, said):
+def test_widths_that_do_not_fit(config, values, said):
     with pytest.raises(ValueError, match=said):
-        DiTConfig(**config)
+        config(**values)
 
 
 def test_patches_that_do_not_fit():
     with pytest.raises(LogsnrError, match=r"images of 9 x 8 in patches of 2: both sides must be multiples"):
         build_network(SMALL["dit"], (1, 9, 8))
+    with pytest.raises(LogsnrError, match=r"halved behind each of 2 levels: both sides must be multiples of 4"):
+        build_network(SMALL["uvit"], (1, 6, 8))
 
 
-@pytest.mark.parametrize("kind", ["dit"])
+@pytest.mark.parametrize("kind", ["dit", "uvit"])
 def test_they_are_trained_from_a_recipe_and_loaded(kind, tmp_path):
     network = SMALL[kind].model_dump(exclude={"classes"})
     recipe = recipe_from(

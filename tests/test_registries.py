@@ -264,7 +264,10 @@ def test_a_card_of_before_names_no_kind():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"network": {"kind": "toi"}}, r"network: kind 'toi' is not one of unet, dit, toy: did you mean 'toy'\?"),
+        (
+            {"network": {"kind": "toi"}},
+            r"kind 'toi' is not one of unet, dit, uvit, toy; or .module:Class. for your own: did you mean 'toy'\?",
+        ),
         ({"network": {"kind": "toy", "widht": 3}}, r"network: key 'widht' is not one of .*: did you mean 'width'\?"),
         ({"network": {"kind": "toy", "width": "x"}}, "network.width = 'x'"),
         ({"network": "toy"}, "network: 'toy': give a mapping"),

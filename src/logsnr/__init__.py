@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from logsnr.likelihood import Likelihood, augmented_elbo, bits_per_dim, ode_bits_per_dim, ode_log_likelihood
     from logsnr.loading import load, load_plans
     from logsnr.objectives import ObjectiveOutput, WeightedELBO, objectives
+    from logsnr.permission import allow_code
     from logsnr.pixels import Pixels
     from logsnr.sampling import (
         Churn,
@@ -82,6 +83,7 @@ _NAMES = {
     "likelihood": ["Likelihood", "augmented_elbo", "bits_per_dim", "ode_bits_per_dim", "ode_log_likelihood"],
     "loading": ["load", "load_plans"],
     "objectives": ["ObjectiveOutput", "WeightedELBO"],
+    "permission": ["allow_code"],
     "pixels": ["Pixels"],
     "sampling.literature": ["published"],
     "sampling": [
@@ -127,6 +129,7 @@ __all__ = [
     "Trajectory",
     "Uncertainty",
     "WeightedELBO",
+    "allow_code",
     "augmented_elbo",
     "bits_per_dim",
     "calibrate",

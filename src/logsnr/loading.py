@@ -36,6 +36,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     compile: bool = False,
+    network: type[nn.Module] | None = None,
 ) -> Loaded:
     """A trained denoiser in eval mode, with `.encode`, `.decode`, its `.card`, its `.plans` and the `.start` they need.
 
@@ -55,6 +56,7 @@ def load(
         device: where it runs: "auto" for this machine's accelerator, "cpu", "cuda:0", "mps"; None for the CPU.
         dtype: of the weights, a dtype or "fp32", "bf16", "fp16"; states stay in at least float32.
         compile: let torch.compile make the network faster, at the price of a minute at its first call of each shape.
+        network: of a run whose network is code of one's own ("module:Class"), the class: nothing is then imported.
 
     Returns:
         A `NetworkDenoiser` for a run, a `PipelineDenoiser` for a pipeline.
@@ -70,6 +72,7 @@ def load(
         "null_class": null_class,
         "device": None if device is None else find_device(device),
         "dtype": find_dtype(dtype),
+        "network": network,
     }
     options = {name: value for name, value in given.items() if value is not None}
     text = str(source)
@@ -108,7 +111,7 @@ def _is_run(source: str) -> bool:
 
 
 def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
-    device, dtype = (options.pop(name, None) for name in ("device", "dtype"))
+    device, dtype, network = (options.pop(name, None) for name in ("device", "dtype", "network"))
     for name, value in options.items():
         raise LogsnrError(
             f"{name} = {value!r}: {source!r} is the folder of a run, which takes device and dtype only; conditions go "
@@ -118,7 +121,7 @@ def _load_run(source: str, options: dict[str, Any]) -> NetworkDenoiser:
     from logsnr.models.card import load_denoiser
 
     folder = expanded(source)
-    denoiser = load_denoiser(folder)
+    denoiser = load_denoiser(folder, network=network)
     run = folder.parent.parent if folder.parent.name == "averages" else folder
     if (run / "state").is_dir():
         from logsnr.training.checkpoint import data_source
@@ -175,6 +178,8 @@ USUAL |= {"outputs", "pipeline", "pipelines", "recipes", "results", "run", "runs
 def _load_pipeline(source: str, options: dict[str, Any]) -> PipelineDenoiser:
     from logsnr.adapters.diffusers.pipelines import load_pipeline
 
+    if "network" in options:
+        raise LogsnrError(f"network = {options['network']!r}: {source!r} is a pipeline with its own; leave it out")
     folder = expanded(source)
     return load_pipeline(folder if folder.is_dir() else source.removeprefix(HUB), **options)
 

@@ -18,6 +18,7 @@ import logsnr
 from logsnr.cli.guard import Stopped, guarded
 from logsnr.interrupts import raised
 from logsnr.paths import recipe_names
+from logsnr.permission import allow_code
 from logsnr.terminal import console
 from logsnr.zoo import PREFIX, names
 
@@ -58,18 +59,25 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars and no notes: the result alone.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run the network (module:Class) that a recipe or a run names."),
+    ] = False,
 ) -> None:
     """What stands before any command, or anywhere in its line (`main` moves it here)."""
     _QUIET.set(quiet)
+    if code:
+        ctx.with_resource(allow_code())
 
 
-ANYWHERE = ("--quiet", "--debug")
+ANYWHERE = ("--quiet", "--debug", "--allow-code")
 """Options of every command."""
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 

@@ -7,6 +7,7 @@ from logsnr.models.card import load_denoiser, save_denoiser
 from logsnr.models.dit import DiT, DiTConfig
 from logsnr.models.networks import NETWORKS, build_network
 from logsnr.models.unet import UNet, UNetConfig
+from logsnr.models.uvit import UViT, UViTConfig
 
 __all__ = [
     "NETWORKS",
@@ -16,6 +17,8 @@ __all__ = [
     "NetworkConfig",
     "UNet",
     "UNetConfig",
+    "UViT",
+    "UViTConfig",
     "build_network",
     "load_denoiser",
     "save_denoiser",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, shown, unknown
@@ -114,8 +115,12 @@ def _for_others(value: Any) -> Any:
     return Path(value).name if placed else value
 
 
-def load_denoiser(folder: str | Path) -> NetworkDenoiser:
+def load_denoiser(folder: str | Path, *, network: type[nn.Module] | None = None) -> NetworkDenoiser:
     """The denoiser of `save_denoiser`, in eval mode on the CPU, with its card as `.card`.
+
+    Args:
+        folder: where it lies.
+        network: the class of the network, where the card names code: nothing is then imported.
 
     Raises:
         LogsnrError: if the folder is not such a one, its files are damaged or of another format, or the weights
@@ -141,18 +146,18 @@ def load_denoiser(folder: str | Path) -> NetworkDenoiser:
             raise ValueError(f"a network of at least {least:,} weights, the file has {found:,}")
         # The weights come from the file; those drawn while building must not move the caller's random state.
         with torch.random.fork_rng(devices=[]):
-            network = build_network(config, shape)
+            built = build_network(config, shape, network=network)
     check_tensors(
         tensors,
-        network.state_dict(),
+        built.state_dict(),
         lambda problems: (
             f"{path / card['weights']['file']} is the checkpoint of another network than its card "
             f"describes: {problems}; restore the matching pair"
         ),
     )
-    network.load_state_dict(tensors)
+    built.load_state_dict(tensors)
     denoiser = NetworkDenoiser(
-        network, prediction, shape=shape, pixels=pixels, sigma_data=sigma_data, trained_range=(lo, hi)
+        built, prediction, shape=shape, pixels=pixels, sigma_data=sigma_data, trained_range=(lo, hi)
     )
     denoiser.card = card
     denoiser.requires_grad_(False)

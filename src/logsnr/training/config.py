@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from logsnr.errors import LogsnrError, one_line, shown, unknown
 from logsnr.models.base import NetworkConfig
-from logsnr.models.networks import NETWORKS, AnyNetworkConfig
+from logsnr.models.networks import AnyNetworkConfig, network_entry
 from logsnr.models.unet import UNetConfig
 from logsnr.paths import RECIPES, recipe_names
 from logsnr.reading import LARGEST_YAML, check_format, parse_yaml, read_text
@@ -223,4 +223,4 @@ def _section(location: Sequence[str], values: Mapping[str, Any]) -> type[BaseMod
         for kind in (inner, *typing.get_args(inner)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 model = kind
-    return NETWORKS[values["network"].get("kind", "unet")].config if model is NetworkConfig else model
+    return network_entry(values["network"].get("kind", "unet")).config if model is NetworkConfig else model
