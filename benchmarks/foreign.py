@@ -233,7 +233,7 @@ def write(work: Path, out: Path) -> None:
     if not results:
         raise SystemExit(f"{work} holds no model that was judged: run without --table first")
     one = next(iter(results.values()))
-    about = f"\n{len(results)} models, {one.samples} noises each (seed {one.seed}), {one.machine}. "
+    about = f"\n{len(results)} models, {one.samples} noises each (seed {one.seeds[0]}), {one.machine}. "
     about += f"Teacher: {one.teacher.name}.\n"
     rows = {
         name: {f"{row.name}, {row.budget}": [float(f"{v:.4g}") for v in (row.error, row.rmse.stderr)]

@@ -1,15 +1,15 @@
 """Schedules: densities of noise levels.
 
 base.py        what each can do: draw (stratified), truncate, invert, lay out a grid
-published.py   those of the papers, and `SCHEDULES`, by the names that recipes say
+published.py   those of the papers, and of its rivals later.py
 adaptive.py    the one that learns from the training it serves
 variance.py    what a schedule leaves of the variance, between noise levels and within
 """
 
 from logsnr.schedules.adaptive import Adaptive
 from logsnr.schedules.base import Schedule
+from logsnr.schedules.later import FlowBeta, FlowMode, Laplace
 from logsnr.schedules.published import (
-    SCHEDULES,
     Cosine,
     CosMap,
     Discrete,
@@ -30,10 +30,29 @@ __all__ = [
     "Discrete",
     "EDMSampling",
     "EDMTraining",
+    "FlowBeta",
+    "FlowMode",
     "FlowUniform",
     "InterpolatedCosine",
+    "Laplace",
     "Linear",
     "LogitNormal",
     "Schedule",
     "VPLinear",
 ]
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "linear": Linear,
+    "edm-training": EDMTraining,
+    "edm-sampling": EDMSampling,
+    "flow": FlowUniform,
+    "logit-normal": LogitNormal,
+    "cosmap": CosMap,
+    "vp-linear": VPLinear,
+    "interpolated-cosine": InterpolatedCosine,
+    "laplace": Laplace,
+    "flow-mode": FlowMode,
+    "flow-beta": FlowBeta,
+}
+"""Schedules by name: what recipes and the command line say."""

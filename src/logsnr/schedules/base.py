@@ -153,6 +153,14 @@ class Schedule(ABC):
             )
 
 
+class Unbounded(Schedule):
+    """A schedule over all noise levels."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return -math.inf, math.inf
+
+
 def uniforms(
     n: int,
     *,

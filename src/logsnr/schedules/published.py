@@ -27,11 +27,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logsnr.schedules.base import Method, Schedule, Truncated, float64, log_normal, log_sech, require_positive
+from logsnr.schedules.base import (
+    Method,
+    Schedule,
+    Truncated,
+    Unbounded,
+    float64,
+    log_normal,
+    log_sech,
+    require_positive,
+)
 from logsnr.timesteps import TimestepTable
 
 __all__ = [
-    "SCHEDULES",
     "CosMap",
     "Cosine",
     "Discrete",
@@ -48,16 +56,8 @@ __all__ = [
 ]
 
 
-class _Unbounded(Schedule):
-    """A schedule over all noise levels."""
-
-    @property
-    def range(self) -> tuple[float, float]:
-        return -math.inf, math.inf
-
-
 @dataclass(frozen=True)
-class Cosine(_Unbounded):
+class Cosine(Unbounded):
     """lambda = -2 ln tan(pi t / 2) + shift, p = sech((lambda - shift)/2) / (2 pi) (2102.09672; 2303.00848).
 
     Args:
@@ -90,7 +90,7 @@ class CosMap(Cosine):
 
 
 @dataclass(frozen=True)
-class FlowUniform(_Unbounded):
+class FlowUniform(Unbounded):
     """Uniform time of the flow path, lambda = 2 ln((1 - t)/t) - 2 ln shift, a logistic law (2209.03003).
 
     Args:
@@ -116,7 +116,7 @@ class FlowUniform(_Unbounded):
         return 2 * log_sech(0.5 * self._standard(logsnr)) - math.log(8)
 
 
-class _Normal(_Unbounded):
+class _Normal(Unbounded):
     """lambda ~ N(-2 mean, (2 std)^2), that is ln sigma ~ N(mean, std^2)."""
 
     @property
@@ -278,7 +278,7 @@ class VPLinear(Schedule):
 
 
 @dataclass(frozen=True)
-class InterpolatedCosine(_Unbounded):
+class InterpolatedCosine(Unbounded):
     """Simple diffusion's blend of two shifted cosines: `noise_low` rules the noisy end.
 
         lambda = -2 ln tan(pi t / 2) + (1 - t) s_high + t s_low,    s = 2 ln(noise / image)    (2301.11093)
@@ -380,17 +380,3 @@ class Discrete(Schedule):
         _, upper, lower = self._segment(logsnr)
         inner = torch.where(lower.isinf(), 0.5 * (logsnr - upper) - math.log(2), -(upper - lower).log())
         return inner - math.log(len(self.table) - 1)
-
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    "cosine": Cosine,
-    "linear": Linear,
-    "edm-training": EDMTraining,
-    "edm-sampling": EDMSampling,
-    "flow": FlowUniform,
-    "logit-normal": LogitNormal,
-    "cosmap": CosMap,
-    "vp-linear": VPLinear,
-    "interpolated-cosine": InterpolatedCosine,
-}
-"""Schedules by name: what recipes and the command line say."""
