@@ -144,12 +144,19 @@ def judged(claim: Claim, found: Comparison) -> dict[str, Any]:
     """A claim with its paired difference over seeds, and the verdict."""
     pair = [row_of(found, name, claim.nfe) for name in (claim.less, claim.more)]
     values = [{cell.seed: value(cell, claim.by) for cell in row.cells} for row in pair]
-    both = sorted(set(values[0]) & set(values[1]))
-    gap = summarise([values[0][seed] - values[1][seed] for seed in both])
-    verdict = "undecided" if not gap.decided else "confirmed" if gap.mean < 0 else "refuted"
     return {
         "claim": claim.says, "nfe": claim.nfe, "by": claim.by, "less": pair[0].name, "more": pair[1].name,
-        "values": [summarise(list(one.values())).mean for one in values],
+        **verdict_of(*values),
+    }  # fmt: skip
+
+
+def verdict_of(less: Mapping[int, float], more: Mapping[int, float]) -> dict[str, Any]:
+    """Two numbers by seed, their paired difference with half of its interval, and the verdict on less < more."""
+    both = sorted(set(less) & set(more))
+    gap = summarise([less[seed] - more[seed] for seed in both])
+    verdict = "undecided" if not gap.decided else "confirmed" if gap.mean < 0 else "refuted"
+    return {
+        "values": [summarise([one[seed] for seed in both]).mean for one in (less, more)],
         "difference": gap.mean, "half": gap.half if gap.n > 1 else None, "seeds": gap.n, "verdict": verdict,
     }  # fmt: skip
 
