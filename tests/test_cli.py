@@ -148,6 +148,7 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
     [
         "sample {} --nfe 2 -n 4 --out a.png",
         "evaluate {} --evaluations 8 --limit 8",
+        "information {} --evaluations 8 --limit 8",
         "compare {} --nfe 1 -n 3 --solvers ge --no-peers --features pixels --teacher-steps 16",
         "calibrate {} --nfe 1 -n 4 --rollouts 40",
         "passport {} --images 32 --trajectories 2 --out p.html",

@@ -2,6 +2,7 @@
 
     bits_per_dim        a variational bound in bits per dimension (bound.py)
     ode_bits_per_dim    the same question to the probability flow, `ode_log_likelihood` of dequantised images (ode.py)
+    information         at which noise levels the bits lie (bits.py)
     augmented_elbo      the ELBO of noise-augmented data that a monotone weighting stands for (augmented.py)
 
 Every number carries its range of noise levels and the standard error of its own noise.  The estimator that they share
@@ -9,6 +10,7 @@ is integral.py: one integral over log-SNR, with levels and control variates from
 """
 
 from logsnr.likelihood.augmented import AugmentedELBO, augmented_elbo
+from logsnr.likelihood.bits import Information, information
 from logsnr.likelihood.bound import Likelihood, bits_per_dim
 from logsnr.likelihood.control import Controls, GaussianControl, Pilot
 from logsnr.likelihood.integral import REPLICATES
@@ -26,6 +28,7 @@ __all__ = [
     "AugmentedELBO",
     "Controls",
     "GaussianControl",
+    "Information",
     "Likelihood",
     "OdeBitsPerDim",
     "OdeLogLikelihood",
@@ -35,6 +38,7 @@ __all__ = [
     "bits_per_dim_in_parts",
     "default_logsnr_range",
     "expected_reconstruction_nats",
+    "information",
     "merged",
     "ode_bits_per_dim",
     "ode_log_likelihood",
