@@ -103,6 +103,31 @@ def test_a_pipeline_is_compared_on_prompts(run, sd, tmp_path, monkeypatch):
     assert cell["rmse"]["value"] == pytest.approx(rmse, rel=1e-3)
 
 
+def test_a_pipeline_is_examined_on_prompts(run, sd, tmp_path, monkeypatch):
+    """The model draws its own samples under the prompts in turn, and is asked under the same ones."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text(PROMPTS)
+    seen = {}
+
+    def examine(denoiser, x, *, cond, **options):
+        seen.update(x=x, cond=cond, own=denoiser.conditions(["a red fox", "a blue bird", "a green car"]))
+        raise LogsnrError("enough")
+
+    monkeypatch.setattr("logsnr.evaluation.passport.examine", examine)
+    code, _, err = run("passport", sd, "--prompts", "prompts.txt", "--out", "p.html")
+    assert (code, "enough" in err) == (2, True)
+    assert seen["x"] is None
+    assert seen["cond"].keys() == seen["own"].keys()
+    for name, rows in seen["own"].items():
+        torch.testing.assert_close(seen["cond"][name], rows)
+    for option, words in (
+        (("--prompt", "a dog"), "give one of them"),
+        (("--data", "digits"), "nothing says which image each prompt is of"),
+    ):
+        code, _, err = run("passport", sd, "--prompts", "prompts.txt", *option, "--out", "p.html")
+        assert (code, words in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -31,6 +31,9 @@ def passport(
         Path | None, typer.Option(help="The page; the JSON file lies beside it [default: passport.html in the run].")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt or class of a pipeline.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Of a diffusers pipeline: a file with a prompt a line, used in turn.")
+    ] = None,
     images: Annotated[int, typer.Option(help="Samples noised at every level.", min=1, max=100_000)] = 128,
     trajectories: Annotated[int, typer.Option(help="Sampling trajectories.", min=1, max=100_000)] = 32,
     sigma_max: Annotated[float | None, typer.Option(help="Largest noise level [default: the model's range].")] = None,
@@ -58,8 +61,15 @@ def passport(
     if page.suffix not in (".html", ".json"):
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
     page = check_output(page.with_suffix(".html"))
+    if prompts is not None and prompt is not None:
+        raise LogsnrError(f"--prompt {prompt} with --prompts {prompts}: give one of them")
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None, support.place(device, dtype, compile_))
-    x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
+    if prompts is None:
+        x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
+    else:
+        if data not in (None, "none"):
+            raise LogsnrError(f"--data {data} with --prompts {prompts}: nothing says which image each prompt is of")
+        x, cond, remark = None, support.prompted(denoiser, model, prompts, None, 256)[0], ""
     low, high = denoiser.sampling_range
     own = sigma_min is None and sigma_max is None
     shown = console(stderr=True)
