@@ -13,7 +13,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(RARE)' $(VENV)/lib >/dev/nu
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test tests test-heavy test-device coverage lint bench results compatibility faults clean
+.PHONY: help demo test tests test-heavy test-device test-recipes coverage lint bench results compatibility faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -67,6 +67,9 @@ bench: $(DEV) ## timings side by side with peers; quiet machine, please
 results: $(DEV) ## the papers' experiments that are cheap, as docs/results/ge-*.md (half an hour)
 	for name in ge_schedules ge_gammas ge_table ge_errors; do \
 	  $(BIN)/python benchmarks/papers/$$name.py --model zoo:digits --data digits || exit 1; done
+
+test-recipes: $(DEV) ## every recipe: what it takes, and twenty steps of it on drawn images (minutes)
+	$(PYTEST) tests/test_recipes.py -m 'heavy or not heavy' --durations=30
 
 compatibility: $(DEV) ## every pipeline and scheduler class of diffusers; writes docs/compatibility.md; all families (minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -W ignore -m compatibility

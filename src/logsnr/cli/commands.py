@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from logsnr.cli.application import Json, Model, Seed, app, hushed, recipe_stems
+
+if TYPE_CHECKING:
+    from logsnr.training.config import Recipe
 
 
 @app.command()
@@ -38,7 +43,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe file, or the name of a bundled one: digits, fashion_mnist, cifar10_small.",
+            help="A recipe file, or the name of a bundled one (logsnr recipes): digits, images, cifar10, ...",
             autocompletion=recipe_stems,
         ),
     ],
@@ -50,6 +55,15 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: --set batch=64 --set ema.decay=.99")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count: parameters, memory, FLOPs. Nothing is trained or written.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Twenty steps with a small network on drawn images: does it all run?")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Only print the whole recipe, defaults and --set filled in.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Train a denoiser by a recipe.
@@ -62,6 +76,12 @@ def train(
     from logsnr.training import train as run
 
     config = load_recipe(recipe, [*(set_ or []), *([] if init_from is None else [f"init_from={init_from}"])])
+    if print_config or dry_run:
+        _say(config, dry_run, json_)
+        return
+    if smoke:
+        _smoke(config, out, json_)
+        return
     folder = out or Path("runs") / Path(recipe).stem
     try:
         summary = run(config, folder, resume=resume, progress=not hushed(json_))
@@ -71,6 +91,40 @@ def train(
         support.print_json({"folder": str(folder), **summary.to_dict()})
     else:
         print(f"{folder}: {summary}")
+
+
+def _say(recipe: Recipe, cost: bool, json_: bool) -> None:
+    """Print a whole recipe, or what its training takes."""
+    from logsnr.cli import support
+    from logsnr.training.config import recipe_text
+    from logsnr.training.costs import cost_of
+
+    if cost:
+        found = cost_of(recipe)
+        facts, text = found.to_dict(), str(found)
+    else:
+        facts, text = recipe.model_dump(mode="json"), recipe_text(recipe).rstrip()
+    if json_:
+        support.print_json(facts)
+    else:
+        print(text)
+
+
+def _smoke(recipe: Recipe, out: Path | None, json_: bool) -> None:
+    """Train a recipe's code for a few steps, and load what comes of it."""
+    from logsnr.cli import support
+    from logsnr.loading import load
+    from logsnr.training import train as run
+    from logsnr.training.synthetic import cut_down, synthetic
+
+    with TemporaryDirectory() if out is None else nullcontext(out) as folder:
+        summary = run(cut_down(recipe), folder, progress=not hushed(json_), data=synthetic(recipe.data))
+        load(folder)
+    facts = {"kind": "smoke", **summary.to_dict()}
+    if json_:
+        support.print_json(facts)
+    else:
+        print(f"smoke: {summary}; saved and loaded" + ("" if out is None else f": {out}"))
 
 
 @app.command()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from logsnr.cli.application import Json, app
 from logsnr.terminal import console
@@ -22,7 +25,12 @@ def table(*columns: str) -> Table:
 
 
 @app.command()
-def recipes(json_: Json = False) -> None:
+def recipes(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print the reference of all keys instead, as docs/recipe-reference.md.")
+    ] = False,
+    json_: Json = False,
+) -> None:
     """List the recipes that come with the library, for `logsnr train NAME`.
 
     Example: logsnr recipes
@@ -31,6 +39,11 @@ def recipes(json_: Json = False) -> None:
     from logsnr.paths import recipe_names
     from logsnr.training import load_recipe
 
+    if reference:
+        from logsnr.training.reference import reference as page
+
+        sys.stdout.write(page())
+        return
     found = {name: load_recipe(name) for name in recipe_names()}
     facts: dict[str, dict[str, Any]] = {
         name: {

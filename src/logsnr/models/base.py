@@ -6,7 +6,7 @@ network(x [B, *shape], label [B], class_labels=None [B]) -> F [B, *shape]
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +36,10 @@ class NetworkConfig(BaseModel):
     def null_class(self) -> int | None:
         """The index that stands for "no class", None for an unconditional network."""
         return self.classes or None
+
+    def shrunk(self) -> Self:
+        """The smallest config that runs the same code: what a smoke test trains."""
+        return self
 
     def least_weights(self, shape: tuple[int, ...]) -> int:
         """How many weights the network has at least, for samples of `shape`: known before anything is allocated."""

@@ -50,6 +50,10 @@ class DiTConfig(NetworkConfig):
                 raise ValueError(f"width {self.width} is no multiple of {by}: {why}")
         return self
 
+    def shrunk(self) -> DiTConfig:
+        """Two blocks of width 32."""
+        return self.model_copy(update={"width": 32, "depth": 2, "heads": 2})
+
     def least_weights(self, shape: tuple[int, ...]) -> int:
         """Those of the blocks' matrices, and of the classes."""
         return self.depth * int(10 + 2 * self.mlp_ratio) * self.width**2 + self.classes * self.width

@@ -80,6 +80,11 @@ class UNetConfig(NetworkConfig):
                 )
         return self
 
+    def shrunk(self) -> UNetConfig:
+        """All its levels, 8 wide."""
+        small = {"channels": (8,) * len(self.channels), "norm_groups": 4, "head_dim": 8, "label_width": None}
+        return self.model_copy(update={**small, "layers_per_block": 1})
+
     def least_weights(self, shape: tuple[int, ...]) -> int:
         """Those of the first convolution, of one convolution in each residual block, and of the classes."""
         first, blocks = self.channels[0], 2 * self.layers_per_block + 1

@@ -33,8 +33,8 @@ class UViTConfig(NetworkConfig):
         mlp_ratio: hidden width of a block's MLP, over `width`.
         told: width of the condition: noise level and class.
         patch: side of the square of pixels that the finest level sees as one, folded into channels.
-        dropout: dropout probability, where the map is at most
-        dropout_side: wide; finer levels have none.
+        dropout: dropout probability, where the map is at most `dropout_side` wide.
+        dropout_side: as above: finer levels have none.
         norm_groups: groups of GroupNorm; divides every one of `channels`.
         label_frequency: highest frequency of the sinusoids that embed the label, from 1 up; None for those from 1 down
             to 1e-4 that labels of the size 0 ... 1000 ("flow", "ddpm") want.
@@ -65,6 +65,11 @@ class UViTConfig(NetworkConfig):
                     f"channels {width} with norm_groups {self.norm_groups}: every width must be a multiple of it"
                 )
         return self
+
+    def shrunk(self) -> UViTConfig:
+        """All its levels, 8 wide, and two blocks of width 32."""
+        small = {"channels": (8,) * len(self.channels), "norm_groups": 4, "layers_per_block": 1, "told": 32}
+        return self.model_copy(update={**small, "width": 32, "depth": 2, "heads": 2})
 
     def least_weights(self, shape: tuple[int, ...]) -> int:
         """Those of the transformer's matrices, of the residual blocks' last convolutions, and of the classes."""

@@ -39,7 +39,7 @@ AVERAGES = "averages"
 _FIX = "restore it, or train into another folder"
 FREE = ("steps", "max_seconds", "checkpoint_every", "log_every", "log_with", "samples", "device")
 """Entries of a recipe that a resumed run may change: none of them touches what has been computed."""
-FREE_OF_DATA = ("in_memory", "workers")
+FREE_OF_DATA = ("in_memory", "workers", "shape", "classes")
 """And those of its data."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from logsnr.errors import LogsnrError, one_line, shown, unknown
@@ -47,6 +48,7 @@ __all__ = [
     "SamplesConfig",
     "load_recipe",
     "recipe_from",
+    "recipe_text",
 ]
 
 FORMAT = 1
@@ -152,6 +154,11 @@ def recipe_from(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise LogsnrError(f"{name}: " + "; ".join(_explain(dict(item), values) for item in error.errors())) from error
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as a file that says everything, defaults too: `load_recipe` reads the same recipe from it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def _bundled(name: str) -> Path | None:

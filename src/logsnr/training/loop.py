@@ -19,6 +19,7 @@ from torch import Tensor
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.interrupts import Asked, Interrupted, put_off
+from logsnr.models.stock import told_stock
 from logsnr.objectives import WeightedELBO
 from logsnr.paths import expanded
 from logsnr.terminal import clock, console, progress_bar
@@ -163,6 +164,8 @@ def train(
                     repair(run, out)
                 truncate_metrics(out / METRICS, run.step)
             run.accelerator.wait_for_everyone()
+            if progress and first:
+                console(stderr=True).print(told_stock(run.average), soft_wrap=True)
             try:
                 return _to_the_end(run, out, progress, callback)
             finally:

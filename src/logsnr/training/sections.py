@@ -17,6 +17,7 @@ from logsnr.training.images import REFUSE, colour
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=10_000)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,6 +45,9 @@ class DataConfig(Section):
         channels: for folders: 1 for grey, 3 for colour (the default).
         background: for folders: colour under transparent parts, by name or as "#rrggbb"; "refuse" for an error instead.
         broken: for folders: "stop" at a file that cannot be read, or "skip" and report it.
+        shape: [channels, height, width] that every image is expected to have: other data are refused, and dry runs and
+            smoke tests go by it without data.
+        classes: number of classes that the labels are expected to have, likewise.
         layout: for arrays: "NHWC" or "NCHW", where the shape leaves it open.
         holdout: fraction of the images held out, where the source has no held-out part of its own.
         split_seed: seed of that split; the held-out part stays the same for every training seed.
@@ -60,6 +64,8 @@ class DataConfig(Section):
     channels: Literal[1, 3] | None = None
     background: str = "white"
     broken: Literal["stop", "skip"] = "stop"
+    shape: tuple[Side, Side, Side] | None = None
+    classes: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     layout: Literal["NHWC", "NCHW"] | None = None
     holdout: Probability = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0

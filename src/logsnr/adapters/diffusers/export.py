@@ -36,13 +36,10 @@ from logsnr.adapters import require_diffusers
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.models import Network
+from logsnr.models.stock import EDM_RECIPE, RECIPE, STEPS, is_edm, label_table, obstacles, sign, stock_kind
 from logsnr.noise import covers
-from logsnr.predictions import EDM, LABELS, X0, Eps, Flow, Prediction, V, label_edm
-from logsnr.timesteps import TimestepTable
+from logsnr.predictions import EDM, Flow
 
-STEPS = 1000
-RECIPE = "prediction: {name: v, label: ddpm}"
-EDM_RECIPE = "prediction: {name: edm, label: edm}"
 _BETAS: dict[str, dict[str, Any]] = {
     "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "stable-diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -83,9 +80,9 @@ def export_diffusers(
     unet = copy.deepcopy(stock).cpu().eval().requires_grad_(False)
     if network.classes and not keep_classes:
         _bind_class(unet, network.classes if class_label is None else class_label)
-    if _is_edm(denoiser.prediction):
+    if is_edm(denoiser.prediction):
         unet.register_to_config(sample_size=network.shape[1])  # that pipeline reads one side, of a square
-    elif _sign(denoiser.prediction) < 0:
+    elif sign(denoiser.prediction) < 0:
         with torch.no_grad():
             unet.conv_out.weight.neg_()
             unet.conv_out.bias.neg_()
@@ -114,7 +111,7 @@ def export_diffusers(
 
 def pipeline_for(denoiser: NetworkDenoiser) -> str:
     """The name of the stock pipeline whose loop fits the model."""
-    return "ConsistencyModelPipeline" if _is_edm(denoiser.prediction) else "DDPMPipeline"
+    return "ConsistencyModelPipeline" if is_edm(denoiser.prediction) else "DDPMPipeline"
 
 
 def scheduler_for(denoiser: NetworkDenoiser) -> Any:
@@ -127,10 +124,10 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
     prediction = denoiser.prediction
     if isinstance(prediction, Flow):
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS, shift=1.0)
-    if isinstance(prediction, EDM) and _is_edm(prediction):
+    if isinstance(prediction, EDM) and is_edm(prediction):
         low, high = denoiser.sampling_range
         return diffusers.EDMDPMSolverMultistepScheduler(sigma_min=low, sigma_max=high, sigma_data=prediction.sigma_data)
-    kind, table = _kind(prediction), _table(prediction)
+    kind, table = stock_kind(prediction), label_table(prediction)
     if kind is None or table is None:
         raise LogsnrError(
             f"no stock scheduler counts the labels of {prediction.name!r} prediction: train with {RECIPE}"
@@ -154,7 +151,7 @@ def scheduler_for(denoiser: NetworkDenoiser) -> Any:
 
 def _refuse(denoiser: NetworkDenoiser, network: Network, class_label: int | None, keep_classes: bool) -> None:
     """Every reason why a model fits no stock pipeline, in one line."""
-    prediction, classes = denoiser.prediction, network.classes
+    classes = network.classes
     if class_label is not None and not classes:
         raise LogsnrError(f"class {class_label}: this model is unconditional; leave the class out")
     if class_label is not None and not 0 <= class_label <= classes:
@@ -163,72 +160,18 @@ def _refuse(denoiser: NetworkDenoiser, network: Network, class_label: int | None
         raise LogsnrError("keep_classes: this model is unconditional; leave it out")
     if keep_classes and class_label is not None:
         raise LogsnrError(f"class {class_label} with keep_classes: bind one class, or keep them all")
-    reasons = [why for why, _ in network.obstacles]
-    changes = [change for _, change in network.obstacles]
-    label = prediction.label if isinstance(prediction.label, str) else "its own"
-    if isinstance(prediction, Flow):
-        if prediction.path != "flow" or prediction.label not in ("flow", LABELS["flow"]):
-            reasons.append(f"a flow network with path {prediction.path!r} and label {label!r} has no stock scheduler")
-            changes.append("prediction: {name: flow, label: flow}")
-        elif denoiser.trained_range[1] < 100:
-            reasons.append(
-                "stock flow schedulers start from pure noise, and it was trained to sigma "
-                f"{denoiser.trained_range[1]:.4g}"
-            )
-            changes.append("objective.logsnr: [-9.3, ...]")
-    elif _is_edm(prediction):
-        if network.shape[1] != network.shape[2]:
-            reasons.append(f"EDM's stock pipeline makes square images, not {network.shape[1]} x {network.shape[2]}")
-            changes.append(RECIPE)
-    elif _kind(prediction) is None or _table(prediction) is None:
-        what = f", sigma_data {prediction.sigma_data:.4g}" if isinstance(prediction, EDM) else ""
-        reasons.append(
-            f"prediction {prediction.name!r} (label {label!r}{what}) is none that stock schedulers know: they take "
-            "eps, v and x0 of the VP path with a label of timesteps, flow with label flow, and edm with label edm"
-        )
-        changes.append(EDM_RECIPE if isinstance(prediction, EDM) else RECIPE)
-    if keep_classes and not _is_edm(prediction):
-        reasons.append("its stock pipeline takes no classes")
-        changes.append(f"{EDM_RECIPE}, or bind one class (--class 0)")
+    found = obstacles(denoiser)
+    if keep_classes and not is_edm(denoiser.prediction):
+        found.append(("its stock pipeline takes no classes", f"{EDM_RECIPE}, or bind one class (--class 0)"))
     trained = denoiser.card.get("training") or {}
     if classes and class_label is None and not keep_classes and trained.get("label_dropout") == 0:
-        reasons.append("it was trained without the null condition (label_dropout 0)")
-        changes.append("label_dropout: 0.1, or name a class (--class 0)")
-    if reasons:
+        change = "label_dropout: 0.1, or name a class (--class 0)"
+        found.append(("it was trained without the null condition (label_dropout 0)", change))
+    if found:
         raise LogsnrError(
-            f"this model cannot be a stock diffusers pipeline: {'; '.join(reasons)}. Train with {', '.join(changes)} "
-            "in the recipe, or sample it with logsnr"
+            f"this model cannot be a stock diffusers pipeline: {'; '.join(why for why, _ in found)}. Train with "
+            f"{', '.join(change for _, change in found)} in the recipe, or sample it with logsnr"
         )
-
-
-def _is_edm(prediction: Prediction) -> bool:
-    """Whether a prediction is EDM's, labelled as EDM's schedulers do."""
-    return isinstance(prediction, EDM) and prediction.label in ("edm", label_edm)
-
-
-def _kind(prediction: Prediction) -> str | None:
-    """diffusers' name of what the network predicts of a VP state, or None."""
-    kinds: dict[type[Prediction], str] = {Eps: "epsilon", V: "v_prediction", X0: "sample"}
-    if isinstance(prediction, EDM):
-        return "v_prediction" if prediction.sigma_data == 1 else None
-    return kinds.get(type(prediction)) if getattr(prediction, "path", "") == "vp" else None
-
-
-def _sign(prediction: Prediction) -> int:
-    """-1 where diffusers means the negative of the network's output."""
-    return -1 if isinstance(prediction, EDM) or getattr(prediction, "reverse", False) else 1
-
-
-def _table(prediction: Prediction) -> TimestepTable | None:
-    """The levels at labels 0, 1, 2, ...; None if labels do not count timesteps."""
-    label = LABELS[prediction.label] if isinstance(prediction.label, str) else prediction.label
-    if isinstance(label, TimestepTable):
-        return label
-    if label is not LABELS["flow"]:
-        return None
-    # Label 0 is sigma 0, which a table cannot hold; half a step stands there, below what schedulers visit by default.
-    sigmas = [0.5 / STEPS, *(t / (STEPS - t) for t in range(1, STEPS))]
-    return TimestepTable([1 / (1 + sigma * sigma) for sigma in sigmas], name="flow")
 
 
 def _betas(alphas_cumprod: torch.Tensor) -> list[float]:

@@ -71,7 +71,22 @@ def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
     with progress_bar(progress and first_process(), "reading images") as show:
         tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
         found = source.load(config, tell)
-        return found if isinstance(found, Dataset) else split(found, config, tell)
+        return _as_expected(found if isinstance(found, Dataset) else split(found, config, tell), config)
+
+
+def _as_expected(data: Dataset, config: DataConfig) -> Dataset:
+    """The data, if they are what the recipe says."""
+    if config.shape is not None and data.shape != config.shape:
+        raise LogsnrError(
+            f"data.shape = {list(config.shape)}, and {config.source!r} has images of {list(data.shape)}: this recipe "
+            "is for other data; change data.shape, or resize the images"
+        )
+    if config.classes is not None and data.train_labels is not None and data.classes != config.classes:
+        raise LogsnrError(
+            f"data.classes = {config.classes}, and {config.source!r} has labels of {data.classes} classes: change "
+            "data.classes, or the labels"
+        )
+    return data
 
 
 def find_source(text: str) -> Source:
