@@ -86,7 +86,7 @@ def rows(name):
     section = next(part for part in text.split("\n## ") if f"`logsnr train {name}` ..." in part)
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    options = [re.findall(r"--set (.*?)(?= --set |$)", row[-1].strip("`")) for row in cells]
+    options = [[word for word in shlex.split(row[-1].strip("`")) if word != "--set"] for row in cells]
     return [(row, option) for row, option in zip(cells, options, strict=True)]
 
 
