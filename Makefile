@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 # Installed: what the demo needs, and what development needs on top.
 TRAIN  := $(VENV)/.train
 DEV    := $(VENV)/.dev
+SITE   := $(VENV)/.site
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # What pip would do on one core, less what is hardly ever imported (a third of it) and is compiled when it is; some files
 # of others are templates, which do not compile.
@@ -13,7 +14,8 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(RARE)' $(VENV)/lib >/dev/nu
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test tests test-heavy test-device test-recipes coverage lint bench results compatibility faults clean
+.PHONY: help demo test tests test-heavy test-device test-browser test-recipes coverage lint docs bench results \
+        compatibility faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -31,6 +33,10 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@$(COMPILE)
 	touch $(TRAIN) $@
+
+$(SITE): pyproject.toml constraints.txt | $(DEV)
+	$(PIP) -e '.[docs]'
+	touch $@
 
 demo: $(TRAIN) ## train, measure and sample a model of real digits; ends with runs/demo/report.html
 	$(BIN)/logsnr demo
@@ -57,6 +63,17 @@ coverage: $(DEV) ## all tests, heavy ones too, and which lines they reach (at le
 test-device: $(DEV) ## checks on this machine's accelerator: equal to the CPU, half precision, compiled, speed (minutes)
 	$(BIN)/pytest -s tests/device_checks.py
 
+docs: $(SITE) ## the site, into site/: no broken link; and every block of code of README and docs, as printed (minutes)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(PYTEST) -m 'heavy or not heavy' tests/test_site.py tests/test_docs.py tests/test_readme.py
+
+# CHROMIUM=... takes another browser than Debian's.
+test-browser: $(SITE) ## the site and the pages of reports in a browser: accessible, wide and narrow, light and dark, alone
+	$(PIP) -e '.[browser]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir runs/browser/site
+	$(BIN)/python tests/browser_pages.py runs/browser
+	BROWSER_PAGES=runs/browser $(BIN)/pytest tests/browser_checks.py
+
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/trainer_overhead.py
@@ -80,4 +97,4 @@ faults: $(DEV) ## kill, fill, damage and interrupt things; writes the table of d
 	PYTHONPATH=tests $(BIN)/python -m faults $(KINDS)
 
 clean: ## forget the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .coverage*

@@ -657,7 +657,10 @@ def test_solvers_that_draw_noise_take_part_where_distributions_do():
 
 def test_files_hold_what_was_measured(compared, tmp_path):
     files = write(compared, tmp_path / "new" / "folder")
-    assert [f.suffix for f in files] == [".json", ".md", ".svg", ".png"]
+    assert [f.suffix for f in files] == [".json", ".md", ".svg", ".png", ".html"]
+    page = files[4].read_text(encoding="utf-8")
+    assert all(f"{row.rmse.value:.4f} ± {row.rmse.stderr:.4f}" in page for row in compared.rows if row.rmse)
+    assert page.count("<svg ") == page.count('<svg role="img" aria-label=') == 1
     stored = json.loads(files[0].read_text())
     assert Comparison.from_dict(stored) == compared
     for wrong in ({**stored, "version": 3}, {**stored, "rows": [{}]}, {"version": 1}):

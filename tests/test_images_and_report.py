@@ -56,7 +56,8 @@ def test_text_is_escaped_and_markup_is_not():
     assert markup("a < b & c") == "a &lt; b &amp; c"
     assert markup(Html("<b>x</b>")) == "<b>x</b>"
     assert paragraph("1 < 2 ", Html("<b>yes</b>")) == '<p class="">1 &lt; 2 <b>yes</b></p>'
-    assert "<td>&lt;i&gt;</td>" in table(["a"], [["<i>"]])
+    assert '<th scope="row">&lt;i&gt;</th><td>2 &amp; 3</td>' in table(["a", "b"], [["<i>", "2 & 3"]], "what")
+    assert "<caption><span>a &lt; b</span></caption>" in table([], [["x"]], "a < b")
     assert "&amp;" in heading("a & b")
     assert "<b>3</b>" in cards([("3", "things")])
 

@@ -341,7 +341,7 @@ def test_the_command_writes_page_and_file_and_others_take_its_range(run, tmp_pat
     assert {f.kind for f in found.troubles} == {"undertrained"}
     assert found.half
     page = out.read_text(encoding="utf-8")
-    assert page.count("<img") == 2
+    assert page.count("<img") == 8 + 9
     # its range reaches the search
     low, high = found.declared_range
     narrow = json.loads(out.with_suffix(".json").read_text()) | {"sampling_range": [2 * low, high / 2]}

@@ -4,41 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from blocks import ROOT
+from printed import SMALLER, TINY, command
 
-from logsnr.cli import main
-
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
-TINY = [
-    "--set=steps=2",
-    "--set=network.channels=[4]",
-    "--set=network.mid_attention=false",
-    "--set=network.norm_groups=2",
-    "--set=samples.every=0",
-]
-
-FASTER = {
-    "train": shlex.join(TINY),
-    "passport": "--trajectories=2",
-    "compare": "--number=2 --teacher-steps=16 --solvers=ge,unipc,DDIM",
-    "calibrate": "--rollouts=40",
-}
-"""Options that make a line of the README quick; all else of it runs as it stands."""
-
-
-def command(line):
-    """Run one shell line as `logsnr` would, in this process."""
-    program, *arguments = shlex.split(line, comments=True)
-    assert program == "logsnr", line
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [program, *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code, line
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +67,7 @@ def test_command_lines(checkout):
             done = subprocess.run(program, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         else:
-            command(f"{line.split('#')[0]} {FASTER.get(name, '')}")
+            command(f"{line.split('#')[0]} {SMALLER.get(name, '')}")
     made = [
         "samples.png",
         "bags.png",

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from blocks import python
 
 import logsnr
 from logsnr.adapters import OLDEST_DIFFUSERS
@@ -18,9 +19,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
-    pytest.param(block, id=f"{page.relative_to(ROOT)}:{i}")
-    for page in PAGES
-    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S))
+    pytest.param(block.text, id=f"{page.relative_to(ROOT)}:{block.line}") for page in PAGES for block in python(page)
 ]
 SCRIPTS = [
     pytest.param(path.read_text(encoding="utf-8"), id=str(path.relative_to(ROOT)))

@@ -22,16 +22,59 @@ from logsnr.permission import allow_code
 from logsnr.terminal import console
 from logsnr.zoo import PREFIX, names
 
-ROAD = ("demo", "train", "sample", "generate", "calibrate", "compare", "evaluate", "passport", "export")
+WANTED = {
+    "To try it": {
+        "demo": "train on real digits, measure, sample, report: a minute or two",
+        "zoo": "models that come along",
+        "recipes": "trainings that come along",
+    },
+    "Images in few steps": {
+        "sample": "images of a run, of the zoo, or of a diffusers pipeline",
+        "generate": "any number of images, by any number of processes",
+        "calibrate": "find a model's own few-step plan",
+        "export": "a run as a stock diffusers pipeline",
+    },
+    "A model of your own": {
+        "data": "make images ready for training",
+        "train": "train by a recipe, or go on",
+        "objective": "what a loss, or a script's flags, weighs",
+    },
+    "Measured": {
+        "evaluate": "bits per dimension; samples against data",
+        "stats": "keep what samples are measured against",
+        "compare": "every sampler, from the same noise",
+        "passport": "one page about a model: its range, its faults, its steps",
+        "probe": "between which noise levels it is of use",
+        "information": "at which noise levels the bits of images lie",
+    },
+}
+"""Commands by what one wants to do, each in a few words."""
+BEGIN = """  logsnr sample zoo:digits --nfe 5 -n 64 --out samples.png
+  logsnr calibrate owner/name --prompts prompts.txt --nfe 5,8 --out plans.json
+  logsnr train digits --out runs/digits"""
 
 
 class Commands(TyperGroup):
     """The commands; an interruption leaves them as `Stopped`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Their names: those of the main road in its order, then the others."""
-        names = super().list_commands(ctx)
-        return [*(name for name in ROAD if name in names), *(name for name in names if name not in ROAD)]
+        """Their names, in the order of `WANTED`."""
+        names, road = super().list_commands(ctx), [name for group in WANTED.values() for name in group]
+        return [*(name for name in road if name in names), *(name for name in names if name not in road)]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by what one wants to do, and where to begin."""
+        known = dict.fromkeys(self.list_commands(ctx))
+        grouped = {title: {name: text for name, text in of.items() if name in known} for title, of in WANTED.items()}
+        told = {name for of in grouped.values() for name in of}
+        grouped["More"] = {name: self.commands[name].get_short_help_str(60) for name in known if name not in told}
+        for title, of in grouped.items():
+            if of:
+                with formatter.section(title):
+                    formatter.write_dl(list(of.items()))
+        with formatter.section("Begin with"):
+            formatter.write(f"{BEGIN}\n")
+        formatter.write("\nEach has examples in its --help, and --json for machines.\n")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

@@ -74,7 +74,7 @@ def compare(
         typer.Option(help="JSON of `logsnr passport`: stay in its usable range; the admissible grid of its eta joins."),
     ] = None,
     range_: Range = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .md, .png and .svg.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.html, .json, .md, .png and .svg.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what --out holds, of any process, and measure the rest.")
     ] = False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,6 +65,7 @@ def passport(
     if prompts is not None and prompt is not None:
         raise LogsnrError(f"--prompt {prompt} with --prompts {prompts}: give one of them")
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None, support.place(device, dtype, compile_))
+    cond: Mapping[str, Any] | None
     if prompts is None:
         x, cond, remark = _samples(denoiser, data, prompt, quiet=hushed(json_))
     else:

@@ -8,7 +8,7 @@ from logsnr.demo.result import FEATURES, DemoResult, Sampled
 from logsnr.images import tile
 from logsnr.pixels import Pixels
 from logsnr.report import figures
-from logsnr.report.page import Html, cards, chart, heading, inline_image, paragraph, picture, row, table
+from logsnr.report.page import Html, cards, chart, heading, inline_image, paragraph, picture, row, strip, table
 
 
 def demo_page(result: DemoResult) -> list[Html]:
@@ -79,8 +79,7 @@ def _few_steps(result: DemoResult) -> list[Html]:
         return inline_image(shown, f"{q.sampler}, {q.nfe} evaluations")
 
     found = {(q.sampler, q.nfe): q for q in result.samplers}
-    pictures = [[name, *(cell(found.get((name, n))) for n in evaluations), ""] for name in names]
-    pictures[0][-1] = cell(result.teacher)
+    pictures = [[name, *(cell(found.get((name, n))) for n in evaluations)] for name in names]
     numbers = [
         [q.sampler, q.nfe, "–" if q.rmse is None else f"{q.rmse:.4f}", f"{q.frechet:.2f}", f"{q.confident:.1%}"]
         for q in (*result.samplers, result.teacher)
@@ -103,7 +102,15 @@ def _few_steps(result: DemoResult) -> list[Html]:
             "that logsnr calibrate found for a model of the same digits, trained longer; DDPM adds fresh noise on the "
             "way and so ends elsewhere. The teacher solves the same equation in many small steps."
         ),
-        table(["", *(f"{n} evaluations" for n in evaluations), f"teacher, {result.teacher.nfe}"], pictures),
+        table(
+            ["sampler", *(f"{n} evaluations" for n in evaluations)],
+            pictures,
+            "Ten samples of every sampler, from the same noise.",
+        ),
+        picture(
+            tile(pixels.display(result.teacher.images[:10]), columns=10, scale=4),
+            f"Where that noise leads in {result.teacher.nfe} evaluations: the {result.teacher.sampler}.",
+        ),
         row(
             chart(
                 figures.against_nfe(errors, ylabel="RMSE to the teacher's end point"),
@@ -114,9 +121,14 @@ def _few_steps(result: DemoResult) -> list[Html]:
                 f"FD (features: {FEATURES}), {count} samples against 1,000 real digits. Not FID: other features.",
             ),
         ),
-        table(["sampler", "evaluations", "RMSE to teacher", "FD", "recognised ≥ .9"], numbers),
+        table(
+            ["sampler", "evaluations", "RMSE to teacher", "FD", "recognised ≥ .9"],
+            numbers,
+            f"{count} samples a row, {count // 10} of each digit.",
+        ),
+        *_recognised(result),
         paragraph(
-            f"{count} samples a row, {count // 10} of each digit; the last row compares as many real digits "
+            "The last row compares as many real digits "
             "with the 1,000 others, and shows the recognised share of held-out digits. Samples can lie nearer to those "
             "1,000 than other real digits do, since the model was trained on them.",
             kind="note",
@@ -124,12 +136,29 @@ def _few_steps(result: DemoResult) -> list[Html]:
     ]
 
 
+def _recognised(result: DemoResult) -> list[Html]:
+    """Why the worst sampler is recognised best, where it is."""
+    worst = max(result.samplers, key=lambda q: q.frechet)
+    if worst.confident < max(q.confident for q in result.samplers):
+        return []
+    return [
+        paragraph(
+            f"{worst.sampler} with {worst.nfe} evaluations is recognised best and lies farthest from the data. Few "
+            "steps fall short of the variety of the data: their digits lie too near the mean of their class, and what "
+            "is typical is easily recognised. The distance counts the variety that is missing.",
+            kind="note",
+        )
+    ]
+
+
 def _noise_levels(result: DemoResult) -> list[Html]:
     bound, given, training = result.likelihood, result.likelihood_given_label, result.training
     lo, hi = bound.logsnr_range
     centres, errors = (values.tolist() for values in bound.loss_curve)
-    shown = torch.cat([torch.stack([noisy, clean], 1) for _, noisy, clean in result.strip], 1).flatten(0, 1)
-    sigmas = ", ".join(f"{sigma:g}" for sigma, _, _ in result.strip)
+    shown = [
+        (f"{sigma:g}", tile(torch.stack([noisy, clean], 1).flatten(0, 1), columns=2, scale=5, gap=3))
+        for sigma, noisy, clean in result.strip
+    ]
     return [
         heading("How well it denoises, noise level by noise level"),
         row(
@@ -143,9 +172,10 @@ def _noise_levels(result: DemoResult) -> list[Html]:
                 "where the computer looks.",
             ),
         ),
-        picture(
-            tile(shown, columns=2 * len(result.strip), scale=5, gap=3),
-            f"Eight held-out digits, noisy and denoised in pairs, at sigma = {sigmas}.",
+        strip(
+            shown,
+            "Eight held-out digits, a row each: at every noise level the noisy one and what the model makes of it.",
+            what="sigma",
         ),
         paragraph(
             f"The variational bound on {len(bound.per_image)} held-out images with {result.grey_levels} grey levels: ",
@@ -172,7 +202,9 @@ def _memory(result: DemoResult) -> list[Html]:
             "Distance (RMS per pixel, on [-1, 1]) from each image to the nearest training image. Samples that were "
             "copies would lie much nearer than digits the model never saw."
         ),
-        table(["", "first quartile", "median", "third quartile"], rows),
+        table(
+            ["images", "first quartile", "median", "third quartile"], rows, "Distance to the nearest training image."
+        ),
         picture(
             tile(pairs, columns=20, scale=5, gap=3),
             "Twenty samples, each followed by its nearest training image.",

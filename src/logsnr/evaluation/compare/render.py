@@ -1,4 +1,4 @@
-"""Rendering: a comparison as a terminal table, Markdown, JSON and a picture."""
+"""Rendering: a comparison as a terminal table, a page, Markdown, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from logsnr.evaluation.compare.plot import plot
 from logsnr.evaluation.compare.result import Comparison, Measured, Row, merged
 from logsnr.evaluation.metrics import Estimated, student
 from logsnr.reading import read_json
+from logsnr.report import page
 from logsnr.terminal import note
 from logsnr.writing import replace_file
 
@@ -48,6 +49,44 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write_page(comparison: Comparison, path: Path) -> Path:
+    """Write the comparison as one HTML page: the picture, the best of each family, and every sampler."""
+    columns = _columns(comparison)
+
+    def rows(of: Iterable[Row], caption: str) -> page.Html:
+        cells = [[_name(comparison, row), *_numbers(comparison, row)] for row in of]
+        teacher = [f"teacher: {comparison.teacher.name}", *_teacher_numbers(comparison)]
+        return page.table(columns, [*cells, teacher], caption)
+
+    best = [rows(comparison.best(n).values(), f"{n} evaluations: best of each family.") for n in comparison.budgets]
+    every = [
+        rows(found, f"{n} evaluations: {len(found)} samplers.")
+        for n in comparison.budgets
+        for found in [comparison.at(n)]
+    ]
+    parts = [
+        *(page.paragraph(line.removeprefix("- "), kind="note") for line in _facts(comparison).splitlines()),
+        page.heading("Error against evaluations"),
+        *_charts(comparison),
+        page.heading("The best"),
+        *best,
+        page.heading("All of them"),
+        *every,
+    ]
+    return page.write_page(path, title(comparison), parts)
+
+
+def _charts(comparison: Comparison) -> list[page.Html]:
+    """The picture, or nothing where it cannot be drawn, which is said."""
+    try:
+        drawn = plot(comparison, "svg").decode()
+    except Exception as error:
+        note(f"no picture in the page: {one_line(error)}")
+        return []
+    told = "Every sampler is a dot; the best families are lines, ours full and diffusers' dashed, named at their ends."
+    return [page.chart(drawn[drawn.index("<svg") :], told)]
+
+
 def write_rows(comparison: Comparison, folder: Path, cells: tuple[int, int] | None = None) -> Path:
     """Write what is known so far, as JSON alone: comparison.json, or of a part of the cells a file of its own."""
     file = folder / ("comparison.json" if cells is None else "cells-{}-of-{}.json".format(*cells))
@@ -73,7 +112,7 @@ def _json(comparison: Comparison) -> bytes:
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.json, .md, .svg and .png into a folder; a picture that fails is said and left out.
+    """Write comparison.json, .md, .html, .svg and .png into a folder; a picture that fails is said and left out.
 
     Returns:
         The files.
@@ -98,7 +137,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
             note(f"no picture {file.name}: {one_line(error)}")
         else:
             out.append(file)
-    return out
+    return [*out, write_page(comparison, folder / "comparison.html")]
 
 
 def title(comparison: Comparison) -> str:

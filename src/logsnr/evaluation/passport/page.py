@@ -16,9 +16,8 @@ from logsnr.evaluation.passport.findings import (
 )
 from logsnr.images import tile
 from logsnr.report import figures
-from logsnr.report.page import Html, cards, chart, heading, markup, paragraph, picture, row, table, write_page
+from logsnr.report.page import Html, cards, chart, heading, markup, paragraph, row, strip, table, write_page
 
-COLOURS = {"error": "#b3261e", "warning": "#a86400", "info": "#3c8d5a"}
 STEEP = 10.0
 """Largest value of a curve about 1 that a linear axis shows."""
 WORDS = {"error": "trouble", "warning": "warning", "info": "note"}
@@ -88,12 +87,8 @@ def _choice(p: Passport) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> list[Html]:
-    items = "".join(
-        f'<li style="margin:.5rem 0"><b style="color:{COLOURS[f.severity]}">{WORDS[f.severity]}</b> '
-        f"{markup(f.text)}</li>"
-        for f in findings
-    )
-    return [heading("Findings"), Html(f'<ul style="list-style:none;padding:0;max-width:80ch">{items}</ul>')]
+    items = "".join(f'<li><b class="{f.severity}">{WORDS[f.severity]}</b> {markup(f.text)}</li>' for f in findings)
+    return [heading("Findings"), Html(f'<ul class="findings">{items}</ul>')]
 
 
 def _ranges(p: Passport) -> list[Html]:
@@ -106,29 +101,37 @@ def _ranges(p: Passport) -> list[Html]:
     ]
     if spent or "probe" in p.evaluations:
         rows.append([f"of use by the probe: its own samples alone, {spent} evaluations", probe])
-    return [table(["range of sigma", ""], rows)]
+    return [table(["range", "sigma"], rows, "Ranges of noise levels.")]
 
 
 def _pictures(p: Passport) -> list[Html]:
     if p.pictures is None:
         return []
     shown, width = p.pictures, p.pictures.denoised.shape[-1]
-    scale = max(1, 56 // width)
-    listed = ", ".join(f"{s:.3g}" for s in shown.sigmas)
-    steps = ", ".join(f"{s:.3g}" for s in shown.steps[:-1])
-    # One row per sample reads from noisy to clean: pairs (noisy, denoised) side by side.
-    kinds, images = 2 * len(shown.sigmas), shown.denoised
-    pairs = images.view(kinds, shown.columns, *images.shape[1:]).transpose(0, 1).flatten(0, 1)
+    scale = max(1, 48 // width)
+    # A row per sample; a column per level, of pairs (noisy, denoised), or per step.
+    images, paths = shown.denoised, shown.trajectory
+    levels = images.view(len(shown.sigmas), 2, shown.columns, *images.shape[1:]).transpose(1, 2).flatten(1, 2)
+    steps = paths.view(-1, len(shown.steps), *paths.shape[1:]).transpose(0, 1)
     return [
         heading("What it does to samples"),
-        picture(
-            tile(pairs, columns=2 * len(shown.sigmas), scale=scale, gap=2),
-            f"{'Held-out' if p.source == 'data' else 'Drawn'} samples, noisy and denoised in pairs; sigma = {listed}.",
+        strip(
+            [
+                (f"{sigma:.3g}", tile(pairs, columns=2, scale=scale, gap=2))
+                for sigma, pairs in zip(shown.sigmas, levels, strict=True)
+            ],
+            f"{'Held-out' if p.source == 'data' else 'Drawn'} samples, a row each: at every noise level the noisy one "
+            "and what the model makes of it.",
+            what="sigma",
         ),
-        picture(
-            tile(shown.trajectory, columns=len(shown.steps), scale=scale, gap=2),
-            f"Sampling, {len(shown.steps) - 1} evaluations of gradient estimation: the estimate of x at "
-            f"sigma = {steps}, and the end.",
+        strip(
+            [
+                (name, tile(column, columns=1, scale=scale, gap=2))
+                for name, column in zip((*(f"{s:.3g}" for s in shown.steps[:-1]), "end"), steps, strict=True)
+            ],
+            f"Sampling, {len(shown.steps) - 1} evaluations of gradient estimation: the estimate of x at every level, "
+            "and the end.",
+            what="sigma",
         ),
     ]
 
@@ -314,7 +317,11 @@ def _ends(p: Passport) -> list[Html]:
             f"{p.trajectories} trajectories against a many-step teacher from the same noise (itself known to "
             f"{p.teacher_error:.4f}), on geometric levels over the declared range.",
         ),
-        table(["sampler", *nfes], [[n, *(f"{found[n, k]:.4f}" for k in nfes)] for n in names]),
+        table(
+            ["sampler", *(f"{k} evaluations" for k in nfes)],
+            [[n, *(f"{found[n, k]:.4f}" for k in nfes)] for n in names],
+            "End-point RMSE over sigma_data.",
+        ),
     ]
 
 
@@ -332,7 +339,7 @@ def _numbers(p: Passport) -> list[Html]:
             ["… mean left, in units of the noise", f"{p.start.mean_leak:.3f}"],
             ["… largest variance left, of the noise's", f"{p.start.variance_leak:.2%}"],
         ]
-    parts.append(table(["", ""], rows))
+    parts.append(table([], rows, "What was spent and measured."))
     if p.half:
         worst = {d: [h for h in p.half if h.dtype == d] for d in dict.fromkeys(h.dtype for h in p.half)}
         body = [
@@ -343,5 +350,7 @@ def _numbers(p: Passport) -> list[Html]:
             ]
             for d, hs in worst.items()
         ]
-        parts.append(table(["half precision", "largest added squared error", "answers lost"], body))
+        parts.append(
+            table(["precision", "largest added squared error", "answers lost"], body, "Half precision against float32.")
+        )
     return parts
