@@ -14,8 +14,8 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(RARE)' $(VENV)/lib >/dev/nu
 # Tests run in parallel processes: one thread each, or they fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: help demo test tests test-heavy test-device test-browser test-recipes coverage lint docs bench results \
-        compatibility faults clean
+.PHONY: help demo test tests test-heavy test-device test-device-training test-browser test-recipes coverage lint docs \
+        bench results compatibility faults clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -63,6 +63,9 @@ coverage: $(DEV) ## all tests, heavy ones too, and which lines they reach (at le
 test-device: $(DEV) ## checks on this machine's accelerator: equal to the CPU, half precision, compiled, speed (minutes)
 	$(BIN)/pytest -s tests/device_checks.py
 
+test-device-training: $(DEV) ## training on it: images/s, share of its peak, memory; fp16, bf16, compiled, resumed (ten minutes)
+	$(BIN)/pytest -s tests/device_training.py
+
 docs: $(SITE) ## the site, into site/: no broken link; and every block of code of README and docs, as printed (minutes)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	$(PYTEST) -m 'heavy or not heavy' tests/test_site.py tests/test_docs.py tests/test_readme.py
@@ -77,6 +80,8 @@ test-browser: $(SITE) ## the site and the pages of reports in a browser: accessi
 bench: $(DEV) ## timings side by side with peers; quiet machine, please
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python benchmarks/trainer_overhead.py --accumulate 2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py --processes 2
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/scheduler_overhead.py
 

@@ -1,6 +1,8 @@
 """What the trainer costs over a bare PyTorch loop: images per second of both, in alternating segments of one process.
 
     python benchmarks/trainer_overhead.py --segments 11 --steps 10
+    python benchmarks/trainer_overhead.py --accumulate 2
+    python benchmarks/trainer_overhead.py --processes 2          # a DistributedDataParallel loop beside ours
 
 Both sides train the same network (1M parameters) on the same digits with AdamW, gradient clipping and an average of
 the weights; the bare loop minimises plain EDM with no library between it and PyTorch.  Segments alternate, so that a
@@ -10,11 +12,17 @@ busy machine slows both; read the median of the ratios of neighbouring segments.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from logsnr.models import UNetConfig, build_network
 from logsnr.pixels import Pixels
@@ -24,8 +32,18 @@ from logsnr.training.run import Run
 CHANNELS = (32, 64)
 
 
-def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, grey_levels: int) -> Callable[[], None]:
-    """One step of what one would write by hand: EDM's loss, AdamW, clipping, and an average of the weights."""
+def bare_loop(
+    images: torch.Tensor, labels: torch.Tensor, batch: int, grey_levels: int, parts: int
+) -> Callable[[], None]:
+    """One step of what one would write by hand: EDM's loss, AdamW, clipping, and an average of the weights.
+
+    Args:
+        images: to train on,
+        labels: with their classes.
+        batch: images of this process,
+        parts: taken in so many parts.
+        grey_levels: of the images.
+    """
     torch.manual_seed(0)
     network = build_network(UNetConfig(channels=CHANNELS, norm_groups=8, classes=10), tuple(images.shape[1:]))
     parameters = list(network.parameters())
@@ -33,18 +51,25 @@ def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, grey_level
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     data = Pixels(grey_levels).encode(images)
     sd = float(data.std())
+    called = DistributedDataParallel(network) if dist.is_initialized() else network
 
-    def step() -> None:
+    def backward(batch: int) -> None:
         index = torch.randint(len(data), (batch,))
         x, y = data[index], labels[index].masked_fill(torch.rand(batch) < 0.1, 10)
         sigma = (torch.randn(batch) * 1.2 - 1.2).exp()[:, None, None, None]
         noisy = x + sigma * torch.randn_like(x)
         variance = sigma**2 + sd**2
         label = 1000 * (sigma / (1 + sigma)).flatten()
-        out = network(noisy / variance.sqrt(), label, class_labels=y)
+        out = called(noisy / variance.sqrt(), label, class_labels=y)
         target = (x - sd**2 / variance * noisy) * variance.sqrt() / (sigma * sd)
         loss = (out - target).square().mean()
-        loss.backward()
+        (loss / parts).backward()
+
+    def step() -> None:
+        for part in range(parts):
+            waits = dist.is_initialized() and part < parts - 1
+            with called.no_sync() if waits else contextlib.nullcontext():
+                backward(batch // parts)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -53,7 +78,7 @@ def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int, grey_level
     return step
 
 
-def our_loop(batch: int, adaptive: bool) -> tuple[Callable[[], None], int]:
+def our_loop(batch: int, adaptive: bool, parts: int) -> tuple[Callable[[], None], int]:
     """One step of the trainer, and the number of its parameters."""
     recipe = recipe_from(
         {
@@ -61,6 +86,7 @@ def our_loop(batch: int, adaptive: bool) -> tuple[Callable[[], None], int]:
             "objective": {"preset": "edm", "adaptive": adaptive},
             "conditional": True,
             "batch": batch,
+            "accumulate": parts,
             "steps": 1,
             "device": "cpu",
         }
@@ -83,16 +109,50 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--adaptive", action="store_true", help="with an adaptive schedule on our side")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, where others share the machine")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch on each process")
+    parser.add_argument("--processes", type=int, default=1, help="started here, one thread each")
     options = parser.parse_args()
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.processes == 1:
+        measure(options)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=of_several, args=(rank, port, options)) for rank in range(options.processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
 
+
+def of_several(rank: int, port: int, options: argparse.Namespace) -> None:
+    """One process of several."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(options.processes))
+    os.environ["LOCAL_WORLD_SIZE"] = str(options.processes)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    measure(options, rank)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(options: argparse.Namespace, rank: int = 0) -> None:
+    """Alternate segments of both, and print what they took."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
     data = load_data(recipe_from({"steps": 1}).data)
     assert data.train_labels is not None
-    bare = bare_loop(data.train_images, data.train_labels, options.batch, data.grey_levels)
-    ours, parameters = our_loop(options.batch, options.adaptive)
+    share, parts = options.batch // options.processes, options.accumulate
+    bare = bare_loop(data.train_images, data.train_labels, share, data.grey_levels, parts)
+    ours, parameters = our_loop(options.batch, options.adaptive, parts)
     for step in (bare, ours):
         seconds(step, 3)
-    print(f"{parameters:,} parameters, batch {options.batch}, {torch.get_num_threads()} threads")
+    say: Callable[..., None] = print if rank == 0 else lambda *told: None
+    say(
+        f"{parameters:,} parameters, batch {options.batch} over {options.processes} processes in {parts} parts, "
+        f"{torch.get_num_threads()} threads each"
+    )
 
     images = options.steps * options.batch
     ratios, rates = [], []
@@ -103,9 +163,9 @@ def main() -> None:
         a, b = times[id(bare)], times[id(ours)]
         ratios.append(a / b)
         rates.append((images / a, images / b))
-        print(f"segment {segment:2d}   bare {images / a:8.1f}   ours {images / b:8.1f} images/s   ratio {a / b:.3f}")
+        say(f"segment {segment:2d}   bare {images / a:8.1f}   ours {images / b:8.1f} images/s   ratio {a / b:.3f}")
     bare_rate, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
-    print(f"median       bare {bare_rate:8.1f}   ours {our_rate:8.1f} images/s   ratio {statistics.median(ratios):.3f}")
+    say(f"median       bare {bare_rate:8.1f}   ours {our_rate:8.1f} images/s   ratio {statistics.median(ratios):.3f}")
 
 
 if __name__ == "__main__":

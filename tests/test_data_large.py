@@ -16,6 +16,7 @@ from PIL import Image
 from logsnr.errors import LogsnrError
 from logsnr.files import read_pair
 from logsnr.interrupts import Interrupted
+from logsnr.schedules import Cosine
 from logsnr.training import Dataset, load_data, recipe_from, train
 from logsnr.training.config import DataConfig
 from logsnr.training.data import Rows
@@ -126,7 +127,7 @@ def draws(data, options, rank=0, world=1):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_any_number_of_processes_sees_one_stream_from_any_step(tmp_path, world, workers):
-    """Shares, in the order of their processes, are the batch of one process: images, flips, labels, dropped ones."""
+    """Shares, in the order of their processes, are the batch of one: images, flips, labels, dropped ones, noise."""
     if workers and world == 3:
         pytest.skip("two processes that read ahead are enough")
     source = save(tmp_path / "x", "npz", pictures(), np.arange(60) % 3)
@@ -139,10 +140,12 @@ def test_any_number_of_processes_sees_one_stream_from_any_step(tmp_path, world, 
         parts = [share(step) for share in shares]
         assert torch.equal(torch.cat([part for part, _ in parts]), x)
         assert torch.equal(torch.cat([c["class_labels"] for _, c in parts]), cond["class_labels"])
+        drawn = whole.noise(Cosine(), x)
+        parts = [share.noise(Cosine(), part) for share, (part, _) in zip(shares, parts, strict=True)]
+        for of_all, of_each in zip(drawn, zip(*parts, strict=True), strict=True):
+            assert torch.equal(torch.cat(of_each), of_all)
     for share in shares:
         share.close()
-    after = [share._generator.get_state() for share in shares]
-    assert all(not torch.equal(after[0], other) for other in after[1:])  # noise is each process's own
 
 
 def test_a_mistake_in_the_data_is_one_line_also_from_another_process():

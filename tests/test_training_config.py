@@ -79,7 +79,7 @@ def test_recipes_of_version_0_1_call_grey_levels_levels():
         ),
         ({"network": {"chanels": [8]}}, "network: key 'chanels' is not one of "),
         ({"stepz": 3}, "did you mean 'steps'?"),
-        ({"zzzz": 3}, "key 'zzzz' is not one of batch, "),
+        ({"zzzz": 3}, "key 'zzzz' is not one of accumulate, batch, "),
         ({"optimizer": {"lr": -1}}, "optimizer.lr = -1: input should be greater than 0"),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr = 'fast': input should be a valid number"),
         ({"ema": {"decay": 1.0}}, "ema.decay = 1.0: input should be less than 1"),

@@ -8,6 +8,7 @@ kill or a full disk at any point, the card on disk still names a complete weight
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ class Pair:
         stem: beginning of the weight file's name.
         card: what the card says, beside format, step and weights.
         tensors: the weights.
+        entry: what the card says of weights that are written already, in place of `tensors`.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Pair:
     stem: str
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+    entry: dict[str, Any] | None = None
 
 
 def write_pairs(pairs: Sequence[Pair], *, step: int) -> None:
@@ -63,8 +66,11 @@ def write_pairs(pairs: Sequence[Pair], *, step: int) -> None:
     Raises:
         LogsnrError: if the disk refuses (full, read-only); what was written before stays intact and loadable.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for pair in pairs:
+        if pair.entry is not None:
+            entries.append(pair.entry)
+            continue
         weights = tensors_to_bytes({key: value.detach().cpu().contiguous() for key, value in pair.tensors.items()})
         digest = hashlib.sha256(weights).hexdigest()
         file = f"{pair.stem}-{step:08d}-{digest[:8]}.safetensors"
@@ -75,7 +81,7 @@ def write_pairs(pairs: Sequence[Pair], *, step: int) -> None:
         _write(pair.folder / f"{pair.name}.json", (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
     for pair, entry in zip(pairs, entries, strict=True):
         for stale in weight_files(pair.folder, pair.stem):
-            if stale.name != entry["file"]:
+            if stale.name != entry.get("file"):
                 with suppress(OSError):
                     stale.unlink(missing_ok=True)
         remove_temporaries(pair.folder, rf"(?:{pair.name}\.json|{weight_name(pair.stem)})")
@@ -109,28 +115,52 @@ def read_pair(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor
     """
     card = read_card(folder, name)
     entry = card["weights"]
+    if "file" not in entry:
+        raise LogsnrError(f"{folder / name}.json names shards, which are no single file: resume the run")
     path = folder / str(entry["file"])
     try:
         size = path.stat().st_size
         # Its size is compared first: a link may lead to what never ends.
         weights = path.read_bytes() if size == entry["bytes"] and path.is_file() else b""
     except OSError as error:
-        raise LogsnrError(
-            f"{folder / name}.json names {path.name}, which cannot be read ({error.strerror}): "
-            "restore the file or train again"
-        ) from error
-    if len(weights) != entry["bytes"]:
+        raise _unreadable(f"{folder / name}.json", path, error) from error
+    _check(path, len(weights), size, hashlib.sha256(weights).hexdigest, entry)
+    return card, read_tensors(weights, path, "restore the file or train again")
+
+
+def verify(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Make sure that a file is the one that an entry of a card names, without taking it into memory.
+
+    Raises:
+        LogsnrError: if it is missing, truncated or altered.
+    """
+    path = folder / str(entry["file"])
+    try:
+        size = path.stat().st_size
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            right = size == entry["bytes"] and path.is_file()
+            _check(path, size if right else 0, size, lambda: hashlib.file_digest(file, "sha256").hexdigest(), entry)
+    except OSError as error:
+        raise _unreadable(f"the card of {folder}", path, error) from error
+
+
+def _unreadable(card: str, path: Path, error: OSError) -> LogsnrError:
+    return LogsnrError(
+        f"{card} names {path.name}, which cannot be read ({error.strerror}): restore the file or train again"
+    )
+
+
+def _check(path: Path, read: int, size: int, digest: Callable[[], str], entry: Mapping[str, Any]) -> None:
+    if read != entry["bytes"]:
         raise LogsnrError(
             f"{path} has {size} bytes, its card says {entry['bytes']}: the file is truncated or incomplete; "
             "copy it again or go back to another checkpoint"
         )
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != entry["sha256"]:
+    if (found := digest()) != entry["sha256"]:
         raise LogsnrError(
-            f"{path} has SHA-256 {digest[:12]}..., its card says {str(entry['sha256'])[:12]}...: the file was altered "
+            f"{path} has SHA-256 {found[:12]}..., its card says {str(entry['sha256'])[:12]}...: the file was altered "
             "(a flipped bit, or another run's weights); copy it again or go back to another checkpoint"
         )
-    return card, read_tensors(weights, path, "restore the file or train again")
 
 
 def read_card(folder: Path, name: str) -> dict[str, Any]:
@@ -144,13 +174,20 @@ def read_card(folder: Path, name: str) -> dict[str, Any]:
     if "format" not in card:
         raise LogsnrError(f"{path} is not a card of this library (no format version): give the folder of a run")
     check_format(card["format"], FORMAT, str(path), "restore it or train again")
-    entry = card.get("weights")
-    if not isinstance(entry, dict) or not {"file", "sha256", "bytes"} <= entry.keys():
-        raise LogsnrError(f"{path} names no weight file (file, sha256, bytes): restore the card or train again")
-    file = entry["file"]
-    if not isinstance(file, str) or not file.isprintable() or Path(file).name != file:
-        raise LogsnrError(f"{path} names the weight file {entry['file']!r}: it must lie in the card's own folder")
+    for entry in weight_entries(card):
+        if not isinstance(entry, dict) or not {"file", "sha256", "bytes"} <= entry.keys():
+            raise LogsnrError(f"{path} names no weight file (file, sha256, bytes): restore the card or train again")
+        for file in (entry["file"], card["weights"].get("folder", "shards")):
+            if not isinstance(file, str) or not file.isprintable() or Path(file).name != file:
+                raise LogsnrError(f"{path} names the weight file {file!r}: it must lie in the card's own folder")
     return card
+
+
+def weight_entries(card: Mapping[str, Any]) -> list[Any]:
+    """The entries of a card's weight files: one, or those of its shards."""
+    weights = card.get("weights")
+    files = weights.get("files") if isinstance(weights, dict) else None
+    return files if isinstance(files, list) and files else [weights]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -26,6 +26,12 @@ from logsnr.denoiser import Denoiser
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def output_layer(network: nn.Module) -> nn.Module | None:
+    """The linear layer or convolution that is registered last; None without any."""
+    found = [module for module in network.modules() if isinstance(module, _LAYERS)]
+    return found[-1] if found else None
+
+
 class OutputLayer:
     """Per-sample gradient norms of a network's last layer, watched while the network runs.
 
@@ -46,10 +52,9 @@ class OutputLayer:
 
     def __init__(self, network: nn.Module, layer: nn.Module | None = None) -> None:
         if layer is None:
-            found = [module for module in network.modules() if isinstance(module, _LAYERS)]
-            if not found:
+            layer = output_layer(network)
+            if layer is None:
                 raise ValueError("the network has no linear layer or convolution: name its output layer with layer=")
-            layer = found[-1]
         if not isinstance(layer, _LAYERS) or not _plain(layer):
             raise ValueError(f"output layer {layer}: give a linear layer, or a convolution of stride 1 and one group")
         self.layer = layer

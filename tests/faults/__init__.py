@@ -51,6 +51,12 @@ KINDS: dict[str, Kind] = {
         function="kills:random_trainings",
         least=30,
     ),
+    "random-kills-sharded": Kind(
+        what="SIGKILL at a random moment of one of two processes of `train` with sharded checkpoints, then `--resume`",
+        kept="the other ends within 60 s with one line that says so; the weights of the uninterrupted run, bit for bit",
+        function="ranks:random_sharded",
+        least=50,
+    ),
     "random-kills-calibrate": Kind(
         what="SIGKILL at a random moment of `calibrate --resume FILE`, then the same again",
         kept="the plan of the uninterrupted search, bit for bit",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from faults import Fault
 from faults.processes import Forked, command
@@ -89,16 +90,27 @@ def training_sites(folder: Path) -> Iterator[Fault]:
         yield f"site {site} ({name})", trouble or (f"left behind: {', '.join(left)}" if left else "")
 
 
+class Running(Protocol):
+    """What is killed: one process, or several that belong together."""
+
+    def kill(self) -> None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, seconds: float = 300.0) -> int | None: ...
+
+
 def random_kills(
-    start: Callable[[int], Forked], good: Callable[[int], str], seconds: float, seed: int
+    start: Callable[[int], Running], good: Callable[[int], str], seconds: float, seed: int, least: int = RANDOM
 ) -> Iterator[Fault]:
-    """Kill attempt after attempt of run after run at random moments, until `RANDOM` kills.
+    """Kill attempt after attempt of run after run at random moments, until so many kills.
 
     Args:
         start: begin or resume run number k.
         good: what is wrong with the finished run number k.
         seconds: that an undisturbed one takes.
         seed: of the moments.
+        least: kills.
     """
     chance, kills = random.Random(seed), 0
     for run in count():
@@ -117,7 +129,7 @@ def random_kills(
         for moment in moments[:-1]:
             yield f"run {run}, killed after {moment:.2f} s", trouble
             trouble = ""
-        if kills >= RANDOM:
+        if kills >= least:
             return
 
 

@@ -74,6 +74,7 @@ def train(
     from logsnr.interrupts import Interrupted
     from logsnr.training import load_recipe
     from logsnr.training import train as run
+    from logsnr.training.processes import first_process
 
     config = load_recipe(recipe, [*(set_ or []), *([] if init_from is None else [f"init_from={init_from}"])])
     if print_config or dry_run:
@@ -87,6 +88,8 @@ def train(
         summary = run(config, folder, resume=resume, progress=not hushed(json_))
     except Interrupted as stop:
         raise Interrupted(f"{stop}: {support.this_command('--resume')}", signum=stop.signum) from stop
+    if not first_process():
+        return  # one of several says it
     if json_:
         support.print_json({"folder": str(folder), **summary.to_dict()})
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, shown, unknown
@@ -69,8 +69,17 @@ def denoiser_pair(
     training: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> Pair:
     """What `save_denoiser` writes.
+
+    Args:
+        denoiser: as there, and so what follows.
+        folder: created if needed.
+        training: the recipe.
+        measured: what was measured on the model.
+        dtype: of the weights in the file.
+        weights: the network's, where it holds a part of them alone.
 
     Raises:
         LogsnrError: as there.
@@ -100,7 +109,7 @@ def denoiser_pair(
     card |= {key: denoiser.card[key] for key in KEPT if denoiser.card.get(key)}
     if measured is not None:
         card["measured"] = measured
-    weights = network.state_dict()
+    weights = network.state_dict() if weights is None else weights
     if dtype is not None:
         weights = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
     check_finite(weights, "cannot be saved")

@@ -64,6 +64,10 @@ class Recipe(Section):
         label_dropout: probability of replacing a label by the null class (for classifier-free guidance).
         sigma_data: standard deviation of the data; measured on the training images when not given.
         batch: images per step, over all processes.
+        accumulate: parts in which each process takes its share of a batch, one after the other, to save memory.
+        parallel: what each of several processes holds: "ddp", all weights, or "fsdp", its part of them (parallel.py).
+        recompute: compute a block's activations again in the backward pass instead of keeping them.
+        compile: compile the network's blocks (torch.compile).
         steps: stop after this many steps; or
         max_seconds: after this much training time, whichever comes first.
         seed: the master seed: weights, batches, noise and dropout derive from it.
@@ -86,6 +90,10 @@ class Recipe(Section):
     label_dropout: Probability = 0.1
     sigma_data: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     batch: Count = 128
+    accumulate: Count = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    recompute: bool = False
+    compile: bool = False
     steps: Count | None = None
     max_seconds: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,8 +1,8 @@
 """Draws: the batch of a step, and the seeds of all that a training draws.
 
 Every draw of step n comes from a generator seeded with (seed, n), so a run resumed at n continues bit for bit with no
-random state to store.  Which images, mirrored or not, under which labels: that is drawn for the global batch, of which
-each of several processes takes its share.  Any number of processes sees one stream.
+random state to store.  Images, mirrored or not, labels, noise levels and noise are drawn for the global batch, of which
+each of several processes takes its share: any number of processes sees one stream.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logsnr.errors import LogsnrError
 from logsnr.pixels import Pixels
+from logsnr.schedules import Schedule
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, Rows
 from logsnr.training.data.feed import Feed
@@ -58,13 +59,12 @@ class Draws:
                 "one sub-folder per class) or set conditional: false"
             )
         # A stored image becomes a sample by table lookup: the codec itself reads the largest pixel back, every call.
-        self._cells = Pixels(data.grey_levels).centres.to(device)
+        self._cells = Pixels(data.grey_levels).centres.to(device, torch.get_default_dtype())
         labels = data.train_labels if recipe.conditional else None
         self._labels = None if labels is None else labels.to(device)
         self._null, self._dropout, self._flip = data.classes, recipe.label_dropout, recipe.data.flip
         self._seed, self._n, self._batch = recipe.seed, len(data.train_images), recipe.batch
         self._share = slice(rank * recipe.batch // world, (rank + 1) * recipe.batch // world)
-        self._rank, self._world = rank, world
         self._generator, self._device = generator, device
         self._images: Tensor | Feed
         if isinstance(data.train_images, Rows):
@@ -80,7 +80,7 @@ class Draws:
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Samples x `[B, C, H, W]` and conditions of a step, with flips and label dropout; B is this process's share.
 
-        The generator then stands where the noise of the step begins, on each process somewhere else.
+        The generator then stands where the noise of the step begins.
         """
         self._generator.manual_seed(self.seed(step))
         index = self._index(self._generator)[self._share].to(self._device)
@@ -101,9 +101,20 @@ class Draws:
         cond = None
         if self._labels is not None:
             cond = {"class_labels": self._labels[index].masked_fill(self._chance(self._dropout), self._null)}
-        if self._world > 1:
-            self._generator.manual_seed(derived_seed(self._seed, "noise", step, self._rank))
         return x, cond
+
+    def noise(self, schedule: Schedule, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-SNRs `[B]` and noise `[B, C, H, W]` of the step whose samples x were drawn last: this process's share.
+
+        Levels are stratified over the global batch.
+        """
+        logsnr = schedule.sample(self._batch, generator=self._generator)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        shape = (self._batch, *x.shape[1:])
+        eps = torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=dtype)
+        # A share is copied, so that the noise of others does not stay.
+        eps = eps if len(x) == self._batch else eps[self._share].clone()
+        return logsnr[self._share], eps.to(x.device)
 
     def close(self) -> None:
         """Let processes end that read ahead."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from logsnr.training.parallel import own
+
 
 class EMA:
     """Average of parameters, kept in the tensors it is given.
@@ -15,13 +17,14 @@ class EMA:
     initial weights are soon forgotten.
 
     Args:
-        average: the tensors that hold the average, already equal to the initial weights.
+        average: the tensors that hold the average, already equal to the initial weights; of sharded ones this
+            process's part is averaged.
         decay: beta in [0, 1).
         ramp: as above.
     """
 
     def __init__(self, average: Iterable[Tensor], *, decay: float, ramp: bool = True) -> None:
-        self.average = [tensor.detach() for tensor in average]
+        self.average = [own(tensor.detach()) for tensor in average]
         self.decay = decay
         self.ramp = ramp
 
@@ -32,4 +35,4 @@ class EMA:
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor], n: int) -> None:
         """Move the average towards `parameters`, in one fused operation over all tensors."""
-        torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1 - self.beta(n))
+        torch._foreach_lerp_(self.average, [own(p.detach()) for p in parameters], 1 - self.beta(n))

@@ -19,6 +19,7 @@ from torch import Tensor
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.errors import LogsnrError, one_line
 from logsnr.interrupts import Asked, Interrupted, put_off
+from logsnr.models import load_denoiser
 from logsnr.models.stock import told_stock
 from logsnr.objectives import WeightedELBO
 from logsnr.paths import expanded
@@ -36,6 +37,7 @@ from logsnr.training.checkpoint import (
 from logsnr.training.config import Recipe
 from logsnr.training.data import Dataset, load_data
 from logsnr.training.initial import initial_model
+from logsnr.training.lifeline import together
 from logsnr.training.metrics import METRICS, truncate_metrics
 from logsnr.training.pictures import save_picture
 from logsnr.training.processes import first_process, note, own_accelerator, own_random_state
@@ -156,20 +158,23 @@ def train(
         initial = None if resume else initial_model(recipe, data.shape)
         with own_random_state(), own_accelerator():
             run = Run(recipe, data, out, initial)
-            run.metrics.begin(load_state(run, out) if resume else 0.0)
-            if run.rank == 0:
-                if overwrite:
-                    clear(out)
+            if progress and first:
+                console(stderr=True).print(run.describe(), soft_wrap=True)
+            with together(run.rank, run.world):
+                run.metrics.begin(load_state(run, out) if resume else 0.0)
                 if resume:
                     repair(run, out)
-                truncate_metrics(out / METRICS, run.step)
-            run.accelerator.wait_for_everyone()
-            if progress and first:
-                console(stderr=True).print(told_stock(run.average), soft_wrap=True)
-            try:
-                return _to_the_end(run, out, progress, callback)
-            finally:
-                run.draw.close()
+                if run.rank == 0:
+                    if overwrite:
+                        clear(out)
+                    truncate_metrics(out / METRICS, run.step)
+                run.accelerator.wait_for_everyone()
+                if progress and first:
+                    console(stderr=True).print(told_stock(run.average), soft_wrap=True)
+                try:
+                    return _to_the_end(run, out, progress, callback)
+                finally:
+                    run.close()
 
 
 def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) -> Summary:
@@ -187,15 +192,17 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
                 run.draw.close()  # readers that a SIGTERM reached end soon: what is saved must not end with them
             metrics.means(run.step, saved_at)  # no checkpoint of weights that have gone bad
             run.check_finite(saved_at)
-            if run.rank == 0:
-                save_state(run, out)
+            save_state(run, out)
+            if run.shards and (last or asked.signum is not None):
+                run.shards.wait()
             run.accelerator.wait_for_everyone()
         saved_at = run.step
 
     def picture() -> None:
         path = out / "samples" / f"step-{run.step:08d}.png"
         try:
-            save_picture(run.average, recipe, path)
+            if run.rank == 0 or run.shards:
+                save_picture(run.average, recipe, None if run.rank else path)
         except Exception as error:  # whatever is wrong with a picture, the training is not
             note(f"no picture {path.name}: {one_line(error)}; the training goes on")
 
@@ -213,8 +220,7 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
                 checkpoint()
             if due(recipe.samples.every):
                 with metrics.aside():
-                    if run.rank == 0:
-                        picture()
+                    picture()
                     run.accelerator.wait_for_everyone()
             if show is not None:
                 share = max(run.step / (recipe.steps or math.inf), metrics.seconds / (recipe.max_seconds or math.inf))
@@ -236,7 +242,7 @@ def _to_the_end(run: Run, out: Path, progress: bool, callback: Callback | None) 
         seconds=metrics.seconds,
         images_per_second=rate,
         loss=metrics.loss,
-        denoiser=run.average,
+        denoiser=load_denoiser(out) if run.shards else run.average,
         objective=run.objective,
     )
 

@@ -21,8 +21,10 @@ def in_turn(n: int, classes: int) -> Tensor:
     return torch.arange(n) % classes if n >= classes else torch.arange(n) * classes // n
 
 
-def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
+def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path | None) -> None:
     """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, or spread.
+
+    Processes that each hold a part of the weights all draw; those that are to write nothing are given no path.
 
     Raises:
         OSError: if the disk refuses.
@@ -35,6 +37,8 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path) -> None:
     classes = denoiser.network.classes
     cond = {"class_labels": in_turn(options.count, classes).to(device)} if classes else None
     x = sample(denoiser, options.plan(*denoiser.sampling_range, denoiser.sigma_data), noise=noise, cond=cond)
+    if path is None:
+        return
     assert denoiser.pixels is not None
     shown = denoiser.pixels.display(denoiser.decode(x).cpu())
     shown = shown[:, :3] if shown.shape[1] == 4 else shown

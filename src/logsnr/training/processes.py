@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from logsnr import terminal
 from logsnr.errors import LogsnrError, one_line, require
+from logsnr.interrupts import Interrupted
 from logsnr.training.config import Recipe
 
 
@@ -24,7 +26,7 @@ def accelerator_for(recipe: Recipe, tracking: dict[str, Any]) -> Any:
         tracking: what it is told of a tracker (trackers.py).
 
     Raises:
-        LogsnrError: if accelerate is missing, or the recipe's precision does not run here.
+        LogsnrError: if accelerate is missing or does the sharding itself, or the recipe's precision does not run here.
     """
     accelerate = require("accelerate", extra="train", purpose="training")
     try:
@@ -33,6 +35,10 @@ def accelerator_for(recipe: Recipe, tracking: dict[str, Any]) -> Any:
         raise LogsnrError(
             f"precision = {recipe.precision!r} does not run here ({one_line(error)}): use 'no'"
         ) from error
+    if (kind := accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise LogsnrError(
+            f"accelerate is set up for {kind}: launch without that (torchrun), and set parallel: fsdp in the recipe"
+        )
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate would quietly train in float32.
         raise LogsnrError("precision = 'fp16' needs a GPU: use 'bf16' or 'no' on a CPU")
@@ -56,19 +62,36 @@ def own_accelerator() -> Iterator[None]:
         yield  # `accelerator_for` says what is missing.
         return
     fresh: Any = not PartialState._shared_state
-    grouped = _grouped()
+    grouped, orderly = _grouped(), False
     try:
         yield
-        if _grouped() and not grouped:
-            torch.distributed.barrier()  # who leaves first takes the connections with it
-            # Gloo's thread needs the interpreter's lock to drop the barrier's tensor; the group's destructor waits for
-            # that thread and holds the lock.  So the thread gets the lock first.
-            time.sleep(0.2)
+        orderly = True
+    except Interrupted:
+        orderly = True
+        raise
     finally:
         if _grouped() and not grouped:
+            if orderly:
+                _last_exchange()  # who leaves first takes the connections with it
             torch.distributed.destroy_process_group()
         if fresh:
             AcceleratorState._reset_state(reset_partial_state=not _grouped())
+
+
+def _last_exchange(patience: float = 5.0) -> None:
+    """Wait for all, until nobody's thread holds what was exchanged.
+
+    Gloo's thread needs the interpreter's lock to drop a tensor; the group's destructor waits for that thread and may
+    hold the lock.  A tensor that nothing but the exchange holds is gone once the thread has dropped it.
+    """
+    device = "cpu" if torch.distributed.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    last = torch.zeros(1, device=device)
+    held = weakref.ref(last)
+    torch.distributed.all_reduce(last)
+    del last
+    end = time.monotonic() + patience
+    while held() is not None and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def _grouped() -> bool:

@@ -115,7 +115,7 @@ class AdaptiveConfig(Section):
         floor: share of uniform draws.
         true_every: for the gradient, steps between measurements of true gradient norms over all parameters, which
             mend the last layer's (0 = never).
-        true_samples: draws in each, per process.
+        true_samples: draws in each, over all processes.
     """
 
     importance: Literal["auto", "error", "gradient"] = "auto"
