@@ -25,7 +25,7 @@ FLOORS = [
     ],
     ["reading", "writing", "devices", "gaussian", "timesteps", "zoo"],
     ["files", "predictions", "schedules"],
-    ["weightings", "denoiser"],
+    ["weightings", "denoiser", "posterior"],
     ["exact", "guidance", "gradients", "uncertainty", "objectives", "sampling"],
     ["grids", "solvers", "models", "likelihood", "report", "generation"],
     ["calibration", "adapters", "training", "plot"],

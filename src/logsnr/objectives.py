@@ -36,7 +36,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from torch import Tensor
 from logsnr.denoiser import Denoiser
 from logsnr.errors import unknown
 from logsnr.noise import sigma_from_logsnr
+from logsnr.posterior import batch_posterior
 from logsnr.predictions import Eps
 from logsnr.schedules import Cosine, Discrete, EDMTraining, FlowUniform, Linear, LogitNormal, Schedule, VPLinear
 from logsnr.timesteps import TimestepTable
@@ -62,6 +63,8 @@ from logsnr.weightings import (
     Weighting,
     implied_by,
 )
+
+Target = Literal["sample", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +91,21 @@ class WeightedELBO:
         weighting: what each noise level counts.
         schedule: how noise levels are drawn; its range is the objective's.
         name: what reports call it.
+        target: "sample" regresses on the x that a state was made of, "batch" on the posterior mean among the batch
+            (posterior.py): the same minimiser as the batch grows, less variance at every level.
 
     Raises:
         LogsnrError: if w is negative, not a number or infinite somewhere on that range, or zero everywhere.
     """
 
-    def __init__(self, weighting: Weighting, schedule: Schedule, *, name: str = "custom") -> None:
+    def __init__(
+        self, weighting: Weighting, schedule: Schedule, *, name: str = "custom", target: Target = "sample"
+    ) -> None:
         weighting.check(*schedule.range)
         self.weighting = weighting
         self.schedule = schedule
         self.name = name
+        self.target = target
         self._scales: dict[float, float] = {}
 
     def __repr__(self) -> str:
@@ -140,7 +148,10 @@ class WeightedELBO:
         level = logsnr.to(torch.float64)
         sigma = sigma_from_logsnr(level).to(dtype).to(x.device)
         ratio = (self.weighting.log(level) - self.schedule.log_density(level)).exp()
-        error = denoiser.eps_error(x.to(dtype), eps.to(dtype), sigma, **(cond or {}))
+        x, eps = x.to(dtype), eps.to(dtype)
+        if self.target == "batch":
+            x, eps = batch_posterior(x, eps, sigma, cond)
+        error = denoiser.eps_error(x, eps, sigma, **(cond or {}))
         loss = (0.5 * ratio).to(error.dtype).to(error.device) * error
         return ObjectiveOutput(loss=loss, logsnr=level, eps_error=error.detach(), ratio=ratio)
 

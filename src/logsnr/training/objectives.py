@@ -58,7 +58,7 @@ def build_objective(config: ObjectiveConfig, *, dim: int, sigma_data: float) -> 
     if config.adaptive:
         start = schedule if config.schedule is not None else schedule.range
         schedule = _adaptive(config.adaptive, start, weighting, dim, sigma_data)
-    objective = WeightedELBO(weighting, schedule, name=name)
+    objective = WeightedELBO(weighting, schedule, name=name, target=config.target)
     try:
         objective.scale(dim, sigma_data)
     except ValueError as error:

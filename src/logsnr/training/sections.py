@@ -146,6 +146,8 @@ class ObjectiveConfig(Section):
         logsnr: (lo, hi) to which noise levels are truncated.
         adaptive: true, or {importance: gradient, ...}: learn the density during training.  It starts from `schedule`
             where one is named, else from what an untrained network is good for.
+        target: "sample" regresses on the image that a state was made of; "batch" on the mean of all images of the
+            batch that it could have been made of (posterior.py), which varies less and is biased by O(1/batch).
         uncertainty: divide by a learned e^u, as EDM2 does (uncertainty.py): trains w e^-u = 2 p/E[error] instead of w.
     """
 
@@ -154,6 +156,7 @@ class ObjectiveConfig(Section):
     schedule: Part | None = None
     logsnr: tuple[Finite, Finite] | None = None
     adaptive: AdaptiveConfig | None = None
+    target: Literal["sample", "batch"] = "sample"
     uncertainty: bool = False
 
     @field_validator("adaptive", mode="before")
@@ -186,6 +189,7 @@ class ObjectiveConfig(Section):
     def describe(self) -> str:
         """The objective in a few words, e.g. "sigmoid(bias=2) on [-10, 10], adaptive from cosine"."""
         name = self.preset or _words(self.weighting)
+        name += ", batch posterior" if self.target == "batch" else ""
         where = "" if self.logsnr is None else f" on [{self.logsnr[0]:g}, {self.logsnr[1]:g}]"
         drawn = _words(self.schedule) if self.schedule is not None else "the preset's schedule"
         if self.adaptive:
