@@ -129,7 +129,11 @@ def prepared(tmp_path, monkeypatch, short_passports):
         Path(name).symlink_to(ROOT / name)
 
     def prepare(page, text):
-        words = [word for word in ASKED_FOR if word in text and not re.search(rf"(--out|-o) {re.escape(word)}", text)]
+        words = [
+            word
+            for word in ASKED_FOR
+            if word in text and not re.search(rf"(--out|-o) {re.escape(word)}(?![\w.])", text)
+        ]
         for make in dict.fromkeys(ASKED_FOR[word] for word in words):
             make()
         return dict(NAMES.get(page.stem, dict)())
