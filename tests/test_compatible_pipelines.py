@@ -10,10 +10,12 @@ from scheduling import loop
 
 diffusers = pytest.importorskip("diffusers", minversion="0.40")
 
-from compatibility.judge import EQUAL, Case, judge  # noqa: E402
-from compatibility.page import supported  # noqa: E402
+from compatibility.judge import EQUAL, Case, apart, judge, quiet  # noqa: E402
+from compatibility.page import page, supported  # noqa: E402
 from compatibility.pipelines import case  # noqa: E402
+from compatibility.results import kept, newest  # noqa: E402
 
+from logsnr.adapters import GradientEstimationScheduler  # noqa: E402
 from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED  # noqa: E402
 
 SAMPLE = (
@@ -56,6 +58,28 @@ def test_a_pipeline_is_stocks_at_gamma_1_or_differs_for_a_reason(name: str) -> N
     assert verdict.runs, verdict.error
     assert verdict.accounted, verdict.difference
     assert bool(verdict.reason) == (name in ("KandinskyV22PriorPipeline", "WanPipeline, two experts"))
+
+
+def test_unclip_loses_what_single_precision_does() -> None:
+    """Its last step multiplies by beta/(1 - alpha), which is 1: with its table in double precision it is ours."""
+    name = "KandinskyV22PriorPipeline"
+    with quiet():
+        one = case(name)
+        stock = one.pipe.scheduler
+        ours = one.run(GradientEstimationScheduler.from_config(stock.config, gamma=1.0, mu=0.5))
+        single = apart(ours, one.run(stock))
+        stock.betas = stock.betas.double()
+        stock.alphas = 1 - stock.betas
+        stock.alphas_cumprod = stock.alphas.cumprod(0)
+        double = apart(ours, one.run(stock))
+    assert single > 5e-5
+    assert double < 1e-6
+
+
+def test_the_page_is_of_the_verdicts_that_are_kept() -> None:
+    if not newest():
+        pytest.skip("written with another diffusers")
+    assert page(kept()) == PAGE.read_text()
 
 
 def test_the_page_names_every_class() -> None:

@@ -42,7 +42,8 @@ def test_step_keeps_shape_and_dtype_and_answers_as_tuple_or_object(kind: str) ->
         scheduler.set_timesteps(6)
         x = state().to(dtype)
         t = scheduler.timesteps[0]
-        (a,) = scheduler.step(network(x, t), t, x, return_dict=False)
+        a, *estimate = scheduler.step(network(x, t), t, x, return_dict=False)
+        assert len(estimate) == (kind != "flow_prediction")
         out = scheduler.step(network(x, t), t, x)
         assert a.shape == x.shape
         assert a.dtype == dtype
@@ -66,6 +67,22 @@ def test_the_denoised_image_of_a_step_is_ddims(limits: dict[str, Any]) -> None:
     assert relative(a, b) < 1e-6
     most = limits.get("clip_sample_range", 1.0)
     assert float(b.abs().max()) == pytest.approx(most) if limits else float(b.abs().max()) > 1  # the limit acts
+
+
+def test_a_tuple_has_the_estimate_second() -> None:
+    """As DDIM's and Euler's do (PixArt's single step takes it); it is formed when somebody looks."""
+    scheduler = made("v_prediction")
+    scheduler.set_timesteps(5)
+    x, t = state(), scheduler.timesteps[2]
+    whole, pair = (scheduler.step(network(x, t), t, x, return_dict=answer) for answer in (True, False))
+    assert isinstance(pair, tuple)
+    assert len(pair) == 2
+    moved, estimate = pair
+    assert torch.equal(moved, whole.prev_sample)
+    assert torch.equal(estimate, whole.pred_original_sample)
+    assert torch.equal(pair[-1], estimate)
+    assert torch.equal(pair[:2][1], estimate)
+    assert torch.equal(pair[0], moved)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

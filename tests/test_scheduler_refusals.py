@@ -14,6 +14,7 @@ from scheduling import SD, Scheduler, made, state
 import logsnr as ls
 import logsnr.adapters
 from logsnr.adapters.diffusers.classes import REFUSED
+from logsnr.adapters.diffusers.scheduler.arguments import PRIVATE
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -159,6 +160,24 @@ def test_noise_twice_and_late_begins_are_refused() -> None:
         scheduler.step(x, scheduler.timesteps[0], x, eta=0.5)
     with pytest.raises(ValueError, match=r"begin_index = 5: must be in \[0, 4\]"):
         scheduler.set_begin_index(5)
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_parts_that_pipelines_reach_into_are_refused_in_words(name: str) -> None:
+    """Those of diffusers' schedulers that ours has not: the loops that read them hold other states, or draw noise."""
+    scheduler = made(sigma_data=0.5)
+    with pytest.raises(AttributeError, match="keep the pipeline's own scheduler"):
+        getattr(scheduler, name)
+    assert not hasattr(scheduler, name)
+    assert not hasattr(scheduler, "anything_else")
+
+
+def test_the_latent_upscalers_loop_is_refused() -> None:
+    """It asks for Euler's factor 1/sqrt(1 + sigma^2) by scaling sigma, and adds it to states x + sigma eps."""
+    scheduler = made()
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match=r"got one number.* keep its own scheduler"):
+        scheduler.scale_model_input(scheduler.sigmas[0], scheduler.timesteps[0])
 
 
 def test_a_missing_or_old_diffusers_is_one_clear_line(monkeypatch) -> None:

@@ -111,6 +111,22 @@ def test_broken_orders_are_errors() -> None:
         scheduler.step(x, None, x)
 
 
+def test_labels_of_a_flow_may_be_cut_to_integers() -> None:
+    """SkyReels' diffusion forcing keeps them so; the step is that of the label, where only one is cut to it."""
+    scheduler = made("flow_prediction", shift=8.0, gamma=2.0)
+    scheduler.set_timesteps(5)
+    x = state()
+    want = loop(scheduler, x)
+    got = x
+    for t, whole in zip(scheduler.timesteps, scheduler.timesteps.long(), strict=True):
+        got = scheduler.step(network(got, t), whole, got, return_dict=False)[0]
+    assert torch.equal(got, want)
+    assert any(t != int(t) for t in scheduler.timesteps.tolist())
+    scheduler.set_timesteps(sigmas=[0.5, 0.4004, 0.4001])
+    with pytest.raises(ValueError, match="ambiguous: it stands 2 times"):
+        scheduler.step(x, 400, x)
+
+
 def test_a_plan_without_memory_takes_its_steps_in_any_order() -> None:
     """Windows of a long video, each a new tensor at the same timestep: DDIM needs no history, so nothing is refused."""
     scheduler = made(gamma=1.0)

@@ -1,6 +1,8 @@
-"""Judge every pipeline and scheduler class, and write docs/compatibility.md.
+"""Judge every pipeline and scheduler class, keep the verdicts, and write docs/compatibility.md of the newest diffusers.
 
-PYTHONPATH=tests python -m compatibility [PATTERN]      with a pattern: prints these verdicts, writes nothing
+PYTHONPATH=tests python -m compatibility                judges all with the diffusers that is installed
+PYTHONPATH=tests python -m compatibility PATTERN        prints these verdicts, writes nothing
+PYTHONPATH=tests python -m compatibility page           the page again, from the verdicts that are kept
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import diffusers
 from compatibility.judge import Verdict, judge
 from compatibility.page import page
 from compatibility.pipelines import built, case
+from compatibility.results import keep, kept, newest
 
 diffusers.utils.logging.set_verbosity(50)
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -32,13 +35,18 @@ def verdict_of(name: str) -> Verdict | str:
 
 def main() -> None:
     pattern = sys.argv[1] if len(sys.argv) > 1 else ""
+    if pattern == "page":
+        PAGE.write_text(page(kept()))
+        return
     verdicts = {}
     for name in built():
         if re.search(pattern, name):
             verdicts[name] = verdict_of(name)
             print(name, verdicts[name], flush=True)
     if not pattern:
-        PAGE.write_text(page(verdicts))
+        keep(verdicts)
+        if newest():
+            PAGE.write_text(page(kept()))
 
 
 if __name__ == "__main__":

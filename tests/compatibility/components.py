@@ -48,15 +48,27 @@ def dit() -> dict[str, Any]:
     return {"transformer": filled(model), "vae": tiny().vae(), "scheduler": diffusers.DDIMScheduler(clip_sample=False)}
 
 
+def processor(kind: str) -> Any:
+    """The class that prepares images without torchvision, which early releases of transformers call otherwise."""
+    return getattr(transformers, f"{kind}ImageProcessorPil", None) or getattr(transformers, f"{kind}ImageProcessor")
+
+
+def siglip() -> dict[str, Any]:
+    """SigLIP's image encoder and what prepares its images."""
+    config = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    extractor = processor("Siglip")(size={"height": 16, "width": 16})
+    return {"image_encoder": transformers.SiglipVisionModel(config).eval(), "feature_extractor": extractor}
+
+
 def vision(width: int = 16, size: int = 16) -> dict[str, Any]:
     """CLIP's image encoder and what prepares its images."""
     config = transformers.CLIPVisionConfig(
         hidden_size=width, intermediate_size=16, projection_dim=width, num_hidden_layers=1, num_attention_heads=2,
         image_size=size, patch_size=8,
     )  # fmt: skip
-    extractor = transformers.CLIPImageProcessorPil(
-        crop_size={"height": size, "width": size}, size={"shortest_edge": size}
-    )
+    extractor = processor("CLIP")(crop_size={"height": size, "width": size}, size={"shortest_edge": size})
     model = transformers.CLIPVisionModelWithProjection(config).eval()
     return {"image_encoder": model, "feature_extractor": extractor, "image_processor": extractor}
 

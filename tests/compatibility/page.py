@@ -9,14 +9,17 @@ from typing import Any
 import diffusers
 
 from compatibility.judge import EQUAL, PART, Verdict
+from compatibility.pipelines import present
 from logsnr.adapters import GradientEstimationScheduler
 from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED
 
 COMMAND = "make compatibility"
 
 
-def page(verdicts: dict[str, Verdict | str]) -> str:
-    """The whole page."""
+def page(kept: dict[str, tuple[dict[str, str], dict[str, Verdict | str]]]) -> str:
+    """The whole page, of the newest release's verdicts, with columns of older ones (`compatibility.results`)."""
+    (_, verdicts), *rest = kept.values()
+    older = {version: found for version, (_, found) in zip(list(kept)[1:], rest, strict=True)}
     judged = {name: one for name, one in verdicts.items() if isinstance(one, Verdict)}
     stopped = {name: one for name, one in verdicts.items() if isinstance(one, str)}
     run = [one for one in judged.values() if one.runs]
@@ -32,9 +35,12 @@ def page(verdicts: dict[str, Verdict | str]) -> str:
             command=COMMAND,
             most=EQUAL,
             part=PART,
+            older="".join(told(version, *kept[version]) for version in older),
         ),
-        "| pipeline | runs | gamma 1 against its own, first order | the difference is |\n|---|---|---|---|\n",
-        *(row(name, one) for name, one in sorted(judged.items())),
+        "| pipeline | runs | gamma 1 against its own, first order | the difference is |",
+        *(f" {version} |" for version in older),
+        "\n|---|---|---|---|" + "---|" * len(older) + "\n",
+        *(row(name, judged[name], [found.get(name) for found in older.values()]) for name in sorted(judged)),
         "\n## Pipelines that are not judged\n\n",
         *others(judged, stopped),
         "\n## Scheduler classes\n\n",
@@ -53,15 +59,16 @@ Written by `{command}` with diffusers {version}; nothing here is typed by hand.
 
 Every pipeline class that can be built from tiny random components on the spot, run three times for five steps: with a
 scheduler of its own kind of first order (DDIM, Euler, FlowMatchEuler, UniPC of order 1), with ours at `gamma=1.0`, and
-with ours as `from_config` makes it. Of {judged} classes {run} run with ours; {equal} of them make the same at gamma 1,
-to {part:.1%} of what `from_config` without options changes and at most {most:g} of the result's root mean square, and
-for {accounted} the difference is none or what the last column says: made equal too, they agree. Modular pipelines are
-not judged.
-
+with ours as `from_config` makes it. Of {judged} classes {run} run with ours; the others are refused in words.
+{equal} of them make the same at gamma 1, to {part:.1%} of what `from_config` without options changes and at most
+{most:g} of the result's root mean square, and for {accounted} the difference is none or what the table says: made equal
+too, they agree. Modular pipelines are not judged.
+{older}
 - *levels and labels*: FlowMatchEuler shifts its default grid twice and ends at 1/1000, DPM-Solver's kin cuts the labels
   of flows to integers; ours does neither ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
 - *start*: Euler begins at the noise times sigma_max, ours at the noise.
-- *noise*: its own scheduler draws noise at every step, ours if you say so (`mu=0.5`).
+- *noise*: its own scheduler draws noise at every step, ours if you say so (`mu=0.5`). 8e-5 is left then: UnCLIP's last
+  step multiplies by beta/(1 - alpha), which single precision makes 1 - 5e-4; with its table in double precision, 1e-7.
 
 ## Pipelines
 
@@ -73,10 +80,36 @@ steps; classes that evaluate twice in a step visit each once here.
 """
 
 
-def row(name: str, one: Verdict) -> str:
+def told(version: str, found: dict[str, str], verdicts: dict[str, Verdict | str]) -> str:
+    """A sentence on an older release."""
+    judged = [one for one in verdicts.values() if isinstance(one, Verdict)]
+    run, accounted = (sum(one.runs for one in judged), sum(one.accounted for one in judged))
+    return (
+        f"\nThe last column is of diffusers {version} (transformers {found['transformers']}, torch {found['torch']}):\n"
+        f"of {len(judged)} classes {run} run, {sum(one.equal for one in judged)} of them equal, {accounted} equal or "
+        "different for the\nreason given; -: not there, or not with its own scheduler.\n"
+    )
+
+
+def row(name: str, one: Verdict, older: list[Verdict | str | None]) -> str:
+    cells = "".join(f" {cell(verdict)} |" for verdict in older)
     if not one.runs:
-        return f"| `{name}` | no | | {one.error} |\n"
-    return f"| `{name}` | yes | {one.difference:.1e} | {one.reason} |\n"
+        return f"| `{name}` | no | | {said(one)} |{cells}\n"
+    return f"| `{name}` | yes | {one.difference:.1e} | {one.reason} |{cells}\n"
+
+
+def said(one: Verdict) -> str:
+    """Why it does not run, without the name of the error."""
+    return one.error.partition(": ")[2]
+
+
+def cell(verdict: Verdict | str | None) -> str:
+    """A verdict of an older release, in few words."""
+    if not isinstance(verdict, Verdict):
+        return "-"
+    if not verdict.runs:
+        return "no"
+    return verdict.reason or f"{verdict.difference:.0e}"
 
 
 def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
@@ -86,15 +119,11 @@ def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
     names = [name for name in sorted(dir(diffusers)) if name.endswith("Pipeline") and name not in seen]
     found: dict[str, list[str]] = {}
     for name in names:
-        kind = getattr(diffusers, name)
-        if "dummy" in kind.__module__:
+        kind = present(name)
+        if kind is None:
             found.setdefault("need a library that is not installed here", []).append(name)
         elif inspect.isclass(kind) and issubclass(kind, mixin) and kind is not mixin:
-            refused = scheduler_of(kind)
-            if refused:
-                found.setdefault(f"are made for {refused}: {REFUSED[refused]}", []).append(name)
-            else:
-                found.setdefault("have components that are not built here", []).append(name)
+            found.setdefault(reason_of(kind), []).append(name)
     lines = [
         f"- These {reason}: {', '.join(f'`{name}`' for name in names)}.\n" for reason, names in sorted(found.items())
     ]
@@ -102,14 +131,33 @@ def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
     return lines
 
 
-def scheduler_of(kind: Any) -> str:
-    """The scheduler class that a pipeline asks for, if it is one that we refuse."""
-    for parameter in inspect.signature(kind.__init__).parameters.values():
-        if "scheduler" in parameter.name:
-            for name in REFUSED:
-                if name in str(parameter.annotation):
-                    return name
-    return ""
+OWN = {
+    "DanceDiffusionPipeline": "IPNDMScheduler",
+    "StableAudioPipeline": "CosineDPMSolverMultistepScheduler",
+    "SanaSprintPipeline": "SCMScheduler",
+    "SanaSprintImg2ImgPipeline": "SCMScheduler",
+}
+"""The scheduler of the models that a pipeline is for, where its signature does not say."""
+
+
+def reason_of(kind: Any) -> str:
+    """Why a class is not judged."""
+    asked = {
+        parameter.name: str(parameter.annotation)
+        for parameter in inspect.signature(kind.__init__).parameters.values()
+        if parameter.name.endswith("scheduler") and "image_noising" not in parameter.name
+    }
+    needed = [*asked.values(), OWN.get(kind.__name__, "")]
+    refused = next((name for name in REFUSED if any(name in one for one in needed)), None)
+    if refused:
+        return f"are made for {refused}: {REFUSED[refused]}"
+    if not asked:
+        return "have no scheduler"
+    if len(asked) > 1 and "audio_scheduler" not in asked:
+        return "are several pipelines in one, each with a scheduler of its own"
+    if kind.__name__ == "PNDMPipeline":
+        return "make a PNDMScheduler of whatever they are given"
+    return "have components that are not built here"
 
 
 def supported(name: str) -> str:

@@ -1,7 +1,8 @@
 """Which pipelines are made of which components, and how each is called.
 
 A family is a set of components by the names of constructors' arguments, and of a call's arguments by theirs; a pipeline
-takes from both what it has arguments for.  What nobody has is None, or the default.
+takes from both what it has arguments for.  What nobody has is None, or the default.  "attributes" among the components
+are set on the pipeline.
 """
 
 from __future__ import annotations
@@ -262,18 +263,27 @@ def ltx_condition() -> Any:
 @cache
 def family_of(name: str) -> Family | None:
     """The family of a pipeline class; None if it is of none here."""
-    from compatibility import rarer  # noqa: F401, which registers its own
+    from compatibility import images, rarer, sounds, videos  # noqa: F401, which register their own
 
     short = name.removesuffix("Pipeline").removesuffix("Text2Img")
     return next((one for pattern, one in FAMILIES if re.fullmatch(pattern, short)), None)
 
 
+def present(name: str) -> Any:
+    """A pipeline class of diffusers; None where it needs a library that is not installed."""
+    try:
+        kind = getattr(diffusers, name)
+    except RuntimeError:  # an import within its module
+        return None
+    return None if "dummy" in kind.__module__ else kind
+
+
 def built() -> list[str]:
     """The pipeline classes of diffusers that a family builds, and variants of them."""
     names = [name for name in sorted(dir(diffusers)) if name.endswith("Pipeline") and family_of(name)]
-    mixin = diffusers.DiffusionPipeline
-    return [name for name in names if "dummy" not in getattr(diffusers, name).__module__
-            and issubclass(getattr(diffusers, name), mixin)] + ["WanPipeline, two experts"]  # fmt: skip
+    kinds = {name: present(name) for name in names}
+    of_pipelines = [name for name, kind in kinds.items() if kind and issubclass(kind, diffusers.DiffusionPipeline)]
+    return [*of_pipelines, "WanPipeline, two experts"]
 
 
 def case(name: str) -> Case:
@@ -293,11 +303,14 @@ def case(name: str) -> Case:
     given = {key: value for key, value in call.items() if key in takes}
     if "output_type" in takes:
         given["output_type"] = next((kind for pattern, kind in ANSWERS if re.match(pattern, name)), "latent")
-    return Case(kind(**own), given)
+    pipe = kind(**own)
+    for key, value in parts.get("attributes", {}).items():
+        setattr(pipe, key, value)
+    return Case(pipe, given)
 
 
 ANSWERS = (
-    ("(DDPM|DDIM|DiT|LDM|StableDiffusionLDM3D|IF|KandinskyV22Controlnet)", "np"),
+    ("(DDPM|DDIM|DiT|LDM|StableDiffusionLDM3D|IF|KandinskyV22Controlnet|Kandinsky(Img2Img|Inpaint)?Pipeline)", "np"),
     ("(Marigold|Kandinsky(V22)?Prior)", "pt"),
 )
 """What pipelines are asked for that do not answer with latents."""

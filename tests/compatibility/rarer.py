@@ -123,7 +123,7 @@ def bria() -> Any:
     return parts, {**asked(), "max_sequence_length": 16, "negative_prompt": "blurry"}
 
 
-@family("SanaVideo")
+@family("SanaVideo", "SanaImageToVideo")
 def sana_video() -> Any:
     model = diffusers.SanaVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
@@ -187,8 +187,9 @@ def kandinsky_unet(in_channels: int = 4, **more: Any) -> Any:
         in_channels=in_channels, out_channels=8, layers_per_block=1,
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), attention_head_dim=4,
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), block_out_channels=(32, 64),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn", encoder_hid_dim=WIDTH, encoder_hid_dim_type="image_proj",
-        cross_attention_dim=WIDTH, resnet_time_scale_shift="scale_shift", **{"addition_embed_type": "image", **more},
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", encoder_hid_dim=WIDTH,
+        cross_attention_dim=WIDTH, resnet_time_scale_shift="scale_shift",
+        **{"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", **more},
     ).eval()  # fmt: skip
 
 

@@ -55,6 +55,13 @@ FOREIGN: dict[str, dict[str, str]] = {
     },
     "add_noise": {"generator": _CODES},
 }
+PRIVATE = {
+    "_step_index": "a position, which Cosmos' first pipelines set back; a step's place is its timestep's here",
+    "_get_conditioning_c_in": "a factor of Cosmos' first pipelines, whose state is x + sigma eps",
+    "_get_variance": "the variance of DDPM's steps, from which pipelines compute noise of their own",
+    "model_outputs": "the history of diffusers' solvers, which ChronoEdit cuts when it reasons",
+}
+"""Parts of diffusers' schedulers that pipelines reach into, and what each is."""
 _IDLE = frozenset({"s_tmin", "s_tmax", "s_noise"})
 """What says how to churn, and nothing where nobody does."""
 

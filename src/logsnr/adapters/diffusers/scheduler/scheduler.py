@@ -12,6 +12,7 @@ answer for the last `set_timesteps` of the calling thread or task.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from torch import Tensor
 
 from logsnr.adapters.diffusers.config import limit
-from logsnr.adapters.diffusers.scheduler.arguments import check_next, draws, per_token, refuse
+from logsnr.adapters.diffusers.scheduler.arguments import PRIVATE, check_next, draws, per_token, refuse
 from logsnr.adapters.diffusers.scheduler.configured import Configured
 from logsnr.adapters.diffusers.scheduler.grid_for import shift_of
 from logsnr.adapters.diffusers.scheduler.plan_for import make_plan, request
@@ -41,6 +42,22 @@ class GradientEstimationSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
         """The estimate of x at this step, clipped as the config says."""
         estimate: Tensor = self._denoised()
         return estimate
+
+
+class Pair(tuple[Any, ...]):
+    """The next state and the estimate of the image, which is formed if asked for."""
+
+    def __new__(cls, moved: Tensor, denoised: Callable[[], Tensor]) -> Pair:
+        self = super().__new__(cls, (moved, None))
+        self.denoised = denoised
+        return self
+
+    def __getitem__(self, which: Any) -> Any:
+        return super().__getitem__(0) if which in (0, -2) else tuple(self)[which]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield super().__getitem__(0)
+        yield self.denoised()
 
 
 class GradientEstimationScheduler(Configured):
@@ -107,8 +124,14 @@ class GradientEstimationScheduler(Configured):
         """What the network is fed with: the state, which EDM's networks want over its standard deviation.
 
         Raises:
-            ValueError: if an EDM model's timestep is none of a trajectory's.
+            ValueError: if an EDM model's timestep is none of a trajectory's, or the sample is one number: so the latent
+                upscaler's pipeline asks for Euler's factor.
         """
+        if not torch.as_tensor(sample).ndim:
+            raise ValueError(
+                "scale_model_input got one number: its pipeline (StableDiffusionLatentUpscalePipeline) keeps Euler's "
+                "state x + sigma eps; keep its own scheduler"
+            )
         if not self.model.edm:
             return sample
         trajectory, index = self._trajectories.find(timestep)
@@ -137,7 +160,8 @@ class GradientEstimationScheduler(Configured):
             sample: the state.
             eta: DDIM's noise, as pipelines pass it; 0 for the plan's own.
             generator: source of noise, or a list with one per image.
-            return_dict: whether to return an output object instead of a tuple.
+            return_dict: whether to return an output object instead of a tuple: the state, as FlowMatchEuler's, and of
+                models that are no flows the estimate of x too, as DDIM's.
             use_clipped_model_output: whether a clipped x0 changes the estimate of the noise too; None for the config's
                 `clip_noise`.
             variance_noise: the noise of the step, in place of the generator's.
@@ -165,10 +189,11 @@ class GradientEstimationScheduler(Configured):
             levels = [flow_time(sigma) for sigma in trajectory.plan.sigmas]
             times = per_token_timesteps / trajectory.model.steps
             out = per_token(times, levels, index, sample, model_output, out)
+        denoised = partial(trajectory.denoised, index, model_output, sample)
         if not return_dict:
-            return (out,)
+            return (out,) if trajectory.model.flow else Pair(out, denoised)
         result = GradientEstimationSchedulerOutput(prev_sample=out)
-        object.__setattr__(result, "_denoised", partial(trajectory.denoised, index, model_output, sample))
+        object.__setattr__(result, "_denoised", denoised)
         return result
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor, **others: Any) -> Tensor:
@@ -274,6 +299,11 @@ class GradientEstimationScheduler(Configured):
         """What `set_begin_index` was given."""
         trajectory = self._current
         return None if trajectory is None else trajectory.begin
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PRIVATE:
+            raise AttributeError(f"{name} is {PRIVATE[name]}: keep the pipeline's own scheduler")
+        return super().__getattr__(name)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

@@ -105,8 +105,9 @@ class Trajectory:
         return self.plan.nfe
 
     def find(self, value: float) -> list[int]:
-        """Where a label stands."""
-        return [i for i, label in enumerate(self.labels) if label == value]
+        """Where a label stands; or one of a flow that was cut to an integer (SkyReels' diffusion forcing)."""
+        exact = [i for i, label in enumerate(self.labels) if label == value]
+        return exact or [i for i, label in enumerate(self.labels) if self.model.flow and int(label) == value]
 
     def waits(self, index: int) -> bool:
         """Whether a run expects that index next."""
