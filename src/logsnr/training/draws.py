@@ -60,6 +60,7 @@ class Draws:
             )
         # A stored image becomes a sample by table lookup: the codec itself reads the largest pixel back, every call.
         self._cells = Pixels(data.grey_levels).centres.to(device, torch.get_default_dtype())
+        self._latent = data.latent
         labels = data.train_labels if recipe.conditional else None
         self._labels = None if labels is None else labels.to(device)
         self._null, self._dropout, self._flip = data.classes, recipe.label_dropout, recipe.data.flip
@@ -86,7 +87,7 @@ class Draws:
         index = self._index(self._generator)[self._share].to(self._device)
         if isinstance(self._images, Feed):
             images = self._images(step)
-            if (levels := len(self._cells)) < 256 and (largest := int(images.max())) >= levels:
+            if self._latent is None and (levels := len(self._cells)) < 256 and (largest := int(images.max())) >= levels:
                 raise LogsnrError(
                     f"step {step} reads pixel value {largest}, and the {levels} grey levels are 0 ... {levels - 1}: "
                     "some images were looked at, and had none so large; prepare them (logsnr data prepare), or take "
@@ -95,7 +96,10 @@ class Draws:
             images = images.to(self._device, non_blocking=True)
         else:
             images = self._images[index]
-        x = self._cells[images.long()]
+        if self._latent is None:
+            x = self._cells[images.long()]
+        else:
+            x = self._latent.x(images.to(self._cells.dtype), self._noise)
         if self._flip:
             x = torch.where(self._chance(0.5)[:, None, None, None], x.flip(3), x)
         cond = None
@@ -124,6 +128,10 @@ class Draws:
     def _index(self, generator: torch.Generator) -> Tensor:
         """The images of the global batch, from a generator that stands at the step's beginning."""
         return torch.randint(self._n, (self._batch,), generator=generator, device=generator.device)
+
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
+        drawn = torch.randn(self._batch, *shape, generator=self._generator, device=self._generator.device)
+        return drawn[self._share].to(self._device)
 
     def _chance(self, probability: float) -> Tensor:
         drawn = torch.rand(self._batch, generator=self._generator, device=self._generator.device)

@@ -151,7 +151,8 @@ def train(
         if not resume and not overwrite:
             check_free(out)
         if data is None:
-            data = load_data(data_as_then(recipe.data, out) if resume else recipe.data, progress=progress)
+            wanted = data_as_then(recipe.data, out) if resume else recipe.data
+            data = load_data(wanted, progress=progress, latents=True)
         if progress and first:
             console(stderr=True).print(data.describe(), soft_wrap=True)
         recipe = saved_recipe(recipe, out) if resume else recipe

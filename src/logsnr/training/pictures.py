@@ -12,6 +12,7 @@ from logsnr.images import grid_columns, png, tile
 from logsnr.models import Network
 from logsnr.sampling.loop import sample
 from logsnr.training.config import Recipe
+from logsnr.training.data.vae import VAE
 from logsnr.training.draws import derived_seed
 from logsnr.writing import replace_file
 
@@ -25,10 +26,13 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path | None) -
     """Draw `recipe.samples` and write them as a PNG; conditional models draw the classes in turn, or spread.
 
     Processes that each hold a part of the weights all draw; those that are to write nothing are given no path.
+    Latents are decoded by the VAE of the recipe; without one nothing is drawn.
 
     Raises:
         OSError: if the disk refuses.
     """
+    if denoiser.pixels is None and recipe.data.vae is None:
+        return
     options = recipe.samples
     device = next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "samples"))
@@ -39,8 +43,11 @@ def save_picture(denoiser: NetworkDenoiser, recipe: Recipe, path: Path | None) -
     x = sample(denoiser, options.plan(*denoiser.sampling_range, denoiser.sigma_data), noise=noise, cond=cond)
     if path is None:
         return
-    assert denoiser.pixels is not None
-    shown = denoiser.pixels.display(denoiser.decode(x).cpu())
+    if denoiser.pixels is None:
+        assert recipe.data.vae is not None
+        shown = VAE(recipe.data.vae, device).decode(x).cpu()
+    else:
+        shown = denoiser.pixels.display(denoiser.decode(x).cpu())
     shown = shown[:, :3] if shown.shape[1] == 4 else shown
-    picture = tile(shown, columns=grid_columns(options.count, classes), scale=max(1, 64 // denoiser.shape[2]))
+    picture = tile(shown, columns=grid_columns(options.count, classes), scale=max(1, 64 // shown.shape[3]))
     replace_file(path, png(picture))

@@ -94,7 +94,7 @@ class Run:
                 network,
                 prediction,
                 shape=data.shape,
-                pixels=Pixels(data.grey_levels),
+                pixels=Pixels(data.grey_levels) if data.latent is None else None,
                 sigma_data=sigma_data,
                 trained_range=(sigma_from_logsnr(hi), sigma_from_logsnr(lo)),
             )

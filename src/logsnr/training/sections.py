@@ -55,6 +55,7 @@ class DataConfig(Section):
         in_memory: whether images are taken into memory, or read as they are needed; by default up to 1 GiB
             of them, of a folder up to 10,000.
         workers: processes that read ahead what is not in memory; 0 for none.
+        vae: for latents: the folder of the VAE that decodes the pictures of a training; none are drawn without.
     """
 
     source: str = "digits"
@@ -72,6 +73,7 @@ class DataConfig(Section):
     flip: bool = False
     in_memory: bool | None = None
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
+    vae: str | None = None
 
     @field_validator("background")
     @classmethod

@@ -21,7 +21,8 @@ from torch import Tensor
 from logsnr.errors import LogsnrError
 from logsnr.files import fingerprint
 from logsnr.pixels import Pixels
-from logsnr.training.data.survey import Survey
+from logsnr.training.data.latents import Latent, Spread
+from logsnr.training.data.survey import BYTES, Survey
 
 Index = Any
 """A slice, int64 or bool `[B]`, or a number."""
@@ -101,7 +102,7 @@ class Dataset:
     """Stored images, on the CPU or not in memory at all.
 
     Args:
-        train_images: uint8 `[N, C, H, W]`, values below `grey_levels`.
+        train_images: uint8 `[N, C, H, W]`, values below `grey_levels`; of latents what is stored, float32.
         train_labels: int64 `[N]` in 0 ... classes - 1, None without labels.
         test_images: the held-out part.
         test_labels: its labels.
@@ -111,6 +112,7 @@ class Dataset:
         source: what it was read from.
         said: what was read, converted and left out, in a phrase each.
         survey: what is known of all training images, where they are not in memory.
+        latent: how latents are stored; None for images.
     """
 
     train_images: Images
@@ -123,12 +125,15 @@ class Dataset:
     source: str = "data"
     said: tuple[str, ...] = ()
     survey: Survey | None = None
+    latent: Latent | None = None
 
     def describe(self) -> str:
         """What was read: images, sizes, classes, what was converted and left out."""
         train, test = len(self.train_images), len(self.test_images)
         c, h, w = self.shape
         kind = {1: "in grey", 3: "in colour"}.get(c, f"with {c} channels")
+        if self.latent is not None:
+            kind = f"with {c} channels, latents of {self.latent.vae}"
         levels = "" if self.grey_levels == 256 else f", {self.grey_levels} grey levels"
         held = f" ({test:,} held out)" if test else ""
         facts = [f"{train + test:,} images{held}, {h} x {w} {kind}{levels}", *self._classes(), *self.said]
@@ -147,8 +152,9 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        c, h, w = self.train_images.shape[1:]
+        """(channels, height, width) of one image, or of its latents."""
+        stored = tuple(self.train_images.shape[1:])
+        c, h, w = stored if self.latent is None else self.latent.shape(stored)
         return c, h, w
 
     @property
@@ -158,6 +164,8 @@ class Dataset:
         Raises:
             LogsnrError: if it is 0.
         """
+        if self.latent is not None:
+            return self._spread(self.latent)
         if isinstance(self.train_images, Tensor):
             counts = torch.bincount(self.train_images.flatten(), minlength=self.grey_levels)
         else:
@@ -170,6 +178,18 @@ class Dataset:
         if spread == 0:
             raise LogsnrError("all training images have one and the same grey value: there is nothing to learn")
         return spread
+
+    def _spread(self, latent: Latent) -> float:
+        """The same of latents, over their posteriors."""
+        if self.survey is not None:
+            return self.survey.spread
+        spread = Spread(latent)
+        size = max(BYTES // (4 * self.train_images.shape[1:].numel()), 1)
+        for first in range(0, len(self.train_images), size):
+            spread.add(self.train_images[first : first + size])
+        if not spread.deviation:
+            raise LogsnrError("all latents are one and the same number: there is nothing to learn")
+        return spread.deviation
 
     def fingerprint(self, *, labels: bool) -> str:
         """Which training images these are and, where they matter, labels: the same in memory and out of it."""

@@ -2,6 +2,7 @@
 
     prepared.json              the set: its parts, shards, classes, where it came from and how it was made; written last
     train-00000.npz, ...       images uint8 [n, C, H, W], labels int64 [n], class_names; not compressed
+                               encoded (`logsnr encode`): latents float32 (latents.py) in place of images
     test-00000.npz, ...        the held-out part, of a source that has one
     survey-*.json              what `survey` knows of the training part
     statistics.safetensors     mean and covariance spectrum of the training part (statistics.py)
@@ -11,6 +12,8 @@ Every shard is an .npz as anyone reads it.
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,11 @@ from logsnr.errors import LogsnrError
 from logsnr.paths import expanded
 from logsnr.reading import Region, check_format, find_arrays, read_arrays, read_json, reading
 from logsnr.training.data.dataset import Images, Rows
+from logsnr.training.data.latents import Latent, Spread
 from logsnr.training.data.mapped import Mapped
 from logsnr.training.data.split import Found
+from logsnr.training.data.survey import BYTES, Survey, survey
+from logsnr.training.folders import Tell
 from logsnr.training.sections import DataConfig
 
 NAME = "prepared.json"
@@ -33,8 +39,13 @@ FIX = "prepare it again: logsnr data prepare"
 
 
 def is_prepared(source: str) -> bool:
-    """Whether it is the folder of `logsnr data prepare`."""
+    """Whether it is the folder of `logsnr data prepare`, or of `logsnr encode`."""
     return (expanded(source) / NAME).is_file()
+
+
+def is_encoded(source: str) -> bool:
+    """Whether it is the folder of `logsnr encode`."""
+    return is_prepared(source) and "latents" in read_manifest(expanded(source))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -73,6 +84,8 @@ def read_prepared(config: DataConfig, *, complete: bool = True) -> Found:
         raise LogsnrError(f"{folder} has no images: {FIX}")
     if config.in_memory is True:
         images, test = images[:], None if test is None else test[:]
+    encoded = facts.get("latents")
+    latent = None if encoded is None else Latent(moments=bool(encoded["moments"]), vae=str(encoded["vae"]))
     return Found(
         images=images,
         labels=labels,
@@ -80,9 +93,11 @@ def read_prepared(config: DataConfig, *, complete: bool = True) -> Found:
         test_labels=test_labels,
         class_names=names,
         source=str(folder),
-        said=(f"prepared from {facts['source']}", *said),
+        said=(f"{'prepared' if latent is None else 'encoded'} from {facts['source']}", *said),
         eight_bit=levels == 256,
         grey_levels=min(levels, config.grey_levels),
+        survey=survey if latent is None else partial(survey, walk=partial(walked_latents, latent)),
+        latent=latent,
     )
 
 
@@ -96,9 +111,10 @@ def _part(folder: Path, facts: dict[str, Any], part: str) -> tuple[Images | None
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             there = f"has {path.stat().st_size} bytes, not {shard['bytes']}" if path.is_file() else "is missing"
             raise LogsnrError(f"{path} {there}: copy it again, or {FIX}")
-        region = find_arrays(path, FIX).get("images")
-        if region is None or region.shape != (shard["n"], *facts["shape"]) or region.dtype != np.uint8:
-            raise LogsnrError(f"{path} does not hold {shard['n']} images of {tuple(facts['shape'])}: {FIX}")
+        name, dtype = ("latents", np.float32) if "latents" in facts else ("images", np.uint8)
+        region = find_arrays(path, FIX).get(name)
+        if region is None or region.shape != (shard["n"], *facts["shape"]) or region.dtype != dtype:
+            raise LogsnrError(f"{path} does not hold {shard['n']} {name} of {tuple(facts['shape'])}: {FIX}")
         regions.append(region)
         if facts["labels"]:
             labels.append(read_arrays(path, FIX, lambda name: name == "labels")["labels"])
@@ -107,3 +123,23 @@ def _part(folder: Path, facts: dict[str, Any], part: str) -> tuple[Images | None
     store = Mapped(regions, "NCHW", folder=folder, identity=f"{facts['fingerprint']} {part}")
     found = torch.from_numpy(np.concatenate(labels)) if labels else None
     return Rows(store=store, order=np.arange(len(store))), found
+
+
+def walked_latents(latent: Latent, rows: Rows, labels: Tensor | None, tell: Tell | None = None) -> Survey:
+    """The survey of latents, from a walk through all of them."""
+    spread, digest = Spread(latent), hashlib.sha256(f"images {torch.float32} {tuple(rows.shape)}\n".encode())
+    size = max(BYTES // (4 * rows.shape[1:].numel()), 1)
+    for first in range(0, len(rows), size):
+        part = rows[first : first + size].contiguous()
+        spread.add(part)
+        digest.update(part.numpy().data)
+        if tell is not None:
+            tell(min(first + size, len(rows)), len(rows))
+    if not spread.deviation:
+        raise LogsnrError("all latents are one and the same number: there is nothing to learn")
+    images, labelled = digest.hexdigest(), ""
+    if labels is not None:
+        digest.update(f"labels {labels.dtype} {tuple(labels.shape)}\n".encode())
+        digest.update(labels.contiguous().numpy().data)
+        labelled = digest.hexdigest()
+    return Survey(counts=(), images=images, labelled=labelled, spread=spread.deviation)

@@ -27,12 +27,12 @@ from logsnr.terminal import progress_bar
 from logsnr.training.data.arrays import has_compressed_images
 from logsnr.training.data.dataset import Dataset, Images, Rows
 from logsnr.training.data.index import Index, find_index
+from logsnr.training.data.latents import Encoder
 from logsnr.training.data.manifest import Manifest
 from logsnr.training.data.prepared import PARTS, read_prepared
 from logsnr.training.data.sources import DATASETS, find_source
 from logsnr.training.data.split import Found, split
 from logsnr.training.data.statistics import gather, save_statistics
-from logsnr.training.data.survey import survey
 from logsnr.training.folders import Seen, decoded, left_out, pictures
 from logsnr.training.images import Picture
 from logsnr.training.sections import DataConfig
@@ -108,16 +108,36 @@ class Walk:
     grey_levels: int
     labelled: bool
     said: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+
+    def encoded(self, encoder: Encoder) -> Walk:
+        """The same source, its images encoded as they are read."""
+
+        def part(images: Part) -> Part:
+            def read(start: int, stop: int, seen: Seen) -> tuple[Tensor, Tensor | None]:
+                read, labels = images.read(start, stop, seen)
+                return encoder(read, start), labels
+
+            return replace(images, shape=encoder.shape(images.shape), read=read)
+
+        return replace(self, parts={name: part(one) for name, one in self.parts.items()}, encoder=encoder)
 
 
 def prepare(
-    config: DataConfig, out: str | Path, *, overwrite: bool = False, progress: bool = False, shard: int = SHARD
+    config: DataConfig,
+    out: str | Path,
+    *,
+    encoder: Encoder | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    shard: int = SHARD,
 ) -> Prepared:
     """Write the images of a source as a prepared set, or go on where an earlier call was cut off.
 
     Args:
         config: the source and how it is read; its split is the one that sigma_data and spectrum are of.
         out: the folder.
+        encoder: to write latents in place of images.
         overwrite: begin anew where a set lies there: another one, or this one complete.
         progress: show a bar on a terminal.
         shard: bytes of the images in a shard.
@@ -131,10 +151,11 @@ def prepare(
     path = expanded(config.source)
     if find_source(config.source).recognised and path.exists() and path.resolve().is_relative_to(folder.resolve()):
         raise LogsnrError(f"data.source = {config.source!r} lies in {folder}, which is written: give another folder")
-    with only_writer(folder, "this set"), progress_bar(progress, "preparing") as show:
+    with only_writer(folder, "this set"), progress_bar(progress, "encoding" if encoder else "preparing") as show:
         walk = _walk(config)
+        walk = walk if encoder is None else walk.encoded(encoder)
         first = walk.parts["train"]
-        each = max(shard // int(np.prod(first.shape)), 1)
+        each = max(shard // (int(np.prod(first.shape)) * (4 if encoder else 1)), 1)
         manifest = Manifest.claim(folder, _job(walk, config, each), overwrite=overwrite)
         made = 0 if manifest.complete else _shards(folder, manifest, walk, each, show)
         try:
@@ -155,6 +176,7 @@ def _job(walk: Walk, config: DataConfig, each: int) -> dict[str, Any]:
         "labels": walk.labelled,
         "class_names": list(walk.class_names),
         "each": each,
+        **({} if walk.encoder is None else {"latents": walk.encoder.facts()}),
     }
 
 
@@ -171,6 +193,8 @@ def _walk(config: DataConfig) -> Walk:
             test_labels=found.test_labels, class_names=found.class_names, source=found.source, said=found.said,
             grey_levels=found.grey_levels,
         )  # fmt: skip
+    if found.latent is not None:
+        raise LogsnrError(f"data.source = {config.source!r} is encoded already: give the images")
     parts = {"train": _stored(found.images, found.labels)}
     if found.test_images is not None and len(found.test_images):
         parts["test"] = _stored(found.test_images, found.test_labels)
@@ -268,12 +292,12 @@ def _write(
     labels: Tensor | None,
     seen: Seen,
 ) -> None:
-    if len(images) and (largest := int(images.max())) >= walk.grey_levels:
+    if walk.encoder is None and len(images) and (largest := int(images.max())) >= walk.grey_levels:
         raise LogsnrError(
             f"the source has pixel value {largest} with {walk.grey_levels} grey levels: values must be in 0 ... "
             f"{walk.grey_levels - 1}; give the --grey-levels that it is stored with"
         )
-    arrays = {"images": images.contiguous().numpy()}
+    arrays = {"images" if walk.encoder is None else "latents": images.contiguous().numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()
         if walk.class_names:
@@ -310,19 +334,28 @@ def _known(folder: Path, manifest: Manifest, config: DataConfig, walk: Walk, sho
     said = [*(seen.told() if seen.modes else []), *seen.told_broken(), *walk.said]
     manifest.finish(said)
     manifest.save(folder, complete=False)
-    data = split(replace(read_prepared(wanted, complete=False), survey=partial(survey, place=folder)), wanted)
+    found = read_prepared(wanted, complete=False)
+    data = split(replace(found, survey=partial(found.survey, place=folder)), wanted)
     rows = data.train_images
     assert isinstance(rows, Rows)
-    save_statistics(folder, *gather(_encoded(rows, Pixels(data.grey_levels), show), data.shape))
+    save_statistics(folder, *gather(_encoded(rows, data, show), data.shape))
     manifest.save(folder, complete=True)
     return data
 
 
-def _encoded(rows: Rows, pixels: Pixels, show: Show | None) -> Iterator[Tensor]:
+def _noise(generator: torch.Generator, n: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(n, *shape, generator=generator)
+
+
+def _encoded(rows: Rows, data: Dataset, show: Show | None) -> Iterator[Tensor]:
     """Samples x, some at a time, in the order in which they lie on the disk: `SEEN` of them, evenly spread."""
     order, size = np.sort(rows.order), max(2**22 // int(np.prod(rows.shape[1:])), 1)
     order = order[np.linspace(0, len(order) - 1, min(SEEN, len(order))).astype(np.int64)]
     for first in range(0, len(order), size):
-        yield pixels.encode(rows.store.read(order[first : first + size]))
+        stored = rows.store.read(order[first : first + size])
+        if data.latent is None:
+            yield Pixels(data.grey_levels).encode(stored)
+        else:
+            yield data.latent.x(stored, partial(_noise, torch.Generator().manual_seed(first), len(stored)))
         if show is not None:
             show(first / len(order), f"statistics, {first:,} of {len(order):,}")

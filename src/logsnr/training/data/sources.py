@@ -3,7 +3,7 @@
     "digits"            scikit-learn's 1,797 real 8 x 8 digits, 17 grey levels; 297 held out
     images.npz / .npy   uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1, 3 or 4 (arrays.py)
     hf:NAME, x.parquet  tables of Hugging Face datasets (table.py)
-    a prepared set      the folder of `logsnr data prepare` (prepared.py)
+    a prepared set      the folder of `logsnr data prepare` (prepared.py), or of `logsnr encode`: latents, not images
     a generated set     the folder of `logsnr generate`
     a folder            image files, directly or in one sub-folder per class, in alphabetical order (folders.py)
 
@@ -30,7 +30,7 @@ from logsnr.terminal import progress_bar
 from logsnr.training.data.arrays import LOADED, read_array_file
 from logsnr.training.data.dataset import Dataset, Rows
 from logsnr.training.data.index import LOOK, Files, find_index, look
-from logsnr.training.data.prepared import is_prepared, read_prepared
+from logsnr.training.data.prepared import is_encoded, is_prepared, read_prepared
 from logsnr.training.data.split import Found, split
 from logsnr.training.data.survey import survey
 from logsnr.training.data.table import is_table, read_table
@@ -57,17 +57,22 @@ class Source:
     recognised: Callable[[str], bool] | None = None
 
 
-def load_data(config: DataConfig, *, progress: bool = False) -> Dataset:
+def load_data(config: DataConfig, *, progress: bool = False, latents: bool = False) -> Dataset:
     """Read, check and split the images of `config`.
 
     Args:
         config: the recipe's section.
         progress: show a bar on a terminal.
+        latents: whether latents will do.
 
     Raises:
         LogsnrError: if the source is missing, damaged, empty, or holds anything but uint8 images of one size.
     """
     source = find_source(config.source)
+    if source is DATASETS["latents"] and not latents:
+        raise LogsnrError(f"{config.source} holds latents, which only a training reads: give images")
+    if config.vae is not None and source is not DATASETS["latents"]:
+        raise LogsnrError(f"data.vae = {config.vae!r} decodes latents, and {config.source} holds images: leave it out")
     with progress_bar(progress and first_process(), "reading images") as show:
         tell = None if show is None else lambda done, n: show(done / n, f"{done:,} of {n:,}")
         found = source.load(config, tell)
@@ -245,10 +250,20 @@ def _prepared(config: DataConfig, tell: Tell | None) -> Found:
     return read_prepared(config)
 
 
+def _latents(config: DataConfig, tell: Tell | None) -> Found:
+    _no_folder(config)
+    if config.flip:
+        raise LogsnrError("data.flip mirrors images, and latents of a mirrored image are others: set data.flip: false")
+    if config.grey_levels != 256:
+        raise LogsnrError(f"data.grey_levels = {config.grey_levels}: latents have none, leave it out")
+    return read_prepared(config)
+
+
 DATASETS: dict[str, Source] = {
     "digits": Source(load=_digits, told="'digits'"),
     "arrays": Source(load=_array_file, told="an .npz or .npy file", recognised=_is_array),
     "table": Source(load=_table, told="hf:NAME or a Parquet file of Hugging Face datasets", recognised=is_table),
+    "latents": Source(load=_latents, told="a folder of logsnr encode", recognised=is_encoded),
     "prepared": Source(load=_prepared, told="a folder of logsnr data prepare", recognised=is_prepared),
     "generated": Source(load=_generated, told="the folder of logsnr generate", recognised=is_generated),
     "folder": Source(load=_folder, told="a folder of images", recognised=_is_folder),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from logsnr.errors import LogsnrError
 from logsnr.training.data.dataset import Dataset, Images, Rows, pick
+from logsnr.training.data.latents import Latent
 from logsnr.training.data.survey import Survey, survey
 from logsnr.training.folders import Tell
 from logsnr.training.sections import DataConfig
@@ -34,6 +35,7 @@ class Found:
         survey: images, labels, tell -> survey, of images that are not in memory.
         eight_bit: whether its values are 8-bit whatever they are, as those of image files.
         grey_levels: its own, whatever the recipe says; None if it does not know.
+        latent: how latents are stored; None for images.
     """
 
     images: Images
@@ -46,6 +48,7 @@ class Found:
     survey: Callable[..., Survey] = survey
     eight_bit: bool = False
     grey_levels: int | None = None
+    latent: Latent | None = None
 
 
 def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset:
@@ -58,7 +61,9 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
     source, said = found.source, found.said
     if found.grey_levels is not None:
         config = config.model_copy(update={"grey_levels": found.grey_levels})
-    divide = _divisor(_largest(images, found, config, tell), config, source, found.eight_bit)
+    divide = 1
+    if found.latent is None:
+        divide = _divisor(_largest(images, found, config, tell), config, source, found.eight_bit)
     known = [part for part in (labels, test_labels) if part is not None]
     classes = 0 if labels is None else max(len(found.class_names), *(int(part.max()) + 1 for part in known))
     if test_images is None:
@@ -77,7 +82,7 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
             f"{source} trains on images of {tuple(images.shape[1:])} and holds out images of "
             f"{tuple(test_images.shape[1:])}: both parts must have one shape"
         )
-    elif divide == 1:
+    elif divide == 1 and found.latent is None:
         _divisor(
             _largest(test_images, found, config, tell), config, f"the held-out part of {source}", False, fewer=False
         )
@@ -95,6 +100,7 @@ def split(found: Found, config: DataConfig, tell: Tell | None = None) -> Dataset
         source=source,
         said=said,
         survey=found.survey(images, labels, tell) if isinstance(images, Rows) else None,
+        latent=found.latent,
     )
 
 

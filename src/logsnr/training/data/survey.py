@@ -42,11 +42,13 @@ class Survey:
         counts: how often each value 0 ... 255 occurs.
         images: sha256 of the images.
         labelled: sha256 of images and labels; "" without labels.
+        spread: of latents: the standard deviation of x, which has no counts.
     """
 
     counts: tuple[int, ...]
     images: str
     labelled: str = ""
+    spread: float = 0.0
 
     @property
     def largest(self) -> int:

@@ -47,6 +47,8 @@ class GradientEstimationSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
 class Pair(tuple[Any, ...]):
     """The next state and the estimate of the image, which is formed if asked for."""
 
+    denoised: Callable[[], Tensor]
+
     def __new__(cls, moved: Tensor, denoised: Callable[[], Tensor]) -> Pair:
         self = super().__new__(cls, (moved, None))
         self.denoised = denoised
