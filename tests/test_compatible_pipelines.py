@@ -10,10 +10,10 @@ from scheduling import loop
 
 diffusers = pytest.importorskip("diffusers", minversion="0.40")
 
-from compatibility.judge import EQUAL, Case, apart, judge, quiet  # noqa: E402
-from compatibility.page import page, supported  # noqa: E402
+from compatibility.judge import EQUAL, Case, apart, in_double, judge, quiet  # noqa: E402
+from compatibility.page import judged_part, supported  # noqa: E402
 from compatibility.pipelines import case  # noqa: E402
-from compatibility.results import kept, newest  # noqa: E402
+from compatibility.results import kept  # noqa: E402
 
 from logsnr.adapters import GradientEstimationScheduler  # noqa: E402
 from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED  # noqa: E402
@@ -67,19 +67,13 @@ def test_unclip_loses_what_single_precision_does() -> None:
         one = case(name)
         stock = one.pipe.scheduler
         ours = one.run(GradientEstimationScheduler.from_config(stock.config, gamma=1.0, mu=0.5))
-        single = apart(ours, one.run(stock))
-        stock.betas = stock.betas.double()
-        stock.alphas = 1 - stock.betas
-        stock.alphas_cumprod = stock.alphas.cumprod(0)
-        double = apart(ours, one.run(stock))
+        single, double = apart(ours, one.run(stock)), apart(ours, one.run(in_double(stock)))
     assert single > 5e-5
     assert double < 1e-6
 
 
 def test_the_page_is_of_the_verdicts_that_are_kept() -> None:
-    if not newest():
-        pytest.skip("written with another diffusers")
-    assert page(kept()) == PAGE.read_text()
+    assert PAGE.read_text().startswith(judged_part(kept()))
 
 
 def test_the_page_names_every_class() -> None:

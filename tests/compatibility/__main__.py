@@ -2,6 +2,7 @@
 
 PYTHONPATH=tests python -m compatibility                judges all with the diffusers that is installed
 PYTHONPATH=tests python -m compatibility PATTERN        prints these verdicts, writes nothing
+PYTHONPATH=tests python -m compatibility PATTERN keep   judges these again, and the page with the others' verdicts
 PYTHONPATH=tests python -m compatibility page           the page again, from the verdicts that are kept
 """
 
@@ -43,7 +44,9 @@ def main() -> None:
         if re.search(pattern, name):
             verdicts[name] = verdict_of(name)
             print(name, verdicts[name], flush=True)
-    if not pattern:
+    if sys.argv[2:] == ["keep"]:
+        verdicts = {**kept()[diffusers.__version__][1], **verdicts}
+    if not pattern or sys.argv[2:]:
         keep(verdicts)
         if newest():
             PAGE.write_text(page(kept()))

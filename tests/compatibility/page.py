@@ -16,39 +16,49 @@ from logsnr.adapters.diffusers.classes import REFUSED, SUPPORTED
 COMMAND = "make compatibility"
 
 
-def page(kept: dict[str, tuple[dict[str, str], dict[str, Verdict | str]]]) -> str:
-    """The whole page, of the newest release's verdicts, with columns of older ones (`compatibility.results`)."""
-    (_, verdicts), *rest = kept.values()
-    older = {version: found for version, (_, found) in zip(list(kept)[1:], rest, strict=True)}
-    judged = {name: one for name, one in verdicts.items() if isinstance(one, Verdict)}
+Kept = dict[str, tuple[dict[str, str], dict[str, Verdict | str]]]
+"""By release, the newest first: what else was installed, and the verdicts (`compatibility.results`)."""
+
+
+def page(kept: Kept) -> str:
+    """The whole page: of the newest release's verdicts, with columns of older ones."""
+    verdicts = next(iter(kept.values()))[1]
     stopped = {name: one for name, one in verdicts.items() if isinstance(one, str)}
-    run = [one for one in judged.values() if one.runs]
-    equal = [one for one in run if one.equal]
-    accounted = [one for one in run if one.accounted]
     parts = [
-        INTRODUCTION.format(
-            version=diffusers.__version__,
-            judged=len(judged),
-            run=len(run),
-            equal=len(equal),
-            accounted=len(accounted),
-            command=COMMAND,
-            most=EQUAL,
-            part=PART,
-            older="".join(told(version, *kept[version]) for version in older),
-        ),
-        "| pipeline | runs | gamma 1 against its own, first order | the difference is |",
-        *(f" {version} |" for version in older),
-        "\n|---|---|---|---|" + "---|" * len(older) + "\n",
-        *(row(name, judged[name], [found.get(name) for found in older.values()]) for name in sorted(judged)),
+        judged_part(kept),
         "\n## Pipelines that are not judged\n\n",
-        *others(judged, stopped),
+        *others(verdicts, stopped),
         "\n## Scheduler classes\n\n",
         SCHEDULERS,
         "| class | timesteps of ten steps | noise |\n|---|---|---|\n",
         *(supported(name) for name in SUPPORTED),
         "\nRefused, by name:\n\n| class | because |\n|---|---|\n",
         *(f"| `{name}` | {reason} |\n" for name, reason in sorted(REFUSED.items())),
+    ]
+    return "".join(parts)
+
+
+def judged_part(kept: Kept) -> str:
+    """What the verdicts alone say: the counts, and the table of pipelines."""
+    (version, (_, verdicts)), *rest = kept.items()
+    judged = {name: one for name, one in verdicts.items() if isinstance(one, Verdict)}
+    run = [one for one in judged.values() if one.runs]
+    counts = {"judged": len(judged), "run": len(run), "equal": sum(one.equal for one in run)}
+    introduction = INTRODUCTION.format(
+        version=version,
+        **counts,
+        accounted=sum(one.accounted for one in run),
+        command=COMMAND,
+        most=EQUAL,
+        part=PART,
+        older="".join(told(release, *found) for release, found in rest),
+    )
+    parts = [
+        introduction,
+        "| pipeline | runs | gamma 1 against its own, first order | the difference is |",
+        *(f" {release} |" for release, _ in rest),
+        "\n|---|---|---|---|" + "---|" * len(rest) + "\n",
+        *(row(name, judged[name], [found.get(name) for _, (_, found) in rest]) for name in sorted(judged)),
     ]
     return "".join(parts)
 
@@ -65,7 +75,8 @@ with ours as `from_config` makes it. Of {judged} classes {run} run with ours; th
 too, they agree. Modular pipelines are not judged.
 {older}
 - *levels and labels*: FlowMatchEuler shifts its default grid twice and ends at 1/1000, DPM-Solver's kin cuts the labels
-  of flows to integers; ours does neither ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
+  of flows to integers, Z-Image in diffusers 0.37 spends its last evaluation at time 0; ours does none of it
+  ([the differences](diffusers.md#what-is-different-from-diffusers-schedulers)).
 - *start*: Euler begins at the noise times sigma_max, ours at the noise.
 - *noise*: its own scheduler draws noise at every step, ours if you say so (`mu=0.5`). 8e-5 is left then: UnCLIP's last
   step multiplies by beta/(1 - alpha), which single precision makes 1 - 5e-4; with its table in double precision, 1e-7.
@@ -112,11 +123,10 @@ def cell(verdict: Verdict | str | None) -> str:
     return verdict.reason or f"{verdict.difference:.0e}"
 
 
-def others(judged: dict[str, Verdict], stopped: dict[str, str]) -> list[str]:
+def others(verdicts: dict[str, Verdict | str], stopped: dict[str, str]) -> list[str]:
     """Those that no family builds, in lists by reason."""
     mixin = diffusers.DiffusionPipeline
-    seen = {*judged, *stopped}
-    names = [name for name in sorted(dir(diffusers)) if name.endswith("Pipeline") and name not in seen]
+    names = [name for name in sorted(dir(diffusers)) if name.endswith("Pipeline") and name not in verdicts]
     found: dict[str, list[str]] = {}
     for name in names:
         kind = present(name)
