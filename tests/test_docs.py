@@ -87,7 +87,14 @@ def exported():
     export_diffusers(ls.load("zoo:digits"), Path("pipelines/digits"), keep_classes=True)
 
 
+def a_vae():
+    import tiny
+
+    tiny.vae().save_pretrained("sd-vae")
+
+
 ASKED_FOR = {
+    "sd-vae": a_vae,
     "runs/": a_run,
     "owner/name": pipelines,
     "stable-diffusion-v1-5/": pipelines,

@@ -83,6 +83,8 @@ too, they agree. Modular pipelines are not judged.
 
 ## Pipelines
 
+`{command}` says:
+
 """
 
 SCHEDULERS = """`from_config` takes the config of these. The second column compares the timesteps that both visit in ten
