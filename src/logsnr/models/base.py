@@ -6,12 +6,11 @@ network(x [B, *shape], label [B], class_labels=None [B]) -> F [B, *shape]
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from logsnr.errors import LogsnrError
 
@@ -66,7 +65,6 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-        self._recomputes = False
 
     @property
     def classes(self) -> int:
@@ -110,21 +108,6 @@ class Network(nn.Module):
         if self.classes and class_labels is None:
             return torch.full((len(x),), self.classes, device=x.device)
         return class_labels
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Keep less for the backward pass: what is inside a block is computed again there, as in diffusers.
-
-        Raises:
-            LogsnrError: if this kind has no blocks that could.
-        """
-        self._recomputes = True
-
-    def through(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """The answer of a block, which forgets what it computed if so enabled."""
-        if self._recomputes and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        out: Tensor = block(*inputs)
-        return out
 
     @property
     def stock(self) -> nn.Module | None:

@@ -101,7 +101,7 @@ class DiT(Network):
         tokens = self.embed(x).flatten(2).mT
         tokens = tokens + self.places.to(tokens.dtype)
         for block in self.blocks:
-            tokens = self.through(block, tokens, c)
+            tokens = block(tokens, c)
         shift, scale = self.modulation(silu(c))[:, None].chunk(2, -1)
         patches = self.out(self.norm(tokens) * (1 + scale) + shift)
         return pixel_shuffle(patches.mT.unflatten(2, (self.rows, self.columns)), self.config.patch)

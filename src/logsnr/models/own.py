@@ -75,15 +75,6 @@ class Own(Network):
             )
         return out
 
-    def enable_gradient_checkpointing(self) -> None:
-        enable = getattr(self.own, "enable_gradient_checkpointing", None)
-        if enable is None:
-            raise LogsnrError(
-                f"network {self.config.kind!r} has no enable_gradient_checkpointing(): it needs one, which makes it "
-                "keep less for the backward pass"
-            )
-        enable()
-
 
 def _class(kind: str) -> Any:
     module, _, name = kind.partition(":")

@@ -145,9 +145,6 @@ class UNet(Network):
         out: Tensor = self.unet(patches, label, class_labels, return_dict=False)[0]
         return pixel_shuffle(out, self.config.patch)
 
-    def enable_gradient_checkpointing(self) -> None:
-        self.unet.enable_gradient_checkpointing()
-
     @property
     def stock(self) -> nn.Module | None:
         """The `UNet2DModel` itself, unless something is formed around it."""

@@ -159,16 +159,16 @@ class UViT(Network):
         h, kept = self.embed(pixel_unshuffle(x, self.config.patch)), []
         for blocks, narrow in zip(self.down, self.narrow, strict=True):
             for block in blocks:
-                h = self.through(block, h, c)
+                h = block(h, c)
                 kept.append(h)
             h = narrow(avg_pool2d(h, 2))
         tokens = h.flatten(2).mT
         tokens = tokens + self.places.to(tokens.dtype)
         for block in self.blocks:
-            tokens = self.through(block, tokens, c)
+            tokens = block(tokens, c)
         h = tokens.mT.unflatten(2, (self.rows, self.columns))
         for blocks, widen in zip(reversed(self.up), reversed(self.widen), strict=True):
             h = interpolate(widen(h), scale_factor=2.0, mode="nearest")
             for block in blocks:
-                h = self.through(block, torch.cat([h, kept.pop()], 1), c)
+                h = block(torch.cat([h, kept.pop()], 1), c)
         return pixel_shuffle(self.out(silu(self.norm(h))), self.config.patch)

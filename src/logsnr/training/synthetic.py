@@ -61,6 +61,7 @@ def cut_down(recipe: Recipe) -> Recipe:
             "network": recipe.network.shrunk(),
             "samples": recipe.samples.model_copy(update=samples),
             "batch": min(recipe.batch, BATCH),
+            "accumulate": 1,
             "steps": STEPS,
             "max_seconds": None,
             "checkpoint_every": STEPS // 2,
