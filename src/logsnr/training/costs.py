@@ -110,7 +110,7 @@ def samples_of(recipe: Recipe) -> tuple[tuple[int, ...], int]:
     shape, classes = expected(recipe.data)
     if shape is None or (classes is None and recipe.conditional):
         try:
-            data = load_data(recipe.data)
+            data = load_data(recipe.data, latents=True)
         except LogsnrError as error:
             raise LogsnrError(f"{error}; or say what they are: data.shape: [3, 32, 32], data.classes: 10") from error
         shape, classes = data.shape, data.classes
