@@ -52,10 +52,10 @@ def several_plans():
     save_plans({n: ls.solvers.ge(grid) for n, grid in levels.items()}, "plans.json")
 
 
-def drawings(*folders):
+def drawings(*folders, each=20):
     for number, folder in enumerate(folders):
         Path(folder).mkdir(parents=True)
-        for i in range(20):
+        for i in range(each):
             drawn = np.random.default_rng((number, i)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(drawn).save(f"{folder}/{i}.png")
 
@@ -101,8 +101,8 @@ ASKED_FOR = {
     "prompts.txt": prompts,
     "plan.json": a_plan,
     "plans.json": several_plans,
-    "pictures": partial(drawings, "pictures/red", "pictures/blue"),
-    "folder/of/images": partial(drawings, "folder/of/images", "folder/of/images/more"),
+    "pictures": partial(drawings, "pictures/red", "pictures/blue", each=170),
+    "folder/of/images": partial(drawings, "folder/of/images", each=40),
     "fashion_mnist.npz": fashion,
     "cifar-10-binary": cifar10,
     "digits.npz": statistics,

@@ -64,8 +64,9 @@ def write_page(comparison: Comparison, path: Path) -> Path:
         for n in comparison.budgets
         for found in [comparison.at(n)]
     ]
+    facts = [line.removeprefix("- ") for line in _facts(comparison).splitlines()]
     parts = [
-        *(page.paragraph(line.removeprefix("- "), kind="note") for line in _facts(comparison).splitlines()),
+        *(page.paragraph(text, kind="note") for text in (*facts[:3], " ".join(facts[3:]))),
         page.heading("Error against evaluations"),
         *_charts(comparison),
         page.heading("The best"),
