@@ -36,6 +36,7 @@ WANTED = {
     },
     "A model of your own": {
         "data": "make images ready for training",
+        "encode": "images into latents, to train on",
         "train": "train by a recipe, or go on",
         "objective": "what a loss, or a script's flags, weighs",
     },
