@@ -181,6 +181,7 @@ def test_python_of_a_page_runs_in_order(page, prepared, capsys):
     in_order(page, {"python"}, prepared, capsys)
 
 
+@pytest.mark.filterwarnings("default")  # a command tells them, and goes on
 @pytest.mark.parametrize("page", of(SHELLS, {page.stem for page in SHELLS} - QUICK))
 def test_all_blocks_of_a_page_run_in_order(page, prepared, capsys):
     in_order(page, {block.kind for block in blocks(page)}, prepared, capsys)
