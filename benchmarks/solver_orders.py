@@ -27,7 +27,7 @@ import logsnr
 from logsnr.denoiser import Estimate
 from logsnr.exact import GaussianMixture
 from logsnr.noise import alpha_s, flow_time, sigma_from_flow_time
-from logsnr.sampling import Plan, grids, heun, sample, solvers
+from logsnr.sampling import Plan, grids, heun, literature, sample, solvers
 from logsnr.sampling.loop import updates
 from logsnr.sampling.plan import Grid
 from logsnr.timesteps import TimestepTable
@@ -169,7 +169,7 @@ def sd_table(model: GaussianMixture) -> str:
         "linspace timesteps": linspace,
         "log-linear": lambda n: grids.log_linear(n, high, low),
         "karras": lambda n: grids.karras(n, high, low),
-        "AYS (SD 1.5)": grids.ays,
+        "AYS (SD 1.5)": literature.ays,
     }
     noise = torch.randn(512, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     truth = reference(model, noise, high)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from logsnr.denoiser import NetworkDenoiser
 from logsnr.noise import alpha_s, sigma_from_flow_time
 from logsnr.predictions import X0, Eps, Flow, Prediction, V
-from logsnr.sampling import Plan, grids, sample, solvers
+from logsnr.sampling import Plan, grids, literature, sample, solvers
 from logsnr.timesteps import TimestepTable
 
 diffusers = pytest.importorskip("diffusers")
@@ -283,4 +283,4 @@ def test_align_your_steps_lists() -> None:
     from diffusers.schedulers import AysSchedules
 
     for name, model_name in (("", "sd15"), ("XL", "sdxl"), ("Video", "svd")):
-        assert list(grids.ays(10, model_name)) == AysSchedules[f"StableDiffusion{name}Sigmas"]
+        assert list(literature.ays(10, model_name)) == AysSchedules[f"StableDiffusion{name}Sigmas"]

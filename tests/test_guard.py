@@ -164,7 +164,7 @@ def test_the_shell_completes_commands_options_and_models(monkeypatch, capsys):
 
     assert complete("logsnr sam") == ["sample"]
     assert complete("logsnr sample zoo:") == [f"zoo:{name}" for name in zoo.names()]
-    assert complete("logsnr train cif") == ["cifar10_small"]
+    assert complete("logsnr train cif") == ["cifar10", "cifar10_small"]
     assert "--guidance" in complete("logsnr sample --gui")
 
 
