@@ -200,6 +200,7 @@ def one_alternative(monkeypatch):
     monkeypatch.setattr("logsnr.calibration.run.alternatives", only)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("one_alternative")
 def test_several_plans_are_resumed_from_what_was_measured(run, tmp_path, monkeypatch):
     """Ctrl-C while the second of two is sought: the first is not sought again, and both end as without it."""
@@ -233,7 +234,7 @@ def test_several_plans_are_resumed_from_what_was_measured(run, tmp_path, monkeyp
 @pytest.mark.usefixtures("one_alternative")
 def test_a_memo_and_a_file_know_guidance_apart(tmp_path):
     """Weights do not say how a denoiser is guided: another scale has another teacher, and is another calibration."""
-    model, null = ls.load("zoo:fashion-mnist-classes"), {"class_labels": 10}
+    model, null = ls.load("zoo:digits"), {"class_labels": 10}
     cond, small = {"class_labels": torch.arange(4)}, {"n": 4, "rollouts": 40, "teacher": 16, "contrast": False}
     memo: dict = {}
     plain = [

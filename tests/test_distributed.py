@@ -211,9 +211,10 @@ LAYOUTS = ("ddp", "fsdp") if hasattr(torch.distributed.checkpoint, "HuggingFaceS
 """Versions of PyTorch that cannot write shards without pickles refuse the second."""
 
 
-def test_two_processes_are_one_and_go_on_from_any_number(tmp_path, one_process):
-    """In float64 to 1e-9 over 200 steps, whole and sharded; 2 -> 1 -> 2 as well; 2 -> 2 bit for bit."""
-    steps = {"steps": 200, "checkpoint_every": 0}
+@pytest.mark.parametrize("steps", [40, pytest.param(200, marks=pytest.mark.heavy)])
+def test_two_processes_are_one_and_go_on_from_any_number(tmp_path, one_process, steps):
+    """In float64 to 1e-9 over all steps, whole and sharded; 2 -> 1 -> 2 as well; 2 -> 2 bit for bit."""
+    steps = {"steps": steps, "checkpoint_every": 0}
     # Between lines of metrics a checkpoint rounds their sums: the first cut is at a line, the second is not.
     part = [[(tmp_path / f"{name}-on", {"parallel": name, "steps": n}) for name in LAYOUTS] for n in (8, 14, 20)]
     launch(all_of, [(tmp_path / name, {"parallel": name, **steps}) for name in LAYOUTS] + part[0], torch.float64)

@@ -172,7 +172,7 @@ SHELLS = [
     for page in PAGES
     if page.stem != "first-hour" and any(block.kind in ("sh", "yaml", "json") for block in blocks(page))
 ]
-QUICK = {"adaptive", "objectives"}
+QUICK = {"adaptive"}
 """Pages whose commands are quick."""
 
 

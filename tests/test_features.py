@@ -172,6 +172,7 @@ def test_without_its_packages_the_command_says_what_to_install(run, monkeypatch,
     )
 
 
+@pytest.mark.heavy
 def test_the_command_says_which_features(run, network, tmp_path):
     command = ("compare", "zoo:digits", "--nfe", 2, "--solvers", "ddim", "--grids", "log", "--no-peers", "-n", 8)
     np.savez(tmp_path / "few.npz", images=images(12, 8)[:, 0].numpy() // 16)

@@ -69,6 +69,7 @@ def kept(run):
     return sum(seen.values()) - sum(p.untyped_storage().nbytes() for p in run.parameters)
 
 
+@pytest.mark.heavy
 def test_recomputed_activations_are_not_kept_and_change_nothing(fresh_run):
     """Bit for bit, dropout's masks included; the true gradient norms, taken one by one, to rounding."""
     plain, run = fresh_run(batch=64), fresh_run(batch=64, recompute=True)

@@ -212,6 +212,7 @@ def test_a_mixture_of_digits_on_held_out_digits():
     assert troubles(passport) == set(), [f.text for f in passport.findings]
 
 
+@pytest.mark.heavy
 def test_a_random_pipeline_denoises_nothing():
     digits_ = ls.Pixels(17).encode(load_data(DataConfig()).test_images)
     passport = examine(pipeline(), digits_, **TINY)

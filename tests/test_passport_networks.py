@@ -83,7 +83,8 @@ def test_an_overfitted_network_is_not_taken_for_one_with_wrong_labels(digits, mo
     assert all(abs(c - 1) < 0.05 for sigma, c in by_sigma.items() if sigma > 0.8)
 
 
-@pytest.mark.parametrize("c", [1.1, pytest.param(0.9, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("c", [1.1, 0.9])
 def test_a_trained_network_whose_label_is_off_by_ten_percent(digits, c):
     model = told(ls.load("zoo:digits"), c)
     x = model.encode(digits.train_images[:297])

@@ -41,6 +41,7 @@ def test_python_block(block, checkout, capsys):
 
 
 @pytest.mark.usefixtures("short_passports")
+@pytest.mark.heavy
 def test_command_lines(checkout):
     """In this process, where torch and diffusers are loaded; one that needs little in its own, as a shell would."""
     lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("logsnr")]
