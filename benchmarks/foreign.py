@@ -140,7 +140,7 @@ def begun(plan: Plan, start: GaussianStart, model: Denoiser, noise: Tensor, cond
 
 
 def model_of(name: str) -> NetworkDenoiser:
-    """A model by name; of "cifar10" no plans are shipped yet, and no universal plan was fitted to it."""
+    """A model by name; of "cifar10", whose own plans take no part, no universal plan was fitted to it."""
     if name in MODELS:
         return foreign(name)
     loaded = load(str(ROOT.parent / name))
