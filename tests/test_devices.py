@@ -237,6 +237,7 @@ def test_a_loop_of_others(machine):
     close(losses[1], losses[0])
 
 
+@pytest.mark.heavy
 def test_a_search_and_a_comparison(here, there):
     """The same plan of the same measurements; the same rows."""
     plans = [ls.calibrate(d, 2, n=4, rollouts=40, cond=CLASSES) for d in (here, there)]

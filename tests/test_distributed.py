@@ -87,6 +87,7 @@ def result(folder):
     return weights, [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
+@pytest.mark.heavy
 def test_two_processes_resume_exactly_and_no_group_outlives_the_training(tmp_path):
     """A run copied at its second step and resumed by new processes ends as the uninterrupted one, bit for bit."""
     whole, copy = tmp_path / "whole", tmp_path / "copy"
