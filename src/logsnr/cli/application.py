@@ -162,6 +162,9 @@ Dtype = Annotated[str, typer.Option(help="Precision of the network alone: fp32, 
 Compile = Annotated[
     bool, typer.Option("--compile", help="Let torch.compile make the network faster; its first call takes a minute.")
 ]
+Limit = Annotated[int | None, typer.Option(help="Use only the first images.", min=1)]
+NoisyEnd = Annotated[float | None, typer.Option("--logsnr-min", help="Noisy end of the bound's range.")]
+CleanEnd = Annotated[float | None, typer.Option("--logsnr-max", help="Clean end of the bound's range.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=-(2**63), max=2**63 - 1)]
 
 

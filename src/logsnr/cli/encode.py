@@ -8,6 +8,17 @@ from typing import Annotated
 import typer
 
 from logsnr.cli.application import Device, Json, Named, Seed, app, hushed
+from logsnr.cli.reading import (
+    Background,
+    Broken,
+    Channels,
+    Crop,
+    Holdout,
+    Layout,
+    Overwrite,
+    Size,
+    SplitSeed,
+)
 
 
 @app.command(cls=Named)
@@ -18,22 +29,18 @@ def encode(
     draws: Annotated[
         bool, typer.Option("--draws", help="Draw each latent once, in place of its mean and standard deviation.")
     ] = False,
-    size: Annotated[int | None, typer.Option(help="Of image files: side of the square.", min=2, max=4096)] = None,
-    crop: Annotated[
-        str, typer.Option(help="Of image files: square (central square, Lanczos) or adm (as ImageNet is in ADM, EDM).")
-    ] = "square",
-    channels: Annotated[int | None, typer.Option(help="Of image files: 1 for grey, 3 for colour [default: 3].")] = None,
-    background: Annotated[str, typer.Option(help="Of image files: colour under transparent parts.")] = "white",
-    broken: Annotated[str, typer.Option(help="Of image files: stop at one that cannot be read, or skip it.")] = "stop",
-    layout: Annotated[str | None, typer.Option(help="Of arrays: NHWC or NCHW, where the shape leaves it open.")] = None,
-    holdout: Annotated[float, typer.Option(help="Share held out by the recipe, for the statistics.")] = 0.1,
-    split_seed: Annotated[int, typer.Option(help="Seed of that split.", min=0)] = 0,
+    size: Size = None,
+    crop: Crop = "square",
+    channels: Channels = None,
+    background: Background = "white",
+    broken: Broken = "stop",
+    layout: Layout = None,
+    holdout: Holdout = 0.1,
+    split_seed: SplitSeed = 0,
     chunk: Annotated[int, typer.Option(help="Images per call of the VAE.", min=1)] = 16,
     device: Device = "auto",
     seed: Seed = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew where a finished or another set lies.")
-    ] = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Write the latents of images as shards that a training maps; cut off, the same command goes on.

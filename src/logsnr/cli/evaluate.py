@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from logsnr.cli.application import Compile, Device, Dtype, Json, Named, Seed, app, hushed, models
+from logsnr.cli.application import (
+    CleanEnd,
+    Compile,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Named,
+    NoisyEnd,
+    Seed,
+    app,
+    hushed,
+    models,
+)
 from logsnr.terminal import console
 
 if TYPE_CHECKING:
@@ -65,9 +78,9 @@ def evaluate(
             "(torchrun); parts that are there stay."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first images.", min=1)] = None,
-    logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the bound's range.")] = None,
-    logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the bound's range.")] = None,
+    limit: Limit = None,
+    logsnr_min: NoisyEnd = None,
+    logsnr_max: CleanEnd = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     compile_: Compile = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from logsnr.cli.application import Compile, Device, Dtype, Json, Model, Seed, app, hushed
+from logsnr.cli.application import CleanEnd, Compile, Device, Dtype, Json, Limit, Model, NoisyEnd, Seed, app, hushed
 from logsnr.terminal import console
 
 BAR = 30
@@ -18,9 +18,9 @@ def information(
     model: Model,
     data: Annotated[str | None, typer.Option(help="Held-out images: {data} [default: the recipe's].")] = None,
     evaluations: Annotated[int, typer.Option(help="Per image, a multiple of 8.", min=8, max=100_000)] = 64,
-    limit: Annotated[int | None, typer.Option(help="Use only the first images.", min=1)] = None,
-    logsnr_min: Annotated[float | None, typer.Option(help="Noisy end of the range.")] = None,
-    logsnr_max: Annotated[float | None, typer.Option(help="Clean end of the range.")] = None,
+    limit: Limit = None,
+    logsnr_min: NoisyEnd = None,
+    logsnr_max: CleanEnd = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     compile_: Compile = False,

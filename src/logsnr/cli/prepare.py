@@ -8,6 +8,17 @@ from typing import Annotated
 import typer
 
 from logsnr.cli.application import Json, Named, app, hushed
+from logsnr.cli.reading import (
+    Background,
+    Broken,
+    Channels,
+    Crop,
+    Holdout,
+    Layout,
+    Overwrite,
+    Size,
+    SplitSeed,
+)
 
 data = typer.Typer(help="Make data ready for training.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
@@ -17,20 +28,16 @@ app.add_typer(data, name="data")
 def prepare(
     source: Annotated[str, typer.Argument(help="{data}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared set: data.source of a recipe.")],
-    size: Annotated[int | None, typer.Option(help="Of image files: side of the square.", min=2, max=4096)] = None,
-    crop: Annotated[
-        str, typer.Option(help="Of image files: square (central square, Lanczos) or adm (as ImageNet is in ADM, EDM).")
-    ] = "square",
-    channels: Annotated[int | None, typer.Option(help="Of image files: 1 for grey, 3 for colour [default: 3].")] = None,
-    background: Annotated[str, typer.Option(help="Of image files: colour under transparent parts.")] = "white",
-    broken: Annotated[str, typer.Option(help="Of image files: stop at one that cannot be read, or skip it.")] = "stop",
-    layout: Annotated[str | None, typer.Option(help="Of arrays: NHWC or NCHW, where the shape leaves it open.")] = None,
+    size: Size = None,
+    crop: Crop = "square",
+    channels: Channels = None,
+    background: Background = "white",
+    broken: Broken = "stop",
+    layout: Layout = None,
     grey_levels: Annotated[int, typer.Option(help="Of arrays that do not say.", min=2, max=256)] = 256,
-    holdout: Annotated[float, typer.Option(help="Share held out by the recipe, for the statistics.")] = 0.1,
-    split_seed: Annotated[int, typer.Option(help="Seed of that split.", min=0)] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew where a finished or another set lies.")
-    ] = False,
+    holdout: Holdout = 0.1,
+    split_seed: SplitSeed = 0,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Write images of any source, resized once, as shards that a training maps; cut off, the same command goes on.

@@ -146,7 +146,8 @@ def _one_by_one(
     norms = []
     for i in range(len(x)):
         one = slice(i, i + 1)
-        (0.5 * denoiser.eps_error(x[one], eps[one], sigma[one], **take(cond, one)).sum()).backward()  # type: ignore[no-untyped-call]
+        error = denoiser.eps_error(x[one], eps[one], sigma[one], **take(cond, one))
+        torch.autograd.backward(0.5 * error.sum())
         grads = [p.grad for p in parameters if p.grad is not None]
         norms.append(whole(torch.nn.utils.get_total_norm(grads)).square())
         for p in parameters:

@@ -142,7 +142,7 @@ class Lifeline:
             while len(leaving) < len(self._peers) and not self._closed:
                 for key, _ in selector.select():
                     try:
-                        said = key.fileobj.recv(64)  # type: ignore[union-attr]
+                        said = self._peers[key.data].recv(64)
                     except OSError:
                         said = b""
                     if said == BYE:
