@@ -150,8 +150,8 @@ def test_sample_takes_the_models_own_plan_unless_another_sampler_is_asked_for(ru
         "evaluate {} --evaluations 8 --limit 8",
         "information {} --evaluations 8 --limit 8",
         "compare {} --nfe 1 -n 3 --solvers ge --no-peers --features pixels --teacher-steps 16",
-        "calibrate {} --nfe 1 -n 4 --rollouts 40",
-        "passport {} --images 32 --trajectories 2 --out p.html",
+        pytest.param("calibrate {} --nfe 1 -n 4 --rollouts 40", marks=pytest.mark.heavy),
+        pytest.param("passport {} --images 32 --trajectories 2 --out p.html", marks=pytest.mark.heavy),
     ],
 )
 @pytest.mark.usefixtures("short_passports")

@@ -165,7 +165,18 @@ def of(pages, heavy):
     return [pytest.param(page, id=page.stem, marks=[pytest.mark.heavy] * (page.stem in heavy)) for page in pages]
 
 
-SLOW_PYTHON = {"calibration", "five-steps", "first-hour", "index", "compare", "passport", "pipelines", "start"}
+SLOW_PYTHON = {
+    "calibration",
+    "likelihood",
+    "objectives",
+    "five-steps",
+    "first-hour",
+    "index",
+    "compare",
+    "passport",
+    "pipelines",
+    "start",
+}
 """Pages whose Python is left to `make docs`."""
 SHELLS = [
     page
