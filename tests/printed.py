@@ -74,7 +74,8 @@ def shell(block: Block, smaller: Mapping[str, str] = SMALLER) -> None:
         elif words[0] in ("python", "accelerate"):
             script = next(word for word in words if word.endswith(".py"))
             text = (ROOT / script).read_text(encoding="utf-8")
-            assert all(re.split("[= ]", word)[0] in text for word in words if word.startswith("--")), line
+            for flag in (re.split("[= ]", word)[0] for word in words if word.startswith("--")):
+                assert re.search(rf"{flag}(?![\w-])", text), line
         else:
             raise AssertionError(f"nothing is known of {words[0]!r}: {line}")
 

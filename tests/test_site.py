@@ -101,12 +101,13 @@ def test_plans_of_the_zoo_fit_the_schema_of_plans(name):
 
 
 CLICKS = {
-    "five steps for my SDXL": "five-steps.md",
-    "train on my photos": "own-images.md",
-    "which weighting": "which-objective.md",
-    "bits/dim of my model": "likelihood.md",
-    "what is a plan": "reference/plan.md",
+    "five steps for my SDXL": ("five-steps.md", "GradientEstimationScheduler.from_config("),
+    "train on my photos": ("own-images.md", "logsnr train "),
+    "which weighting": ("which-objective.md", "sigmoid"),
+    "bits/dim of my model": ("likelihood.md", "logsnr evaluate "),
+    "what is a plan": ("reference/plan.md", '"sigmas"'),
 }
+"""The page that answers, and what it cannot answer without."""
 
 
 @pytest.mark.parametrize("question", CLICKS)
@@ -117,4 +118,6 @@ def test_a_newcomers_question_is_answered_within_two_clicks(question):
         return {link for link in to if link.endswith(".md") and (DOCS / link).exists()}
 
     first = links("index.md")
-    assert CLICKS[question] in first | {page for link in first for page in links(link)}
+    page, answer = CLICKS[question]
+    assert page in first | {other for link in first for other in links(link)}
+    assert answer in (DOCS / page).read_text(encoding="utf-8")

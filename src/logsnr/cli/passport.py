@@ -52,7 +52,7 @@ def passport(
     from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
     from logsnr.cli import support
-    from logsnr.errors import LogsnrError
+    from logsnr.errors import LogsnrError, require
     from logsnr.evaluation.passport import examine
     from logsnr.evaluation.passport.page import write_passport
     from logsnr.interrupts import Interrupted, last_signal
@@ -62,6 +62,7 @@ def passport(
     if page.suffix not in (".html", ".json"):
         raise LogsnrError(f"--out {out}: give a page, .html; the JSON file lies beside it")
     page = check_output(page.with_suffix(".html"))
+    require("matplotlib", extra="train", purpose="the page's pictures")  # said before the work, not after it
     if prompts is not None and prompt is not None:
         raise LogsnrError(f"--prompt {prompt} with --prompts {prompts}: give one of them")
     denoiser, _ = support.sampled_model(model, prompt, None, 1.0, None, support.place(device, dtype, compile_))
